@@ -1,0 +1,56 @@
+"""LLM2Vec for sentence-transformers: any decoder-only LLM as a text encoder.
+
+Importing this package turns the plugin on: `SentenceTransformer("llm2vec-tiny")` works, and so do saved encoders that
+name our modules. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+from .plugin import disable_plugin, enable_plugin
+
+if TYPE_CHECKING:
+    from .bidirectional import audit, enable_bidirectional_attention, restore_causal_attention
+    from .errors import Llm2VecError
+    from .model import LLM2Vec, load
+    from .types import Encoder
+
+_LAZY = {
+    "Encoder": "types",
+    "LLM2Vec": "model",
+    "Llm2VecError": "errors",
+    "audit": "bidirectional",
+    "enable_bidirectional_attention": "bidirectional",
+    "load": "model",
+    "restore_causal_attention": "bidirectional",
+}
+
+__all__ = [
+    "Encoder",
+    "LLM2Vec",
+    "Llm2VecError",
+    "__version__",
+    "audit",
+    "disable_plugin",
+    "enable_bidirectional_attention",
+    "enable_plugin",
+    "load",
+    "restore_causal_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+enable_plugin()

@@ -1,0 +1,270 @@
+"""Opens the causal mask of a decoder, proves layer by layer that it is open, and closes it again.
+
+Only attributes are set (no replaced methods), so a model can still be pickled, copied and sent to worker processes,
+and `config.json` carries the setting: stock transformers >= 5.2 and sentence-transformers read it back.
+
+A flag is a wish; the audit is the proof. It holds the input of every decoder layer fixed, changes the last token of
+that input only, and asks whether the outputs at *earlier* positions move (LLM2Vec paper, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from .errors import StillCausalError, UnsupportedArchitectureError
+
+
+class Architecture(NamedTuple):
+    """What is known of a `model_type`: the attention kernels that its audit runs through in the tests."""
+
+    kernels: tuple[str, ...] = ("sdpa", "eager")
+
+
+# Audited in the tests, every row. Other decoders are audited when they are loaded, and accepted if they pass.
+ARCHITECTURES: dict[str, Architecture] = {
+    "gemma": Architecture(),
+    "gemma2": Architecture(kernels=("eager",)),  # soft-capped scores have no sdpa kernel
+    "gemma3_text": Architecture(),
+    "llama": Architecture(),
+    "mistral": Architecture(),
+    "phi3": Architecture(),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(),
+    "smollm3": Architecture(),
+}
+
+AUDIT_TOKENS = 8
+PADDINGS = ("none", "left", "right")
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """One decoder layer under one attention kernel: do earlier positions see the last token?"""
+
+    layer: int
+    kernel: str
+    padding: str  # "none", "left" or "right"
+    bidirectional: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a model; true when every layer is bidirectional with and without padding."""
+
+    model_type: str
+    rows: tuple[LayerAudit, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows) and all(row.bidirectional for row in self.rows)
+
+    @property
+    def causal_layers(self) -> list[int]:
+        """Layers in which some position cannot see a later token, in at least one of the settings."""
+        return sorted({row.layer for row in self.rows if not row.bidirectional})
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':>5}  {'kernel':<20}  {'padding':<7}  attention", *map(_audit_line, self.rows)]
+        return "\n".join([f"{self.model_type}: {'bidirectional' if self else 'NOT bidirectional'}", *lines])
+
+
+def _audit_line(row: LayerAudit) -> str:
+    seen = "bidirectional" if row.bidirectional else "CAUSAL"
+    return f"{row.layer:>5}  {row.kernel:<20}  {row.padding:<7}  {seen}"
+
+
+def enable_bidirectional_attention(model: PreTrainedModel) -> Audit:
+    """Lets every token attend to every other token of its text, and proves it.
+
+    Sliding windows are switched off, as in the original implementation (parity section 3.7). Costs two forward passes
+    of two rows of eight tokens. Calling it again is harmless.
+
+    Args:
+        model: A decoder (`AutoModel` or `AutoModelForCausalLM`), on any device, in any dtype.
+
+    Returns:
+        The audit, true by construction.
+
+    Raises:
+        UnsupportedArchitectureError: The model is an encoder or an encoder-decoder.
+        StillCausalError: Some layer stays causal; the model has been closed again.
+    """
+    refuse_encoders(model.config)
+    for config in _configs(model):
+        causal: dict[str, Any] = getattr(config, "causal_attention", None) or {}
+        if getattr(config, "sliding_window", None) is not None and "sliding_window" not in causal:
+            causal["sliding_window"] = config.sliding_window
+            # Per-layer windows need a number; one that spans every text is no window.
+            windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+            config.sliding_window = config.max_position_embeddings if windowed else None
+        if causal:  # what `restore_causal_attention` puts back; travels in config.json
+            config.causal_attention = causal
+        config.is_causal = False
+    _set_module_flags(model, is_causal=False)
+
+    report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
+    if not report:
+        kernel = report.rows[0].kernel if report.rows else model.config._attn_implementation
+        layers = report.causal_layers
+        restore_causal_attention(model)
+        raise StillCausalError(
+            f"model_type {report.model_type!r} was asked to attend in both directions, but layers {layers} of "
+            f"{_config(model).num_hidden_layers} still cannot see later tokens with the {kernel!r} kernel. Such layers "
+            "are convolutions, recurrences or causal buffers; no setting opens them. Use another decoder, for example "
+            f"one of: {', '.join(ARCHITECTURES)}; or load it as it is with attention='causal'."
+        )
+    return report
+
+
+def restore_causal_attention(model: PreTrainedModel) -> None:
+    """Makes the model an ordinary causal one again, window included; its outputs are those from before, bit for bit."""
+    for config in _configs(model):
+        for name, value in (getattr(config, "causal_attention", None) or {}).items():
+            setattr(config, name, value)
+        for name in ("causal_attention", "is_causal"):
+            config.__dict__.pop(name, None)
+    _set_module_flags(model, is_causal=True)
+
+
+def is_bidirectional(model: PreTrainedModel) -> bool:
+    """What the model is set to; `audit` tells what it does."""
+    return getattr(_config(model), "is_causal", True) is False
+
+
+def refuse_encoders(config: PretrainedConfig) -> None:
+    """Raises `UnsupportedArchitectureError` for models that have no causal mask to open."""
+    if config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"model_type {config.model_type!r} is an encoder-decoder; st_llm2vec turns decoder-only models into "
+            "encoders. Its encoder half is bidirectional already: load it with SentenceTransformer(...)."
+        )
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UnsupportedArchitectureError(
+            f"model_type {config.model_type!r} is an encoder and bidirectional already: there is nothing to open. "
+            "Load it with SentenceTransformer(...)."
+        )
+
+
+def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence[str] = PADDINGS) -> Audit:
+    """Asks every decoder layer, without padding and with it on either side, whether earlier positions see the last.
+
+    Args:
+        model: The decoder, opened or not; it is not changed.
+        gradients: Use d output[earlier] / d input[last] instead of a perturbation; needs a backward pass.
+        paddings: Where the two rows of eight tokens are padded; one forward pass each.
+
+    Returns:
+        One row per layer and padding, for the attention kernel in use.
+    """
+    layers = _decoder_layers(model)
+    kernel = str(model.config._attn_implementation)
+    rows = []
+    was_training = model.training
+    model.eval()
+    try:
+        for padding in paddings:
+            mask = torch.ones(2, AUDIT_TOKENS, dtype=torch.long)
+            if padding != "none":
+                mask[:, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
+            seen = _audit_pass(model, layers, mask.to(model.device), gradients)
+            rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(len(layers))]
+    finally:
+        model.train(was_training)
+    return Audit(_config(model).model_type, tuple(rows))
+
+
+def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, gradients: bool) -> dict[int, bool]:
+    """One forward pass in which each layer's own input is fixed, so that no layer hides behind the one before."""
+    real = mask[0].nonzero().flatten()
+    earlier, last = real[:-1], real[-1]
+    seen: dict[int, bool] = {}
+    inputs: dict[int, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def before(index: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = hidden.detach().clone()
+            hidden[1] = hidden[0]
+            if gradients:
+                hidden.requires_grad_()
+            else:
+                noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
+                hidden[1, last] = noise * hidden[0].abs().mean().clamp_min(1e-3)
+            inputs[index] = hidden
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return hook
+
+    def after(index: int) -> Any:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if gradients:
+                moved = [
+                    torch.autograd.grad(hidden[0, i].float().sum(), inputs[index], retain_graph=True)[0][0, last]
+                    for i in earlier
+                ]
+                seen[index] = all(bool(g.abs().max() > 0) for g in moved)
+            else:
+                difference = (hidden[0, earlier] - hidden[1, earlier]).abs().amax(-1).float()
+                scale = hidden[0, earlier].abs().amax().float()
+                # A causal layer gives exactly the same numbers; the margin is for kernels that split rows unevenly.
+                seen[index] = bool(difference.min() > 1e-6 * scale)
+
+        return hook
+
+    ids = torch.arange(3, 3 + AUDIT_TOKENS, device=mask.device).remainder(_config(model).vocab_size).expand(2, -1)
+    with _hooks(layers, before, after), torch.set_grad_enabled(gradients):
+        # Only the layers are wanted: the backbone of a causal LM is enough and saves the vocabulary-sized head.
+        backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+        backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+    return seen
+
+
+@contextmanager
+def _hooks(layers: list[nn.Module], before: Any, after: Any) -> Iterator[None]:
+    handles = []
+    try:
+        for i, layer in enumerate(layers):
+            handles.append(layer.register_forward_pre_hook(before(i), with_kwargs=True))
+            handles.append(layer.register_forward_hook(after(i)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The stack of decoder layers, whatever the architecture calls it."""
+    depth = _config(model).num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise UnsupportedArchitectureError(
+        f"model_type {model.config.model_type!r} has no list of {depth} layers, so its attention cannot be audited. "
+        f"Supported: {', '.join(ARCHITECTURES)} (st_llm2vec.bidirectional.ARCHITECTURES)."
+    )
+
+
+def _config(model: PreTrainedModel) -> PretrainedConfig:
+    return model.config.get_text_config(decoder=True)
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    text = _config(model)
+    return [text] if text is model.config else [model.config, text]
+
+
+def _set_module_flags(model: PreTrainedModel, *, is_causal: bool) -> None:
+    # Some architectures drop the config's flag on the way to the kernel (stablelm, nemotron); the kernel then reads
+    # the attention module's own.
+    for module in model.modules():
+        if "is_causal" in module.__dict__ and not isinstance(module, PreTrainedModel):
+            module.is_causal = is_causal  # type: ignore[assignment]

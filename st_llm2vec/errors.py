@@ -1,0 +1,72 @@
+"""The error tree: every error that st_llm2vec and its integrations raise on purpose.
+
+    Llm2VecError
+    ├── ModelNotFoundError            (also FileNotFoundError)
+    ├── InvalidCheckpointError        (also ValueError)
+    ├── UnsupportedArchitectureError  (also ValueError)
+    │   └── StillCausalError
+    ├── InvalidInputError             (also ValueError)
+    ├── MissingExtraError             (also ImportError)
+    └── StoreError
+        ├── StoreExistsError          (also FileExistsError)
+        ├── StoreNotFoundError        (also FileNotFoundError)
+        ├── StoreMismatchError        (also ValueError)
+        ├── StoreLockedError
+        └── StoreCorruptedError
+
+Each also inherits the built-in that a caller would catch. Messages say what was given, what is wrong, what to type.
+"""
+
+from __future__ import annotations
+
+
+class Llm2VecError(Exception):
+    """Base of all errors raised on purpose; catch this to catch them all."""
+
+
+class ModelNotFoundError(Llm2VecError, FileNotFoundError):
+    """The name is no known alias, no folder and no repository that can be reached."""
+
+
+class InvalidCheckpointError(Llm2VecError, ValueError):
+    """The folder exists, but its files cannot give a correct encoder."""
+
+
+class UnsupportedArchitectureError(Llm2VecError, ValueError):
+    """This architecture has no attention mask to open, or is no decoder."""
+
+
+class StillCausalError(UnsupportedArchitectureError):
+    """The mask was opened, and the audit found layers that still cannot see later tokens."""
+
+
+class InvalidInputError(Llm2VecError, ValueError):
+    """A text, prompt or setting that has no sane embedding."""
+
+
+class MissingExtraError(Llm2VecError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class StoreError(Llm2VecError):
+    """Base of the errors of a vector store."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """A store is already there and was left as it is."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this path."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """The store was made with another model, dimension or metric."""
+
+
+class StoreLockedError(StoreError):
+    """Another writer has this store open."""
+
+
+class StoreCorruptedError(StoreError):
+    """A file of the store is damaged or missing."""

@@ -1,0 +1,346 @@
+"""`load`, and the `LLM2Vec` model: a SentenceTransformer that saves itself in stock classes wherever they suffice."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from . import __version__, aliases
+from .bidirectional import refuse_encoders
+from .checkpoints import SETTINGS_FILE, merge_adapter, read_settings, resolve
+from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
+from .prompts import Template, choose_template, special_counts, with_eos
+
+# A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
+MODULE_CLASSES: dict[str, type[nn.Module]] = {
+    f"{LLM2VecTransformer.__module__}.LLM2VecTransformer": LLM2VecTransformer,
+    f"{LLM2VecPooling.__module__}.LLM2VecPooling": LLM2VecPooling,
+}
+STOCK_CLASSES: dict[str, type[nn.Module]] = {
+    f"{Transformer.__module__}.Transformer": LLM2VecTransformer,
+    f"{Pooling.__module__}.Pooling": LLM2VecPooling,
+}
+_PROBES = ["a", "The quick brown fox jumps over the lazy dog.", "x = [3.14159, 1e-05]  # ≤ 100%", "naïve café 编码器"]
+
+
+def load(
+    name: str,
+    *,
+    adapter: str | None = None,
+    base: str | None = None,
+    pooling_mode: str | None = None,
+    template: str | Template | None = None,
+    max_seq_length: int | None = None,
+    document_max_length: int | None = None,
+    include_prompt: bool | None = None,
+    attention: str = "bidirectional",
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> LLM2Vec:
+    """A text encoder from any decoder: bidirectional, and proven so.
+
+    Args:
+        name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, or a folder or hub id of a decoder or
+            of an LLM2Vec checkpoint.
+        adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
+        base: What an adapter-only `name` belongs on.
+        pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
+        template: Name in `prompts.TEMPLATES` or a `Template`; None takes what the checkpoint is known for, else none.
+        max_seq_length: Tokens at most, all included; default 512.
+        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
+        include_prompt: Pool BOS, template and prompt, too; default False.
+        attention: "causal" gives the ordinary decoder.
+        dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
+        device: "cpu", "cuda", "mps"; default: the best there is.
+        revision: Branch, tag or commit of `name` on the hub.
+        local_files_only: Touch no network.
+
+    Raises:
+        ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError, InvalidInputError.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
+    name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
+    overrides = {
+        "pooling_mode": pooling_mode,
+        "template": template,
+        "max_seq_length": max_seq_length,
+        "document_max_length": document_max_length,
+        "include_prompt": include_prompt,
+    }
+    for length in ("max_seq_length", "document_max_length"):
+        if overrides[length] is not None and overrides[length] < 1:
+            raise InvalidInputError(f"{length}={overrides[length]!r} is no length. Give a number of tokens above 0.")
+    checkpoint = resolve(
+        name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only
+    )
+    config = _read_config(checkpoint.decoder)
+    settings = checkpoint.settings | {k: v for k, v in overrides.items() if v is not None}
+    mode = settings.get("pooling_mode", "mean")
+    if mode not in POOLING_MODES:
+        raise InvalidInputError(f"pooling_mode={mode!r} is not known. Use one of {sorted(POOLING_MODES)}.")
+
+    if isinstance(settings.get("template"), dict):  # as we saved it, EOS suffix included
+        text_template = Template(**settings["template"])
+    else:
+        text_template = choose_template(settings.get("template"), checkpoint.original_name)
+    if dtype is None:
+        on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
+        dtype = torch.float32 if on_cpu else "auto"
+    transformer = LLM2VecTransformer(
+        str(checkpoint.decoder),
+        attention="causal",  # adapters first: the audit is of what will run
+        document_max_length=settings.get("document_max_length"),
+        tokenizer_folder=str(checkpoint.tokenizer),
+        model_kwargs={"dtype": dtype, "use_safetensors": True},
+        processor_kwargs={"model_max_length": settings.get("max_seq_length", DEFAULT_MAX_SEQ_LENGTH)},
+    )
+    if mode == "eos_token" and not isinstance(settings.get("template"), dict):
+        eos = transformer.tokenizer.eos_token
+        text_template = with_eos(text_template, checkpoint.original_name, config.model_type, eos)
+    transformer.text_template = text_template
+    for folder in checkpoint.adapters:
+        merge_adapter(transformer.model, folder)
+    transformer.attention = attention
+    pooling = LLM2VecPooling(
+        transformer.get_embedding_dimension(), POOLING_MODES[mode], settings.get("include_prompt", False)
+    )
+    model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings.get("prompts"))
+    model.provenance = {
+        "base_model": checkpoint.original_name or Path(name).name,
+        "checkpoints": list(checkpoint.sources),
+        "license": _license(checkpoint.decoder),
+    }
+    model.model_card_data.license = model.provenance["license"]
+    return model
+
+
+class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
+    """A `SentenceTransformer` whose decoder is bidirectional; made by `load`, or by opening a saved folder.
+
+    Everything of `SentenceTransformer` works as it does there; `encode` also takes `[instruction, text]` pairs.
+    """
+
+    provenance: dict[str, Any]
+
+    def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
+        super().__init__(model_name_or_path, **kwargs)
+        folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
+        self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
+        if license_name := self.provenance.get("license"):
+            self.model_card_data.license = license_name
+
+    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        return (
+            MODULE_CLASSES.get(class_ref)
+            or STOCK_CLASSES.get(class_ref)
+            or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        )
+
+    def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `SentenceTransformer`; an empty list gives an array of shape (0, dimension)."""
+        vectors = super().encode(inputs, *args, **kwargs)
+        if isinstance(vectors, np.ndarray) and vectors.size == 0 and vectors.ndim == 1:
+            return vectors.reshape(0, self.get_embedding_dimension()).astype(np.float32)
+        return vectors
+
+    @property
+    def pooling_mode(self) -> str:
+        """The pooling mode, under the name that `load` takes (an EOS token is the last token of its template)."""
+        return {v: k for k, v in reversed(POOLING_MODES.items())}[self[1].pooling_mode]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies weights, tokenizer and settings: two models with one fingerprint give the same vectors.
+
+        A hash of every setting and of a sample of every weight; a vector store keeps it to refuse another model.
+        """
+        digest = hashlib.sha256()
+        settings = [self._settings(), self.tokenizer.get_vocab() if self.tokenizer else None]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.astype("<f2").tobytes())
+        return digest.hexdigest()[:16]
+
+    def _settings(self) -> dict[str, Any]:
+        transformer, pooling = self[0], self[1]
+        return {
+            "pooling_mode": self.pooling_mode,
+            "include_prompt": pooling.include_prompt,
+            "template": transformer.template if transformer.text_template else None,
+            "max_seq_length": self.max_seq_length,
+            "document_max_length": transformer.document_max_length,
+            "attention": transformer.attention,
+            "prompts": {key: prompt for key, prompt in self.prompts.items() if prompt},
+        }
+
+    def _get_model_config(self) -> dict[str, Any]:
+        needs = {"transformers": {"specifier": ">=5.2", "reason": "older versions ignore is_causal=false: causal vectors"}}
+        if self._names_our_classes():
+            reason = "its pooling or truncation has no stock equivalent"
+            needs["st-llm2vec"] = {"specifier": f">={__version__}", "reason": reason}
+        return {**super()._get_model_config(), "requirements": needs}
+
+    def _names_our_classes(self) -> bool:
+        return any(fullname in MODULE_CLASSES for fullname in map(_class_name, self._modules.values()))
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """As `save_pretrained`."""
+        self.save_pretrained(path, *args, **kwargs)
+
+    def save_pretrained(self, path: str, *args: Any, merge: bool | None = None, **kwargs: Any) -> None:
+        """Writes a folder that plain `SentenceTransformer(path)` opens, wherever stock classes give the same vectors.
+
+        The folder appears complete or not at all. This model is not changed.
+
+        Args:
+            path: Folder to write; files of the same names are replaced.
+            merge: Merge LoRA adapters into the weights. Default: yes, except in the trainer's `checkpoint-N` folders,
+                which stay adapter + optimizer so that training resumes.
+            *args, **kwargs: As in `SentenceTransformer.save_pretrained`.
+        """
+        if merge is None:
+            merge = not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(os.path.normpath(path)))
+        saved = self._stock_copy() if merge else self
+        if merge and saved._names_our_classes():
+            print(
+                "st_llm2vec: stock modules would give other vectors for this model (BOS, template, pooling or document "
+                "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
+                "trust_remote_code=True."
+            )
+        with _published(Path(path)) as folder:
+            super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
+            settings = {"format": 1, **self._settings(), "provenance": self.provenance}
+            if audit := getattr(self[0], "audit", None):
+                settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    def _stock_copy(self) -> LLM2Vec:
+        """A shallow copy to be saved: adapters merged, modules under stock names where probes show the same vectors."""
+        ours = copy.copy(self)
+        ours._modules = dict(self._modules)
+        names = list(ours._modules)
+        transformer = copy.copy(self[0])
+        transformer._modules = dict(transformer._modules)
+        transformer.model = merged_copy(self[0].model)
+        ours._modules[names[0]] = transformer
+        if not self._stock_suffices():
+            return ours
+        stock = copy.copy(ours)
+        stock._modules = dict(ours._modules)
+        plain = copy.copy(transformer)
+        plain.__class__ = Transformer
+        stock._modules[names[0]] = plain
+        pooling: LLM2VecPooling = self[1]
+        stock._modules[names[1]] = Pooling(pooling.embedding_dimension, pooling.pooling_mode, pooling.include_prompt)
+        was_training = self.training
+        try:
+            for prompt in {"", "Find what answers:", *self.prompts.values()}:
+                a, b = (super(LLM2Vec, m).encode(_PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock))
+                if not np.allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max()))):
+                    return ours
+        finally:
+            self.train(was_training)
+        return stock
+
+    def _stock_suffices(self) -> bool:
+        """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
+        transformer, pooling = self[0], self[1]
+        if transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+            return False
+        if pooling.pooling_mode == "lasttoken":
+            return True
+        if pooling.pooling_mode != "mean":
+            return False
+        bos_is_excluded, _ = special_counts(transformer.tokenizer)
+        return bool(pooling.include_prompt or not bos_is_excluded)
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself if it has no adapters, else a copy with them merged in float32; the model is not changed."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(model)
+    for name, layer in list(merged.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            with torch.no_grad():
+                for adapter in layer.active_adapters:
+                    if adapter in layer.lora_A:
+                        delta = layer.get_delta_weight(adapter).float()
+                        base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+            parent, _, attribute = name.rpartition(".")
+            setattr(merged.get_submodule(parent), attribute, base)
+    merged._hf_peft_config_loaded = False
+    del merged.peft_config
+    return merged
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__name__}"
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidCheckpointError(
+            f"{folder} has no config.json that transformers can read without running the checkpoint's own code: {error}"
+        ) from error
+    refuse_encoders(config)
+    if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", None):
+        raise UnsupportedArchitectureError(f"model_type {config.model_type!r} has no layers of attention to open.")
+    return config
+
+
+def _license(folder: Path) -> str | None:
+    """The licence that the decoder's model card states."""
+    card = folder / "README.md"
+    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return found.group(1) if found else None
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A temporary folder whose content becomes `target` when the block ends without an error."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.is_dir():
+            for item in sorted(folder.iterdir()):
+                if item.is_dir():
+                    shutil.rmtree(target / item.name, ignore_errors=True)
+                os.replace(item, target / item.name)
+        else:
+            os.replace(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

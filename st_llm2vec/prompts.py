@@ -1,0 +1,238 @@
+"""Instructions, chat templates and the pooled span: how a text becomes token ids, and which of them are pooled.
+
+LLM2Vec pools the text and the template's suffix; the BOS token, the template's prefix and the instruction take part
+in attention only. Sections named here are those of the parity kit's README (semantics of the original package).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from .errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Template:
+    """What stands before and after the text (section 3.4). Blanks at the text's end go when there is any."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.prefix or self.suffix)
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+TEMPLATES: dict[str, Template] = {
+    "none": Template(),
+    "llama-3": Template("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+    "llama-2": Template("[INST] ", " [/INST]"),
+    "mistral": Template("[INST] ", " [/INST]"),
+    "gemma": Template("<start_of_turn>user\n", "<end_of_turn>"),
+    "chatml": Template("<|im_start|>user\n", "<|im_end|>"),
+}
+
+# Templates that the published checkpoints were evaluated with, by the name of their original model.
+KNOWN_TEMPLATES: dict[str, str] = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3",
+    "mistralai/Mistral-7B-Instruct-v0.2": "mistral",
+    "meta-llama/Llama-2-7b-chat-hf": "llama-2",
+    "Qwen/Qwen2-1.5B-Instruct": "chatml",
+    "Qwen/Qwen2-7B-Instruct": "chatml",
+}
+
+# What `eos_token` pooling appends to models of the original package; " </s>" is kept, blank and all (defect Q10).
+KNOWN_EOS: dict[str, str] = {
+    "meta-llama/Meta-Llama-3-8B": "<|end_of_text|>",
+    "llama": " </s>",
+    "mistral": " </s>",
+    "gemma": "<eos>",
+    "qwen2": "<|endoftext|>",
+}
+
+
+def choose_template(template: str | Template | None, original_name: str | None) -> Template:
+    """The template of a model: the one asked for, else the one its original name is known for, else none.
+
+    Args:
+        template: A name of `TEMPLATES`, a `Template`, or None.
+        original_name: Hub name of the decoder that the weights come from, if known.
+    """
+    if isinstance(template, Template):
+        return template
+    name = KNOWN_TEMPLATES.get(original_name or "", "none") if template is None else template
+    if name not in TEMPLATES:
+        raise InvalidInputError(f"template={name!r} is not known. Use one of {sorted(TEMPLATES)}, or a Template.")
+    return TEMPLATES[name]
+
+
+def with_eos(template: Template, original_name: str | None, model_type: str, eos_token: str | None) -> Template:
+    """The template that `eos_token` pooling reads its last token from (section 3.4, last paragraph)."""
+    if template == TEMPLATES["llama-3"]:
+        return template  # ends in its own end-of-turn token
+    suffix = KNOWN_EOS.get(original_name or "") or KNOWN_EOS.get(model_type) or eos_token
+    if not suffix:
+        raise InvalidInputError(
+            "pooling_mode='eos_token' needs an EOS token, and the tokenizer has none. Use pooling_mode='last_token'."
+        )
+    return Template(template.prefix, template.suffix + suffix)
+
+
+def split_input(item: Any, position: int, prompt: str) -> tuple[str, str]:
+    """(what stands before the text, text) of one input of `encode`.
+
+    Args:
+        item: A text, or `[instruction, text]` as the original package takes it (a third element is ignored).
+        position: Index of the input, for the error.
+        prompt: The prompt that applies to texts without an instruction of their own.
+    """
+    if isinstance(item, str):
+        return prompt, item
+    if isinstance(item, (list, tuple)) and len(item) in (2, 3) and all(isinstance(part, str) for part in item[:2]):
+        instruction, text = item[0], item[1]
+        if instruction and prompt:
+            raise InvalidInputError(
+                f"Input {position} has an instruction of its own ({instruction[:60]!r}) and the prompt {prompt[:60]!r} "
+                "applies as well. Give one of them: plain texts with prompt=, or pairs with prompt=''."
+            )
+        return (instruction.strip() + " " if instruction else prompt), text
+    raise InvalidInputError(
+        f"Input {position} is {type(item).__name__}: {str(item)[:60]!r}. Give a string, or [instruction, text]."
+    )
+
+
+class TokenizedText(NamedTuple):
+    """Token ids of one text with everything around it, and how many of the *last* of them are pooled."""
+
+    input_ids: list[int]
+    n_pooled: int
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    template: Template,
+    *,
+    max_length: int,
+    document_max_length: int | None = None,
+    keep_suffix: bool = True,
+) -> list[TokenizedText]:
+    """Token ids and pooled spans of (what stands before, text) pairs: sections 3.2 to 3.6.
+
+    Args:
+        pairs: What stands before the text (a prompt, blank included, or nothing), and the text.
+        max_length: Tokens at most, special tokens, prompt and template included.
+        document_max_length: Cut the text alone to this many tokens first, word by word. None: do not.
+        keep_suffix: Over-long inputs lose the end of their *text*, not the template's suffix, so that the span stays
+            aligned (defect Q5). False: cut at the right, whatever is there.
+    """
+    pairs = list(pairs)
+    full = _ids(tokenizer, [_render(pair, template) for pair in pairs], special=True)
+    if document_max_length is not None and document_max_length < max_length:
+        # Counting with everything around it is an upper bound; one more for a blank that only a text alone gets.
+        long = [i for i, ids in enumerate(full) if len(ids) >= document_max_length]
+        for i in long:
+            pairs[i] = (pairs[i][0], _cut_document(tokenizer, pairs[i][1], document_max_length, max_length))
+        for i, ids in zip(long, _ids(tokenizer, [_render(pairs[i], template) for i in long], special=True), strict=True):
+            full[i] = ids
+
+    before, after = special_counts(tokenizer)
+    n_pooled = [len(ids) - before for ids in full]
+    # With something before the text, the span is as long as text and suffix are when tokenized alone (section 3.6).
+    inside = [i for i, (prompt, _) in enumerate(pairs) if prompt or template.prefix]
+    alone = _ids(tokenizer, [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in inside])
+    for i, ids in zip(inside, alone, strict=True):
+        n_pooled[i] = min(len(ids), max_length) + after
+
+    rows = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
+    for i, row in enumerate(rows):
+        if len(row.input_ids) > max_length:
+            rows[i] = _truncate(tokenizer, pairs[i], template, row.input_ids, max_length, keep_suffix)
+        elif not row.input_ids:  # an empty text and a tokenizer without special tokens: one token that says nothing
+            rows[i] = TokenizedText([_neutral_id(tokenizer)], 1)
+    return rows
+
+
+def _render(pair: tuple[str, str], template: Template, strip: bool | None = None) -> str:
+    prompt, text = pair
+    if template if strip is None else strip:
+        text = text.rstrip()
+        prompt = prompt.lstrip()
+        if not text:
+            prompt = prompt.rstrip()
+    return template.prefix + prompt + text + template.suffix
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
+    if not texts:
+        return []
+    # verbose=False: texts longer than the model are cut below, no warning needed
+    ids: list[list[int]] = tokenizer(
+        texts, add_special_tokens=special, truncation=False, padding=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    return ids
+
+
+def special_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many tokens the tokenizer itself puts before (BOS) and after (EOS) a text."""
+    ids = tokenizer("a", add_special_tokens=True, return_special_tokens_mask=True)
+    text = [i for i, special in enumerate(ids["special_tokens_mask"]) if not special]
+    return text[0], len(ids["input_ids"]) - 1 - text[-1]
+
+
+def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return next(int(i) for i in candidates if i is not None)
+
+
+def _cut_document(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_length: int) -> str:
+    """Section 3.2: whole words from the start until at most `limit` tokens are left; by tokens if no word would be."""
+
+    def count(text: str) -> int:
+        return min(len(_ids(tokenizer, [text])[0]), max_length)
+
+    n = count(text)
+    while n > limit:
+        words = text.split()
+        kept = " ".join(words[: int(len(words) * (limit / n))])
+        if not kept:  # one long word, or a language without blanks: the original embeds the empty text (Q4)
+            offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return text[: offsets["offset_mapping"][limit - 1][1]]
+        text, n = kept, count(kept)
+    return text
+
+
+def _truncate(
+    tokenizer: PreTrainedTokenizerBase,
+    pair: tuple[str, str],
+    template: Template,
+    ids: list[int],
+    max_length: int,
+    keep_suffix: bool,
+) -> TokenizedText:
+    """Cuts one over-long row to `max_length` tokens and finds the span by character offsets."""
+    before, after = special_counts(tokenizer)
+    if not keep_suffix:
+        kept = ids[: max_length - after] + ids[len(ids) - after :]
+        return TokenizedText(kept, len(kept))
+    rendered = _render(pair, template)
+    text_end = len(rendered) - len(template.suffix)
+    text_start = len(template.prefix) + len(pair[0].lstrip() if template else pair[0])
+    encoding = tokenizer(rendered, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    offsets = encoding["offset_mapping"]
+    content = range(before, len(ids) - after)
+    # A token that begins in the prompt and ends in the text (a blank and the first word) belongs to the text.
+    prompt_end = next((i for i in content if offsets[i][1] > text_start), content.stop)
+    suffix_start = next((i for i in content if offsets[i][0] >= text_end and i >= prompt_end), content.stop)
+    room = max_length - before - (len(ids) - suffix_start)
+    # A prompt that would crowd the text out is cut instead: the text keeps at least half of the room.
+    n_text = min(suffix_start - prompt_end, max(room - (prompt_end - before), room // 2))
+    head = ids[: before + min(prompt_end - before, room - n_text)]
+    tail = ids[suffix_start:]
+    return TokenizedText(head + ids[prompt_end : prompt_end + n_text] + tail, n_text + len(tail))

@@ -1,0 +1,19 @@
+"""What the integrations need from an encoder: nothing more than this protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that turns texts into vectors; every `SentenceTransformer` is one."""
+
+    def encode_query(self, inputs: Any, **kwargs: Any) -> Any:
+        """Vectors of queries: float32 (n, dimension) for a list of n texts, (dimension,) for one text."""
+        ...
+
+    def encode_document(self, inputs: Any, **kwargs: Any) -> Any:
+        """Vectors of documents: float32 (n, dimension) for a list of n texts, (dimension,) for one text."""
+        ...
+
