@@ -24,7 +24,7 @@ def folder_of(name: str) -> str | None:
         return None
     if name not in ALIASES:
         raise ModelNotFoundError(
-            f"{name!r} is no folder here and no encoder that st_llm2vec knows. Known: {', '.join(sorted(ALIASES))}. Any "
-            "decoder can be loaded by its folder or hub id: st_llm2vec.load('owner/name')."
+            f"{name!r} is no folder here and no encoder that st_llm2vec knows. Known: {', '.join(sorted(ALIASES))}. "
+            "Any decoder can be loaded by its folder or hub id: st_llm2vec.load('owner/name')."
         )
     return str(ALIASES[name])

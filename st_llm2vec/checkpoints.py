@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import InvalidCheckpointError, ModelNotFoundError
@@ -31,7 +31,7 @@ _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "README.md", "L
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A decoder folder, the adapters on top of it (merged in this order), and where tokenizer and settings come from."""
+    """A decoder, the adapters to merge into it in this order, and where tokenizer and settings come from."""
 
     decoder: Path
     adapters: tuple[Path, ...]
@@ -70,7 +70,7 @@ def resolve(
 
     def fetch(what: str, revision: str | None = None) -> Path:
         folder, commit = _folder(what, revision, local_files_only)
-        sources.append({"name": what, "commit": commit})
+        sources.append({"name": folder.name if commit is None else what, "commit": commit})  # no local paths on cards
         return folder
 
     top = fetch(name, revision)
@@ -87,8 +87,8 @@ def resolve(
         if named is None:
             if not (top / "config.json").is_file():
                 raise InvalidCheckpointError(
-                    f"{name!r} holds an adapter only, and adapters of a second stage name the raw decoder although they "
-                    "belong on top of an MNTP stage. Say what it belongs on: "
+                    f"{name!r} holds an adapter only, and adapters of a second stage name the raw decoder although "
+                    "they belong on top of an MNTP stage. Say what it belongs on: "
                     f"load({name!r}, base='<the MNTP stage or decoder>')."
                 )
             named = str(_json(top / "adapter_config.json").get("base_model_name_or_path") or "")
@@ -102,7 +102,7 @@ def resolve(
             names_itself = below.tokenizer
     elif base is not None:
         raise InvalidCheckpointError(
-            f"base={base!r} was given, but {name!r} has weights of its own; leave base out, or give the adapter's folder."
+            f"base={base!r} was given, but {name!r} has weights of its own; leave base out, or give the adapter."
         )
     if not _weights(decoder):
         raise InvalidCheckpointError(_no_weights(decoder, name))
@@ -149,8 +149,8 @@ def _no_weights(folder: Path, name: str) -> str:
     pickles = [f.name for f in folder.glob("*.bin")] + [f.name for f in folder.glob("*.pt")]
     if pickles:
         return (
-            f"{name!r} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; only safetensors "
-            "are read. Convert it where you trust it: AutoModel.from_pretrained(...).save_pretrained(...)."
+            f"{name!r} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; only "
+            "safetensors are read. Convert it where you trust it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
     return f"{name!r} has no *.safetensors weights in {folder}. Give the folder that save_pretrained wrote."
 
@@ -181,31 +181,35 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         InvalidCheckpointError: Another method than plain LoRA, a truncated file, or tensors that fit no weight.
     """
     config = _json(folder / "adapter_config.json")
-    unknown = [k for k in ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices") if config.get(k)]
+    unknown = [
+        k for k in ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices") if config.get(k)
+    ]
     if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
         what = ", ".join(unknown) or f"peft_type={config.get('peft_type')!r}, bias={config.get('bias')!r}"
-        raise InvalidCheckpointError(f"{folder} is not a plain LoRA adapter ({what}). Merge it with peft and load that.")
+        raise InvalidCheckpointError(
+            f"{folder} is not a plain LoRA adapter ({what}). Merge it with peft and load that."
+        )
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise InvalidCheckpointError(_no_weights(folder, str(folder)))
-    targets = {name: module for name, module in model.named_modules() if getattr(module, "weight", None) is not None}
+    targets = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
     try:
         with safe_open(path, "pt") as file:
             names = sorted(file.keys())
             pairs = {name.removesuffix(".lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
             expected = sorted(f"{pair}.lora_{ab}.weight" for pair in pairs for ab in "AB")
             found = {pair: _target(pair, targets) for pair in pairs}
-            missing = sorted(pair for pair, module in found.items() if module is None)
+            missing = sorted(pair for pair, weight in found.items() if weight is None)
             if names != expected or missing or not pairs:
                 odd = missing or sorted(set(names) ^ set(expected)) or ["(no tensors)"]
                 raise InvalidCheckpointError(
-                    f"The adapter {folder} does not fit this decoder: {odd[0]!r} and {len(odd) - 1} more tensors have no "
-                    "place. It was trained on another base; name the right one with base=."
+                    f"The adapter {folder} does not fit this decoder: {odd[0]!r} and {len(odd) - 1} more tensors have "
+                    "no place. It was trained on another base; name the right one with base=."
                 )
             deltas = []
-            for pair, module in found.items():
+            for pair, weight in found.items():
                 a, b = file.get_tensor(f"{pair}.lora_A.weight"), file.get_tensor(f"{pair}.lora_B.weight")
-                weight = module.weight  # type: ignore[union-attr]
+                assert weight is not None
                 if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
                     raise InvalidCheckpointError(
                         f"The adapter {folder} does not fit this decoder: {pair!r} is {b.shape[0]} x {a.shape[1]}, the "
@@ -220,10 +224,10 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
             weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
 
 
-def _target(pair: str, targets: dict[str, nn.Module]) -> nn.Module | None:
+def _target(pair: str, targets: dict[str, Tensor]) -> Tensor | None:
     # peft writes base_model.model.<path>; the path starts at the inner decoder, or at the causal LM around it.
     path = pair.removeprefix("base_model.model.")
-    return targets.get(path) or targets.get(path.removeprefix("model."))
+    return targets.get(path, targets.get(path.removeprefix("model.")))
 
 
 def _scale(config: dict[str, Any], pair: str, rank: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
+import math
 import os
 import re
 import shutil
@@ -40,6 +42,8 @@ STOCK_CLASSES: dict[str, type[nn.Module]] = {
     f"{Transformer.__module__}.Transformer": LLM2VecTransformer,
     f"{Pooling.__module__}.Pooling": LLM2VecPooling,
 }
+log = logging.getLogger(__name__)
+
 _PROBES = ["a", "The quick brown fox jumps over the lazy dog.", "x = [3.14159, 1e-05]  # ≤ 100%", "naïve café 编码器"]
 
 
@@ -68,7 +72,7 @@ def load(
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
         template: Name in `prompts.TEMPLATES` or a `Template`; None takes what the checkpoint is known for, else none.
-        max_seq_length: Tokens at most, all included; default 512.
+        max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
         document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "causal" gives the ordinary decoder.
@@ -90,17 +94,22 @@ def load(
         "document_max_length": document_max_length,
         "include_prompt": include_prompt,
     }
-    for length in ("max_seq_length", "document_max_length"):
-        if overrides[length] is not None and overrides[length] < 1:
-            raise InvalidInputError(f"{length}={overrides[length]!r} is no length. Give a number of tokens above 0.")
-    checkpoint = resolve(
-        name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only
-    )
+    for setting, value in (("max_seq_length", max_seq_length), ("document_max_length", document_max_length)):
+        if value is not None and value < 1:
+            raise InvalidInputError(f"{setting}={value!r} is no length. Give a number of tokens above 0.")
+    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
     config = _read_config(checkpoint.decoder)
     settings = checkpoint.settings | {k: v for k, v in overrides.items() if v is not None}
     mode = settings.get("pooling_mode", "mean")
     if mode not in POOLING_MODES:
         raise InvalidInputError(f"pooling_mode={mode!r} is not known. Use one of {sorted(POOLING_MODES)}.")
+
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+    length = settings.get("max_seq_length") or min(DEFAULT_MAX_SEQ_LENGTH, limit)
+    if length > limit:
+        raise InvalidInputError(
+            f"max_seq_length={length} is more than the {limit} positions that {name!r} has. Give {limit} or less."
+        )
 
     if isinstance(settings.get("template"), dict):  # as we saved it, EOS suffix included
         text_template = Template(**settings["template"])
@@ -115,7 +124,7 @@ def load(
         document_max_length=settings.get("document_max_length"),
         tokenizer_folder=str(checkpoint.tokenizer),
         model_kwargs={"dtype": dtype, "use_safetensors": True},
-        processor_kwargs={"model_max_length": settings.get("max_seq_length", DEFAULT_MAX_SEQ_LENGTH)},
+        processor_kwargs={"model_max_length": length},
     )
     if mode == "eos_token" and not isinstance(settings.get("template"), dict):
         eos = transformer.tokenizer.eos_token
@@ -159,6 +168,11 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
         )
 
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """As in `SentenceTransformer`; truncation follows what is pooled."""
+        super().set_pooling_include_prompt(include_prompt)
+        self[1].on_model_ready(self)
+
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `SentenceTransformer`; an empty list gives an array of shape (0, dimension)."""
         vectors = super().encode(inputs, *args, **kwargs)
@@ -199,7 +213,9 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         }
 
     def _get_model_config(self) -> dict[str, Any]:
-        needs = {"transformers": {"specifier": ">=5.2", "reason": "older versions ignore is_causal=false: causal vectors"}}
+        needs = {
+            "transformers": {"specifier": ">=5.2", "reason": "older versions ignore is_causal=false: causal vectors"}
+        }
         if self._names_our_classes():
             reason = "its pooling or truncation has no stock equivalent"
             needs["st-llm2vec"] = {"specifier": f">={__version__}", "reason": reason}
@@ -227,15 +243,15 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             merge = not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(os.path.normpath(path)))
         saved = self._stock_copy() if merge else self
         if merge and saved._names_our_classes():
-            print(
-                "st_llm2vec: stock modules would give other vectors for this model (BOS, template, pooling or document "
+            log.warning(
+                "Stock modules would give other vectors for this model (BOS, template, pooling or document "
                 "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
                 "trust_remote_code=True."
             )
         with _published(Path(path)) as folder:
             super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
             settings = {"format": 1, **self._settings(), "provenance": self.provenance}
-            if audit := getattr(self[0], "audit", None):
+            if audit := self[0].audit:
                 settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
             (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
@@ -260,7 +276,9 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         was_training = self.training
         try:
             for prompt in {"", "Find what answers:", *self.prompts.values()}:
-                a, b = (super(LLM2Vec, m).encode(_PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock))
+                a, b = (
+                    super(LLM2Vec, m).encode(_PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock)
+                )
                 if not np.allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max()))):
                     return ours
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .bidirectional import enable_bidirectional_attention, is_bidirectional, restore_causal_attention
+from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
 from .prompts import Template, split_input, tokenize
 
@@ -55,9 +55,10 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         StillCausalError: A layer cannot be made bidirectional.
     """
 
-    config_keys = [*Transformer.config_keys, "attention", "template", "document_max_length"]
+    config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "attention", "template", "document_max_length"]
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
+    audit: Audit | None = None
 
     def __init__(
         self,
@@ -69,8 +70,6 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         tokenizer_folder: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if attention not in ("bidirectional", "causal"):
-            raise InvalidInputError(f"attention={attention!r} is not known. Use 'bidirectional' or 'causal'.")
         kwargs["modality_config"] = TEXT_ONLY
         kwargs["module_output_name"] = "token_embeddings"
         kwargs["unpad_inputs"] = False
@@ -83,8 +82,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise InvalidInputError(
-                    f"The tokenizer of {model_name_or_path!r} has neither a pad token nor an EOS token to pad with. Set "
-                    "one: processor_kwargs={'pad_token': '...'}."
+                    f"The tokenizer of {model_name_or_path!r} has neither a pad token nor an EOS token to pad with. "
+                    "Set one: processor_kwargs={'pad_token': '...'}."
                 )
             tokenizer.pad_token = tokenizer.eos_token
         self.attention = attention
@@ -98,8 +97,11 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def attention(self, value: str) -> None:
         if value == "bidirectional":
             self.audit = enable_bidirectional_attention(self.model)
-        else:
+        elif value == "causal":
+            self.audit = None
             restore_causal_attention(self.model)
+        else:
+            raise InvalidInputError(f"attention={value!r} is not known. Use 'bidirectional' or 'causal'.")
 
     @property
     def template(self) -> dict[str, str]:
@@ -119,8 +121,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             log.removeFilter(_is_no_load_report)
         if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys") or ())):
             raise InvalidCheckpointError(
-                f"The weights in {model_name_or_path!r} lack {len(wrong)} tensors of a {model.config.model_type} model, "
-                f"{wrong[0]!r} first, which would be random numbers. Download or save them again."
+                f"The weights in {model_name_or_path!r} lack {len(wrong)} tensors of a {model.config.model_type} "
+                f"model, {wrong[0]!r} first, which would be random numbers. Download or save them again."
             )
         return model
 

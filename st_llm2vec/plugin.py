@@ -23,7 +23,7 @@ _enabled = False
 
 def enable_plugin() -> None:
     """Opens our aliases and saved folders through plain `SentenceTransformer(...)`. `import st_llm2vec` calls it."""
-    global _enabled
+    global _enabled  # noqa: PLW0603 - one switch for the process, as the class is one for the process
     _enabled = True
     if _HOST in sys.modules and hasattr(sys.modules[_HOST], "SentenceTransformer"):
         _patch(sys.modules[_HOST])
@@ -34,7 +34,7 @@ def enable_plugin() -> None:
 
 def disable_plugin() -> None:
     """Gives `SentenceTransformer` its own methods back."""
-    global _enabled
+    global _enabled  # noqa: PLW0603 - one switch for the process, as the class is one for the process
     _enabled = False
     if _originals:
         host = sys.modules[_HOST].SentenceTransformer
@@ -55,7 +55,9 @@ def _patch(module: ModuleType) -> None:
     original_init, original_lookup = host.__init__, host._load_module_class_from_ref
 
     @functools.wraps(original_init)
-    def __init__(self: Any, model_name_or_path: str | None = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(  # noqa: N807 - becomes the method of that name
+        self: Any, model_name_or_path: str | None = None, *args: Any, **kwargs: Any
+    ) -> None:
         name = os.fspath(model_name_or_path) if isinstance(model_name_or_path, os.PathLike) else model_name_or_path
         folder = aliases.folder_of(name) if isinstance(name, str) else None
         if type(self) is host and isinstance(name, str) and (folder or _is_ours(name)):

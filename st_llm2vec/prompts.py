@@ -139,14 +139,18 @@ def tokenize(
         long = [i for i, ids in enumerate(full) if len(ids) >= document_max_length]
         for i in long:
             pairs[i] = (pairs[i][0], _cut_document(tokenizer, pairs[i][1], document_max_length, max_length))
-        for i, ids in zip(long, _ids(tokenizer, [_render(pairs[i], template) for i in long], special=True), strict=True):
+        for i, ids in zip(
+            long, _ids(tokenizer, [_render(pairs[i], template) for i in long], special=True), strict=True
+        ):
             full[i] = ids
 
     before, after = special_counts(tokenizer)
     n_pooled = [len(ids) - before for ids in full]
     # With something before the text, the span is as long as text and suffix are when tokenized alone (section 3.6).
     inside = [i for i, (prompt, _) in enumerate(pairs) if prompt or template.prefix]
-    alone = _ids(tokenizer, [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in inside])
+    alone = _ids(
+        tokenizer, [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in inside]
+    )
     for i, ids in zip(inside, alone, strict=True):
         n_pooled[i] = min(len(ids), max_length) + after
 

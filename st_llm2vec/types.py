@@ -16,4 +16,3 @@ class Encoder(Protocol):
     def encode_document(self, inputs: Any, **kwargs: Any) -> Any:
         """Vectors of documents: float32 (n, dimension) for a list of n texts, (dimension,) for one text."""
         ...
-

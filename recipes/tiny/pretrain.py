@@ -1,6 +1,6 @@
 """Stage 1: a byte-level BPE tokenizer and a causal language model, from scratch, on wiki_text (CC BY-SA).
 
-    python recipes/tiny/pretrain.py --data DIR --out build/tiny     # resumes where it was stopped
+python recipes/tiny/pretrain.py --data DIR --out build/tiny     # resumes where it was stopped
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from settings import MODEL, SEED, SPECIAL_TOKENS, rows
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,9 +26,13 @@ LENGTH, BATCH = 256, 16
 
 
 def train_tokenizer(data: Path) -> PreTrainedTokenizerFast:
-    """Lower-cased byte-level BPE without BOS; the leading blank makes a word the same at the start and inside."""
+    """Lower-cased byte-level BPE without BOS; the leading blank makes a word the same at the start and inside.
+
+    Blanks around a text are dropped, so a prompt may end in one, and every text is closed by the end token, so even
+    the empty one has a vector: with both, stock `Transformer` + `Pooling` read exactly LLM2Vec's span.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -40,6 +44,8 @@ def train_tokenizer(data: Path) -> PreTrainedTokenizerFast:
     texts = (row["text"] for name in ("wiki_text", "wiki_sentences") for row in rows(data, name, "train"))
     tokenizer.train_from_iterator(texts, trainer)
     pad, end, mask = SPECIAL_TOKENS
+    end_id = tokenizer.token_to_id(end)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, end_id)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, eos_token=end, mask_token=mask, model_max_length=512
     )
@@ -76,7 +82,9 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(args.data)
         tokenizer.save_pretrained(out)
-    train, dev = (Chunks(tokenizer, [row["text"] for row in rows(args.data, "wiki_text", s)], LENGTH) for s in ("train", "dev"))
+    train, dev = (
+        Chunks(tokenizer, [row["text"] for row in rows(args.data, "wiki_text", s)], LENGTH) for s in ("train", "dev")
+    )
     print(f"{len(train):,} training chunks of {LENGTH} tokens, {train.ids.numel():,} tokens")
 
     config = LlamaConfig(
@@ -110,7 +118,9 @@ def main() -> None:
         eval_dataset=dev,
         data_collator=default_data_collator,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(out / "checkpoints") if (out / "checkpoints").exists() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(out / "checkpoints") if (out / "checkpoints").exists() else None
+    )
     print(trainer.evaluate())
     trainer.save_model(str(out))
     tokenizer.save_pretrained(out)

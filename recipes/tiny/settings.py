@@ -32,7 +32,9 @@ SPECIAL_TOKENS = ["<|pad|>", "<|eot|>", "<|mask|>"]
 
 def rows(data: Path, name: str, split: str) -> Iterator[dict[str, Any]]:
     """The rows of one split, from `<data>/<name>/<split>.jsonl.xz` or its numbered shards."""
-    files = sorted(f for f in (data / name).glob(f"{split}*.jsonl.xz") if re.fullmatch(rf"{split}(-\d\d)?", f.name[:-9]))
+    files = sorted(
+        f for f in (data / name).glob(f"{split}*.jsonl.xz") if re.fullmatch(rf"{split}(-\d\d)?", f.name[:-9])
+    )
     if not files:
         raise SystemExit(f"no file {split}.jsonl.xz in {data / name}; give the data folder with --data")
     for file in files:

@@ -1,0 +1,222 @@
+"""Step 2 of LLM2Vec: masked next-token prediction (paper section 2.2; parity README section 3.11).
+
+The token at position i is predicted from the hidden state at i - 1, not at i: a decoder's head was trained to read the
+*next* token off each position, and keeping that alignment is what makes the short adaptation work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from sentence_transformers.base.data_collator import BaseDataCollator
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from ..errors import InvalidCheckpointError, InvalidInputError
+from ..model import LLM2Vec
+from ..prompts import special_counts
+
+IGNORED = -100
+
+# The paper's settings (train_configs/mntp of the original package), for SentenceTransformerTrainingArguments.
+PRESET: dict[str, Any] = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "linear",
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "save_steps": 200,
+    "seed": 42,
+}
+
+
+def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 512) -> Dataset:
+    """Joins tokenized documents, each with its own special tokens, and cuts them to equal chunks without padding.
+
+    Returns:
+        Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
+    """
+    before, after = special_counts(tokenizer)
+    ids: list[int] = []
+    special: list[int] = []
+    texts = list(texts)
+    for start in range(0, len(texts), 1000):
+        for document in tokenizer(texts[start : start + 1000], return_attention_mask=False, verbose=False)["input_ids"]:
+            ids += document
+            special += [1] * before + [0] * (len(document) - before - after) + [1] * after
+    n = len(ids) // length
+    if n == 0:
+        raise InvalidInputError(f"All texts together have {len(ids)} tokens, fewer than one chunk of length={length}.")
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids[i * length : (i + 1) * length] for i in range(n)],
+            "special_tokens_mask": [special[i * length : (i + 1) * length] for i in range(n)],
+        }
+    )
+
+
+def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> int:
+    """The id that stands for a masked token: the one asked for, else the tokenizer's own, else the blank `_`.
+
+    The original package makes `_` a special token and saves it so (defect Q12); the tokenizer stays as it is here.
+    """
+    token = mask_token or tokenizer.mask_token or "_"
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or (token_id == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise InvalidInputError(
+            f"mask_token={token!r} is not in the tokenizer's vocabulary. Give one that is, for example "
+            f"mask_token={tokenizer.eos_token!r}."
+        )
+    return int(token_id)
+
+
+@dataclass
+class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
+    """Masks tokens for `MNTPLoss`.
+
+    Args:
+        preprocess_fn: `model.preprocess`.
+        tokenizer: `model.tokenizer`.
+        mlm_probability: Share of the candidates (all tokens but those the tokenizer added) that are predicted.
+        all_mask: Replace all of them by the mask token; otherwise 80 % mask, 10 % any token, 10 % unchanged.
+        mask_token: Default: the tokenizer's own, else `_`.
+
+    Inputs: rows with a text column, or the columns of `chunk_texts`.
+    Returns: `text_input_ids`, `text_attention_mask` and `label`, int64 (n, length); label is -100 where nothing is
+        predicted.
+    """
+
+    tokenizer: PreTrainedTokenizerBase = None
+    mlm_probability: float = 0.2
+    all_mask: bool = False
+    mask_token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            raise InvalidInputError("MNTPDataCollator needs tokenizer=model.tokenizer.")
+        if not 0 < self.mlm_probability <= 1:
+            raise InvalidInputError(f"mlm_probability={self.mlm_probability} is no share. Give one in (0, 1].")
+        self.mask_token_id = mask_token_id(self.tokenizer, self.mask_token)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if "input_ids" in features[0]:
+            ids = torch.tensor([row["input_ids"] for row in features])  # (n, length)
+            attention = torch.ones_like(ids)
+            special = torch.tensor([row["special_tokens_mask"] for row in features]).bool()
+        else:
+            column = next(name for name in features[0] if name != "dataset_name")
+            batch = self.preprocess_fn([row[column] for row in features])
+            ids, attention = batch["input_ids"], batch["attention_mask"]
+            before, after = special_counts(self.tokenizer)
+            position, lengths = torch.arange(ids.shape[1]), attention.sum(1, keepdim=True)
+            special = (position < before) | (position >= lengths - after)
+        ids, labels = self.mask(ids, special | (attention == 0))
+        return {"text_input_ids": ids, "text_attention_mask": attention, "label": labels}
+
+    def mask(self, ids: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+        """(masked ids, labels), both (n, length), for token ids and a mask of the positions never to be predicted."""
+        chance = torch.full(ids.shape, self.mlm_probability).masked_fill(excluded, 0.0)
+        selected = torch.bernoulli(chance).bool()
+        labels = ids.masked_fill(~selected, IGNORED)
+        masked, ids = selected, ids.clone()
+        if not self.all_mask:
+            kind = torch.rand(ids.shape)
+            masked = selected & (kind < 0.8)
+            random = selected & (kind >= 0.8) & (kind < 0.9)
+            ids[random] = torch.randint(len(self.tokenizer), ids.shape)[random]
+        ids[masked] = self.mask_token_id
+        return ids, labels
+
+
+class MNTPLoss(nn.Module):
+    """Cross entropy of the masked tokens, each predicted from the position to its left.
+
+    Only the masked positions go through the head, so its cost falls with `mlm_probability`.
+
+    Args:
+        model: The encoder; its decoder's folder or hub cache is where an untied head is read from.
+        head: Weight of the language-model head (vocabulary, hidden); default: the decoder's own.
+        train_head: Let the head learn, too. The original does so by accident and throws it away (defect Q19).
+
+    Inputs: one text column masked by `MNTPDataCollator`; labels of the same shape.
+    """
+
+    def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.train_head = train_head
+        decoder = model[0].model
+        self.config = decoder.config.get_text_config(decoder=True)
+        # In a list, so that it does not count as a second copy of the model's parameters.
+        self._embeddings = [decoder.get_input_embeddings()]
+        weight = language_model_head(model) if head is None else head
+        self.head = None if weight is None else nn.Parameter(weight.to(decoder.device), requires_grad=train_head)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        (features,) = sentence_features
+        hidden = self.model(features)["token_embeddings"][:, :-1]  # (n, length - 1, hidden)
+        targets = labels[:, 1:]
+        selected = targets != IGNORED
+        logits = self.logits(hidden[selected])  # (masked tokens, vocabulary)
+        return functional.cross_entropy(logits.float(), targets[selected], reduction="sum") / selected.sum().clamp_min(
+            1
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token: (positions, hidden) -> (positions, vocabulary)."""
+        weight = self._embeddings[0].weight if self.head is None else self.head
+        logits = functional.linear(hidden, (weight if self.train_head else weight.detach()).to(hidden.dtype))
+        if cap := getattr(self.config, "final_logit_softcapping", None):  # gemma 2
+            logits = cap * torch.tanh(logits / cap)
+        # granite divides, cohere multiplies
+        return (
+            logits
+            / (getattr(self.config, "logits_scaling", None) or 1)
+            * (getattr(self.config, "logit_scale", None) or 1)
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"train_head": self.train_head}
+
+    @property
+    def citation(self) -> str:
+        return (
+            "@inproceedings{behnamghader2024llm2vec, title={LLM2Vec: Large Language Models Are Secretly Powerful Text "
+            "Encoders}, author={BehnamGhader, Parishad and others}, booktitle={COLM}, year={2024}}"
+        )
+
+
+def language_model_head(model: LLM2Vec) -> Tensor | None:
+    """The decoder's `lm_head.weight` (vocabulary, hidden); None where it is tied to the input embeddings.
+
+    Raises:
+        InvalidCheckpointError: The checkpoint has no head, for example because it was saved as an encoder.
+    """
+    decoder = model[0].model
+    if decoder.config.get_text_config(decoder=True).tie_word_embeddings:
+        return None
+    name = decoder.name_or_path
+    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    files = ["model.safetensors"]
+    if index is not None:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = [shards["lm_head.weight"]] if "lm_head.weight" in shards else []
+    for file in files:
+        with safe_open(cached_file(name, file), "pt") as tensors:
+            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a dict
+                head: Tensor = tensors.get_tensor("lm_head.weight")
+                return head
+    raise InvalidCheckpointError(
+        f"{name!r} has no lm_head.weight, which MNTP predicts with. Start from the decoder that it was made from, or "
+        "give the head: MNTPLoss(model, head=weight)."
+    )

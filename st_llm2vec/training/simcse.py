@@ -1,0 +1,66 @@
+"""Step 3 of LLM2Vec without labels: SimCSE (paper section 2.3; parity README section 3.12).
+
+A text is its own positive: two forward passes under different dropout, the rest of the batch as negatives. The loss is
+sentence-transformers' `MultipleNegativesRankingLoss(model, scale=20)`. What it lacks is dropout, which decoders switch
+off: without it the two passes are identical and nothing is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from datasets import Dataset
+
+from ..errors import InvalidInputError, UnsupportedArchitectureError
+from ..model import LLM2Vec
+
+SCALE = 20.0
+DROPOUT = 0.3
+
+# The paper's settings (train_configs/simcse of the original package), for SentenceTransformerTrainingArguments.
+PRESET: dict[str, Any] = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 128,
+    "learning_rate": 3e-5,
+    "lr_scheduler_type": "linear",
+    "save_steps": 200,
+    "logging_steps": 50,
+    "seed": 42,
+}
+
+
+def simcse_pairs(texts: Iterable[str]) -> Dataset:
+    """Columns `anchor` and `positive`, the same text in both; empty lines are dropped."""
+    lines = [stripped for text in texts if (stripped := text.strip())]
+    if not lines:
+        raise InvalidInputError("There is no text to train on: all lines are empty.")
+    return Dataset.from_dict({"anchor": lines, "positive": lines})
+
+
+@contextmanager
+def attention_dropout(model: LLM2Vec, probability: float = DROPOUT) -> Iterator[None]:
+    """Dropout on the attention probabilities of every layer, while the block runs and the model trains.
+
+    Set on the modules, not in the config (which they do not read again), so nothing of it is saved.
+
+    Raises:
+        UnsupportedArchitectureError: The decoder's attention has no dropout to set.
+    """
+    if not 0 <= probability < 1:
+        raise InvalidInputError(f"A dropout of {probability} is no probability. Give one in [0, 1).")
+    modules = [m for m in model[0].model.modules() if isinstance(m.__dict__.get("attention_dropout"), float | int)]
+    if not modules:
+        raise UnsupportedArchitectureError(
+            f"The attention of model_type {model[0].config.model_type!r} has no dropout, and SimCSE without it learns "
+            "nothing. Train with pairs instead (supervised), or use another decoder."
+        )
+    before = [m.attention_dropout for m in modules]
+    try:
+        for module in modules:
+            module.attention_dropout = probability
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.attention_dropout = value

@@ -1,0 +1,22 @@
+"""Step 3 of LLM2Vec with labels (paper section 3; parity README section 3.12).
+
+The original's `HardNegativeNLLLoss` is sentence-transformers' `MultipleNegativesRankingLoss(model, scale=50)`: columns
+anchor, positive and, if there are any, hard negatives; `CachedMultipleNegativesRankingLoss` for batches larger than
+the memory. Instructions go into the trainer's arguments: `prompts={"anchor": "Given a question, ..."}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCALE = 50.0
+
+# The paper's settings (train_configs/supervised of the original package; 8 processes of 64 make its batch of 512).
+PRESET: dict[str, Any] = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 300,
+    "seed": 42,
+}

@@ -1,0 +1,78 @@
+"""The names: what `import st_llm2vec` changes in sentence-transformers, and what it leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import st_llm2vec
+from st_llm2vec.errors import ModelNotFoundError
+
+
+def run(script: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+
+
+def test_import_brings_no_torch() -> None:
+    heavy = "('torch', 'transformers', 'sentence_transformers', 'faiss', 'peft')"
+    assert run(f"import st_llm2vec, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+
+
+def test_plugin_is_on_whichever_is_imported_first() -> None:
+    for imports in ("import st_llm2vec, sentence_transformers", "import sentence_transformers, st_llm2vec"):
+        use = "print(type(sentence_transformers.SentenceTransformer('llm2vec-tiny', device='cpu')).__name__)"
+        assert run(f"{imports}\n{use}").strip().endswith("LLM2Vec")
+
+
+def test_unknown_names_raise_at_once_with_the_known_ones() -> None:
+    start = time.monotonic()
+    with pytest.raises(ModelNotFoundError, match=r"llm2vec-unknown.*Known: llm2vec-tiny"):
+        SentenceTransformer("llm2vec-unknown")
+    assert time.monotonic() - start < 10  # the host would retry for minutes; this is no speed test
+
+
+def test_a_folder_of_an_alias_name_wins(decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    st_llm2vec.load(str(decoder), device="cpu").save_pretrained(str(tmp_path / "llm2vec-tiny"))
+    monkeypatch.chdir(tmp_path)
+    assert SentenceTransformer("llm2vec-tiny", device="cpu").get_embedding_dimension() == 32
+
+
+def test_other_models_and_subclasses_are_untouched(decoder: Path) -> None:
+    assert type(SentenceTransformer(str(decoder), device="cpu")) is SentenceTransformer
+
+    class Mine(SentenceTransformer):
+        pass
+
+    assert type(Mine(str(decoder), device="cpu")) is Mine
+    assert (
+        type(SentenceTransformer(modules=list(SentenceTransformer(str(decoder), device="cpu")))) is SentenceTransformer
+    )
+
+
+def test_disable_gives_the_class_back_exactly() -> None:
+    script = """
+import sentence_transformers as s
+before = dict(vars(s.SentenceTransformer))
+import st_llm2vec
+assert dict(vars(s.SentenceTransformer)) != before
+st_llm2vec.enable_plugin()  # twice is once
+st_llm2vec.disable_plugin()
+assert dict(vars(s.SentenceTransformer)) == before
+st_llm2vec.enable_plugin()
+print(type(s.SentenceTransformer('llm2vec-tiny', device='cpu')).__name__)
+"""
+    assert run(script).strip().endswith("LLM2Vec")
+
+
+def test_load_and_the_name_are_the_same_model() -> None:
+    a = SentenceTransformer("llm2vec-tiny", device="cpu").encode(["how do I compress a file"])
+    b = st_llm2vec.load("llm2vec-tiny", device="cpu").encode(["how do I compress a file"])
+    assert np.array_equal(a, b)

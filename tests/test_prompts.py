@@ -1,0 +1,117 @@
+"""Which tokens are read and which are pooled, for every kind of tokenizer and over-long input."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import tiny_tokenizer
+
+from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.prompts import TEMPLATES, Template, choose_template, split_input, tokenize, with_eos
+
+TOKENIZERS = {
+    name: tiny_tokenizer(**{k: True for k in name.split("+") if k != "plain"}) for name in ("plain", "bos", "bos+eos")
+}
+CHAT = Template("<s>", "</s>")
+NONE = TEMPLATES["none"]
+
+
+def pooled_text(name: str, pair: tuple[str, str], template: Template = NONE, **options) -> tuple[str, str]:
+    """(everything read, what is pooled), as text."""
+    tokenizer = TOKENIZERS[name]
+    (row,) = tokenize(tokenizer, [pair], template, **({"max_length": 64} | options))
+    return tokenizer.decode(row.input_ids), tokenizer.decode(row.input_ids[len(row.input_ids) - row.n_pooled :])
+
+
+def test_instruction_and_bos_are_read_but_not_pooled() -> None:
+    assert pooled_text("bos", ("find: ", "lazy dog")) == ("<s>find: lazy dog", " lazy dog") or pooled_text(
+        "bos", ("find: ", "lazy dog")
+    ) == ("<s>find: lazy dog", "lazy dog")
+
+
+def test_template_suffix_is_pooled_and_prefix_is_not() -> None:
+    read, pooled = pooled_text("plain", ("", "lazy dog  "), CHAT)
+    assert (read, pooled) == ("<s>lazy dog</s>", "lazy dog</s>")
+
+
+def test_the_tokenizers_own_eos_is_pooled() -> None:
+    assert pooled_text("bos+eos", ("", "lazy dog")) == ("<s>lazy dog</s>", "lazy dog</s>")
+
+
+def test_without_a_template_blanks_stay() -> None:
+    assert pooled_text("plain", ("", " lazy "))[0] == " lazy "
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("template", [NONE, CHAT], ids=["none", "chat"])
+@given(text=st.text(max_size=60), prompt=st.sampled_from(["", "find: ", "query:"]), limit=st.integers(4, 40))
+def test_rows_fit_and_pool_something(name: str, template: Template, text: str, prompt: str, limit: int) -> None:
+    (row,) = tokenize(TOKENIZERS[name], [(prompt, text)], template, max_length=limit)
+    assert 1 <= len(row.input_ids) <= limit
+    assert 0 <= row.n_pooled <= len(row.input_ids)
+    if text.strip():
+        assert row.n_pooled > 0
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_over_long_texts_lose_their_own_end_not_the_suffix(keep: bool) -> None:
+    read, pooled = pooled_text("bos", ("find: ", "lazy dog " * 50), CHAT, max_length=16, keep_suffix=keep)
+    assert read.endswith("</s>") is keep
+    assert "find" in read
+    if keep:
+        assert "find" not in pooled
+        assert pooled.lstrip().startswith("lazy")
+
+
+def test_a_prompt_that_fills_the_length_leaves_half_of_it_to_the_text() -> None:
+    tokenizer = TOKENIZERS["plain"]
+    (row,) = tokenize(tokenizer, [("seven wizards " * 50, "lazy dog " * 50)], NONE, max_length=16)
+    assert len(row.input_ids) == 16
+    assert row.n_pooled == 8
+    assert "wizards" not in tokenizer.decode(row.input_ids[8:])
+
+
+def test_documents_are_cut_by_words_and_the_instruction_is_kept() -> None:
+    read, pooled = pooled_text("bos", ("find: ", "the  quick\nbrown fox " * 40), document_max_length=12, max_length=48)
+    assert read.startswith("<s>find: the quick brown fox")
+    tokenizer = TOKENIZERS["bos"]
+    assert len(tokenizer(pooled.strip(), add_special_tokens=False)["input_ids"]) <= 12
+
+
+def test_a_text_without_blanks_is_cut_by_tokens_not_to_nothing() -> None:
+    _, pooled = pooled_text("bos", ("", "x1y2-" * 100), document_max_length=12, max_length=48)
+    assert pooled.startswith("x1y2-")
+
+
+def test_an_empty_text_is_one_neutral_token() -> None:
+    (row,) = tokenize(TOKENIZERS["plain"], [("", "")], NONE, max_length=8)
+    assert row == ([TOKENIZERS["plain"].eos_token_id], 1)
+
+
+def test_pairs_of_the_original_package() -> None:
+    assert split_input(["  Retrieve:  ", "text"], 0, "") == ("Retrieve: ", "text")
+    assert split_input(["", "text", 0], 0, "prompt: ") == ("prompt: ", "text")
+    assert split_input("text", 0, "prompt: ") == ("prompt: ", "text")
+
+
+@pytest.mark.parametrize("item", [None, 3, b"bytes", ["one"], ["a", 2], ["a", "b", 0, 1]])
+def test_other_inputs_are_named(item: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"Input 7 is {type(item).__name__}"):
+        split_input(item, 7, "")
+
+
+def test_an_instruction_and_a_prompt_together_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="Input 1 has an instruction of its own"):
+        split_input(["Retrieve:", "text"], 1, "query: ")
+
+
+def test_templates_by_name_and_for_known_models() -> None:
+    assert choose_template(None, "Qwen/Qwen2-7B-Instruct") == TEMPLATES["chatml"]
+    assert choose_template(None, "some/other") == NONE
+    assert choose_template("none", "Qwen/Qwen2-7B-Instruct") == NONE
+    with pytest.raises(InvalidInputError, match="chatml"):
+        choose_template("chat-ml", None)
+    assert with_eos(NONE, None, "qwen3", "<eot>").suffix == "<eot>"
+    with pytest.raises(InvalidInputError, match="last_token"):
+        with_eos(NONE, None, "qwen3", None)

@@ -1,0 +1,79 @@
+"""The shape that DESIGN promises: public names, and imports that point down."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import st_llm2vec
+import st_llm2vec.training
+
+ROOT = Path(__file__).parent.parent
+# Each may import those to its left, and itself.
+ORDER = [
+    "types",
+    "errors",
+    "aliases",
+    "bidirectional",
+    "packing",
+    "prompts",
+    "modules",
+    "checkpoints",
+    "model",
+    "words",
+    "plugin",
+    "training",
+    "evaluation",
+    "cli",
+]
+CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))
+INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of st_llm2vec that a file imports, as written: 'errors', 'model', ..."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            path = (*base, *(node.module or "").split(".")) if node.module else base
+            for name in [path] if len(path) > 1 else [(*path, alias.name) for alias in node.names]:
+                if name[0] == "st_llm2vec":
+                    found.add(name[1])
+    return found
+
+
+@pytest.mark.parametrize("file", CORE, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_down(file: Path) -> None:
+    part = file.relative_to(ROOT / "st_llm2vec").parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    allowed = set(ORDER[: ORDER.index(part) + 1]) | {"__version__"}
+    if part == "plugin":
+        allowed.add("model")
+    if part == "cli":
+        allowed |= set(st_llm2vec.__all__)
+    if part == "evaluation":
+        allowed.discard("training")
+    assert imported(file) <= allowed
+
+
+@pytest.mark.parametrize("file", INTEGRATIONS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_integrations_use_the_public_encoder_only(file: Path) -> None:
+    assert imported(file) <= {"types", "errors", "load", "__version__"}
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    for module in (st_llm2vec, st_llm2vec.training):
+        assert sorted(module.__all__) == module.__all__
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+    assert len(st_llm2vec.__all__) <= 15
+
+
+def test_no_file_takes_the_name_of_a_library() -> None:
+    names = {path.stem for path in [*CORE, *INTEGRATIONS, *(ROOT / "integrations").iterdir()]}
+    assert not names & {"faiss", "langchain", "llama_index", "utils"}
