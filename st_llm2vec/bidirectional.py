@@ -9,10 +9,11 @@ that input only, and asks whether the outputs at *earlier* positions move (LLM2V
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +22,115 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from .errors import StillCausalError, UnsupportedArchitectureError
 
+M = TypeVar("M", bound=nn.Module)
+
 
 class Architecture(NamedTuple):
     """What is known of a `model_type`: the attention kernels that its audit runs through in the tests."""
 
-    kernels: tuple[str, ...] = ("sdpa", "eager")
+    kernels: tuple[str, ...]
 
+
+_BUFFER = "a causal mask inside the attention module, which config.json cannot open"
+_CONVOLUTION = "short convolutions over the tokens before"
+_LINEAR = "linear attention, a recurrence over the tokens before"
+_RECURRENCE = "a recurrence over the tokens before"
+
+_ALL = Architecture(("sdpa", "eager", "flex_attention"))
+_SDPA = Architecture(("sdpa", "eager"))
+_EAGER = Architecture(("eager",))
+_FLEX = Architecture(("eager", "flex_attention"))  # soft-capped scores: no sdpa kernel
 
 # Audited in the tests, every row. Other decoders are audited when they are loaded, and accepted if they pass.
 ARCHITECTURES: dict[str, Architecture] = {
-    "gemma": Architecture(),
-    "gemma2": Architecture(kernels=("eager",)),  # soft-capped scores have no sdpa kernel
-    "gemma3_text": Architecture(),
-    "llama": Architecture(),
-    "mistral": Architecture(),
-    "phi3": Architecture(),
-    "qwen2": Architecture(),
-    "qwen3": Architecture(),
-    "smollm3": Architecture(),
+    "apertus": _ALL,
+    "arcee": _ALL,
+    "biogpt": _ALL,
+    "bitnet": _ALL,
+    "bloom": _EAGER,
+    "codegen": _EAGER,
+    "cohere": _ALL,
+    "cohere2": _ALL,
+    "ctrl": _ALL,
+    "cwm": _ALL,
+    "deepseek_v2": _ALL,
+    "deepseek_v3": _ALL,
+    "diffllama": _ALL,
+    "ernie4_5": _ALL,
+    "exaone4": _ALL,
+    "falcon": _SDPA,
+    "gemma": _ALL,
+    "gemma2": _FLEX,
+    "gemma3_text": _ALL,
+    "glm": _ALL,
+    "glm4": _ALL,
+    "glm4_moe": _ALL,
+    "gpt2": _SDPA,
+    "gpt_bigcode": _SDPA,
+    "gpt_neox": _ALL,
+    "gpt_neox_japanese": _EAGER,
+    "gpt_oss": _EAGER,
+    "gptj": _EAGER,
+    "granite": _ALL,
+    "granitemoe": _ALL,
+    "helium": _ALL,
+    "hunyuan_v1_dense": _ALL,
+    "internlm3": _ALL,
+    "jais2": _ALL,
+    "llama": _ALL,
+    "llama4_text": _ALL,
+    "minicpm3": _ALL,
+    "ministral": _ALL,
+    "ministral3": _ALL,
+    "mistral": _ALL,
+    "mixtral": _ALL,
+    "modernbert-decoder": Architecture(("sdpa", "flex_attention")),
+    "nanochat": _ALL,
+    "nemotron": _ALL,
+    "olmo": _ALL,
+    "olmo2": _ALL,
+    "olmo3": _ALL,
+    "olmoe": _SDPA,
+    "opt": _ALL,
+    "persimmon": _SDPA,
+    "phi": _ALL,
+    "phi3": _ALL,
+    "phimoe": _ALL,
+    "qwen2": _ALL,
+    "qwen2_moe": _ALL,
+    "qwen3": _ALL,
+    "qwen3_moe": _ALL,
+    "seed_oss": _ALL,
+    "smollm3": _ALL,
+    "stablelm": _SDPA,
+    "starcoder2": _ALL,
+    "vaultgemma": _FLEX,
+    "xglm": _EAGER,
+    "youtu": _ALL,
+}
+
+# Refused by the audit, every row; here is only why.
+REFUSED: dict[str, str] = {
+    "bamba": _RECURRENCE,
+    "cpmant": _BUFFER,
+    "falcon_h1": "a recurrence (mamba) stands beside the attention of every layer",
+    "gpt_neo": _BUFFER,
+    "granitemoehybrid": _RECURRENCE,
+    "jamba": _RECURRENCE,
+    "kimi_linear": _LINEAR,
+    "lfm2": _CONVOLUTION,
+    "lfm3": _CONVOLUTION,
+    "mamba": _RECURRENCE,
+    "minimax": _LINEAR,
+    "nemotron_h": _RECURRENCE,
+    "olmo_hybrid": _LINEAR,
+    "openai-gpt": _BUFFER,
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "recurrent_gemma": _RECURRENCE,
+    "rwkv": _RECURRENCE,
+    "xlstm": _RECURRENCE,
+    "zaya": "a convolution and a delayed value stand inside the attention of every layer",
 }
 
 AUDIT_TOKENS = 8
@@ -80,14 +172,18 @@ def _audit_line(row: LayerAudit) -> str:
     return f"{row.layer:>5}  {row.kernel:<20}  {row.padding:<7}  {seen}"
 
 
-def enable_bidirectional_attention(model: PreTrainedModel) -> Audit:
+def enable_bidirectional_attention(
+    model: PreTrainedModel, *, sliding_window: Literal["off", "symmetric"] = "off"
+) -> Audit:
     """Lets every token attend to every other token of its text, and proves it.
 
-    Sliding windows are switched off, as in the original implementation (parity section 3.7). Costs two forward passes
-    of two rows of eight tokens. Calling it again is harmless.
+    Costs two forward passes of two rows of eight tokens. Calling it again is harmless.
 
     Args:
         model: A decoder (`AutoModel` or `AutoModelForCausalLM`), on any device, in any dtype.
+        sliding_window: "off" widens windows to the whole text, as in the original implementation (parity section 3.7).
+            "symmetric" keeps them, and they then reach as far to the right as to the left. A model whose config says
+            `is_causal: false` already keeps the windows that it says.
 
     Returns:
         The audit, true by construction.
@@ -97,28 +193,43 @@ def enable_bidirectional_attention(model: PreTrainedModel) -> Audit:
         StillCausalError: Some layer stays causal; the model has been closed again.
     """
     refuse_encoders(model.config)
+    if sliding_window == "symmetric":
+        restore_causal_attention(model)
+    widen = sliding_window == "off" and not is_bidirectional(model)
     for config in _configs(model):
         causal: dict[str, Any] = getattr(config, "causal_attention", None) or {}
-        if getattr(config, "sliding_window", None) is not None and "sliding_window" not in causal:
+        if widen and getattr(config, "sliding_window", None):
             causal["sliding_window"] = config.sliding_window
             # Per-layer windows need a number; one that spans every text is no window.
             windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-            config.sliding_window = config.max_position_embeddings if windowed else None
+            _set_window(model, config, config.max_position_embeddings if windowed else None)
+        layer_types = getattr(config, "layer_types", None) or ()
+        if "chunked_attention" in layer_types:  # llama4: a causal mask whatever the flag says
+            causal["layer_types"] = layer_types
+            config.layer_types = ["full_attention"] * len(layer_types)
         if causal:  # what `restore_causal_attention` puts back; travels in config.json
             config.causal_attention = causal
         config.is_causal = False
     _set_module_flags(model, is_causal=False)
 
-    report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
-    if not report:
-        kernel = report.rows[0].kernel if report.rows else model.config._attn_implementation
-        layers = report.causal_layers
+    try:
+        report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
+    except (AttributeError, IndexError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
         restore_causal_attention(model)
+        raise UnsupportedArchitectureError(
+            f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
+            f"{str(model.config._attn_implementation)!r} kernel ({error}). Choose another with "
+            "model_kwargs={'attn_implementation': ...}, or load it as it is with attention='causal'."
+        ) from error
+    if not report:
+        restore_causal_attention(model)
+        known = ", ".join(ARCHITECTURES)
+        why = REFUSED.get(report.model_type, "convolutions, recurrences or causal buffers, which no setting opens")
         raise StillCausalError(
-            f"model_type {report.model_type!r} was asked to attend in both directions, but layers {layers} of "
-            f"{_config(model).num_hidden_layers} still cannot see later tokens with the {kernel!r} kernel. Such layers "
-            "are convolutions, recurrences or causal buffers; no setting opens them. Use another decoder, for example "
-            f"one of: {', '.join(ARCHITECTURES)}; or load it as it is with attention='causal'."
+            f"model_type {report.model_type!r} was asked to attend in both directions, but layers "
+            f"{report.causal_layers} of {_config(model).num_hidden_layers} still cannot see later tokens with the "
+            f"{str(model.config._attn_implementation)!r} kernel: {why}. Use another decoder, for example one of: "
+            f"{known}; or load it as it is with attention='causal'."
         )
     return report
 
@@ -127,10 +238,34 @@ def restore_causal_attention(model: PreTrainedModel) -> None:
     """Makes the model an ordinary causal one again, window included; its outputs are those from before, bit for bit."""
     for config in _configs(model):
         for name, value in (getattr(config, "causal_attention", None) or {}).items():
-            setattr(config, name, value)
+            if name == "sliding_window":
+                _set_window(model, config, value)
+            else:
+                setattr(config, name, value)
         for name in ("causal_attention", "is_causal"):
             config.__dict__.pop(name, None)
     _set_module_flags(model, is_causal=True)
+
+
+def twin(module: M) -> M:
+    """A second module tree over the same weights, so that two threads can attend in two directions at once.
+
+    Parameters and buffers are shared; config and flags are the twin's own. Takes a decoder or a whole encoder.
+
+    Example:
+        causal = twin(encoder)
+        causal[0].attention = "causal"
+    """
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+
+
+def needs_module_flags(model: PreTrainedModel) -> bool:
+    """Whether `config.json` alone leaves stock transformers causal (stablelm, nemotron): our class must set flags."""
+    stock = twin(model)
+    if getattr(stock, "_supports_sdpa", False):
+        stock.set_attn_implementation("sdpa")  # what stock classes choose
+    _set_module_flags(stock, is_causal=True)
+    return not audit(stock, paddings=("none",))
 
 
 def is_bidirectional(model: PreTrainedModel) -> bool:
@@ -164,7 +299,10 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
         One row per layer and padding, for the attention kernel in use.
     """
     layers = _decoder_layers(model)
+    depth = len(layers)
     kernel = str(model.config._attn_implementation)
+    # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
+    one_sided = {i for i, layer in enumerate(layers) if any(map(_is_convolution, layer.modules()))}
     rows = []
     was_training = model.training
     model.eval()
@@ -174,10 +312,14 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
             if padding != "none":
                 mask[:, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
             seen = _audit_pass(model, layers, mask.to(model.device), gradients)
-            rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(len(layers))]
+            rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]
     finally:
         model.train(was_training)
     return Audit(_config(model).model_type, tuple(rows))
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1
 
 
 def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, gradients: bool) -> dict[int, bool]:
@@ -205,10 +347,12 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
 
     def after(index: int) -> Any:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple | list) else output
             if gradients:
+                # Not the plain sum: behind a layer norm it is a constant.
+                weights = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
                 moved = [
-                    torch.autograd.grad(hidden[0, i].float().sum(), inputs[index], retain_graph=True)[0][0, last]
+                    torch.autograd.grad(hidden[0, i] @ weights, inputs[index], retain_graph=True)[0][0, last]
                     for i in earlier
                 ]
                 seen[index] = all(bool(g.abs().max() > 0) for g in moved)
@@ -262,9 +406,17 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     return [text] if text is model.config else [model.config, text]
 
 
+def _set_window(model: PreTrainedModel, config: PretrainedConfig, window: int | None) -> None:
+    # Masks follow the config; flash attention takes the copy that windowed layers keep.
+    old, config.sliding_window = config.sliding_window, window
+    for module in model.modules():
+        if "sliding_window" in module.__dict__ and module.sliding_window == old:
+            module.sliding_window = window
+
+
 def _set_module_flags(model: PreTrainedModel, *, is_causal: bool) -> None:
     # Some architectures drop the config's flag on the way to the kernel (stablelm, nemotron); the kernel then reads
     # the attention module's own.
     for module in model.modules():
         if "is_causal" in module.__dict__ and not isinstance(module, PreTrainedModel):
-            module.is_causal = is_causal  # type: ignore[assignment]
+            module.is_causal = is_causal

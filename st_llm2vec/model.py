@@ -28,7 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__, aliases
 from .bidirectional import refuse_encoders
-from .checkpoints import SETTINGS_FILE, merge_adapter, read_settings, resolve
+from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .prompts import Template, choose_template, special_counts, with_eos
@@ -57,7 +57,7 @@ def load(
     max_seq_length: int | None = None,
     document_max_length: int | None = None,
     include_prompt: bool | None = None,
-    attention: str = "bidirectional",
+    attention: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     revision: str | None = None,
@@ -75,7 +75,7 @@ def load(
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
         document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
         include_prompt: Pool BOS, template and prompt, too; default False.
-        attention: "causal" gives the ordinary decoder.
+        attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
         device: "cpu", "cuda", "mps"; default: the best there is.
         revision: Branch, tag or commit of `name` on the hub.
@@ -87,63 +87,75 @@ def load(
     if not isinstance(name, str | os.PathLike):
         raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
     name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
-    overrides = {
+    asked = {
         "pooling_mode": pooling_mode,
         "template": template,
         "max_seq_length": max_seq_length,
         "document_max_length": document_max_length,
         "include_prompt": include_prompt,
+        "attention": attention,
     }
-    for setting, value in (("max_seq_length", max_seq_length), ("document_max_length", document_max_length)):
-        if value is not None and value < 1:
-            raise InvalidInputError(f"{setting}={value!r} is no length. Give a number of tokens above 0.")
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    _require_two_modules(checkpoint.decoder)
     config = _read_config(checkpoint.decoder)
-    settings = checkpoint.settings | {k: v for k, v in overrides.items() if v is not None}
-    mode = settings.get("pooling_mode", "mean")
-    if mode not in POOLING_MODES:
-        raise InvalidInputError(f"pooling_mode={mode!r} is not known. Use one of {sorted(POOLING_MODES)}.")
-
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
-    length = settings.get("max_seq_length") or min(DEFAULT_MAX_SEQ_LENGTH, limit)
-    if length > limit:
-        raise InvalidInputError(
-            f"max_seq_length={length} is more than the {limit} positions that {name!r} has. Give {limit} or less."
-        )
-
-    if isinstance(settings.get("template"), dict):  # as we saved it, EOS suffix included
-        text_template = Template(**settings["template"])
-    else:
-        text_template = choose_template(settings.get("template"), checkpoint.original_name)
+    settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
     if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
         dtype = torch.float32 if on_cpu else "auto"
     transformer = LLM2VecTransformer(
         str(checkpoint.decoder),
         attention="causal",  # adapters first: the audit is of what will run
-        document_max_length=settings.get("document_max_length"),
+        document_max_length=settings["document_max_length"],
         tokenizer_folder=str(checkpoint.tokenizer),
         model_kwargs={"dtype": dtype, "use_safetensors": True},
-        processor_kwargs={"model_max_length": length},
+        processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
-    if mode == "eos_token" and not isinstance(settings.get("template"), dict):
+    transformer.text_template = settings["template"]
+    if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
-        text_template = with_eos(text_template, checkpoint.original_name, config.model_type, eos)
-    transformer.text_template = text_template
+        transformer.text_template = with_eos(settings["template"], checkpoint.original_name, config.model_type, eos)
     for folder in checkpoint.adapters:
         merge_adapter(transformer.model, folder)
-    transformer.attention = attention
-    pooling = LLM2VecPooling(
-        transformer.get_embedding_dimension(), POOLING_MODES[mode], settings.get("include_prompt", False)
-    )
-    model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings.get("prompts"))
-    model.provenance = {
+    transformer.attention = settings["attention"]
+    mode = POOLING_MODES[settings["pooling_mode"]]
+    pooling = LLM2VecPooling(transformer.get_embedding_dimension(), mode, settings["include_prompt"])
+    model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings["prompts"])
+    model.provenance = settings.get("provenance") or {
         "base_model": checkpoint.original_name or Path(name).name,
         "checkpoints": list(checkpoint.sources),
         "license": _license(checkpoint.decoder),
     }
-    model.model_card_data.license = model.provenance["license"]
+    model.model_card_data.license = model.provenance.get("license")
     return model
+
+
+def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+    settings = {
+        "pooling_mode": "mean",
+        "template": None,
+        "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),
+        "document_max_length": None,
+        "include_prompt": False,
+        "attention": "bidirectional",
+        "prompts": None,
+    }
+    settings |= {key: value for key, value in checkpoint.settings.items() if value is not None} | asked
+    if settings["pooling_mode"] not in POOLING_MODES:
+        raise InvalidInputError(
+            f"pooling_mode={settings['pooling_mode']!r} is not known. Use one of {sorted(POOLING_MODES)}."
+        )
+    for key in ("max_seq_length", "document_max_length"):
+        value = settings[key]
+        if value is not None and not 1 <= value <= (limit if key == "max_seq_length" else math.inf):
+            raise InvalidInputError(
+                f"{key}={value!r} cannot be used: {checkpoint.decoder.name!r} takes 1 to {limit} tokens."
+            )
+    if isinstance(settings["template"], dict):  # as we saved it
+        settings["template"] = Template(**settings["template"])
+    settings["template"] = choose_template(settings["template"], checkpoint.original_name)
+    return settings
 
 
 class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
@@ -318,6 +330,16 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     merged._hf_peft_config_loaded = False
     del merged.peft_config
     return merged
+
+
+def _require_two_modules(folder: Path) -> None:
+    path = folder / "modules.json"
+    extra = json.loads(path.read_text(encoding="utf-8"))[2:] if path.is_file() else []
+    if extra:
+        raise InvalidInputError(
+            f"{folder} has modules after its pooling ({', '.join(module['type'] for module in extra)}), which load() "
+            "would leave out. Open it with SentenceTransformer(...) after `import st_llm2vec`."
+        )
 
 
 def _class_name(module: nn.Module) -> str:

@@ -81,6 +81,8 @@ def with_eos(template: Template, original_name: str | None, model_type: str, eos
         raise InvalidInputError(
             "pooling_mode='eos_token' needs an EOS token, and the tokenizer has none. Use pooling_mode='last_token'."
         )
+    if template.suffix.endswith(suffix):
+        return template
     return Template(template.prefix, template.suffix + suffix)
 
 

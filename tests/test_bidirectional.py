@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_decoder
+from architectures import causal_layers, opens_in_place, table_row, uncompiled_flex
+from tiny_models import save_decoder, tiny_decoder
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import st_llm2vec
+from st_llm2vec import bidirectional
 from st_llm2vec.bidirectional import (
     ARCHITECTURES,
+    REFUSED,
     audit,
     enable_bidirectional_attention,
     is_bidirectional,
+    needs_module_flags,
     restore_causal_attention,
+    twin,
 )
 from st_llm2vec.errors import StillCausalError, UnsupportedArchitectureError
 
@@ -31,52 +43,154 @@ def hidden(model: PreTrainedModel, ids: Tensor, padded: bool) -> Tensor:
         return model(ids, attention_mask=(ids > 0).long()).last_hidden_state[0]
 
 
+# Hybrids of a layer that stays causal and one that opens; in the others, every layer stays causal.
+HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm3", "minimax", "nemotron_h", "olmo_hybrid"]
+HYBRIDS += ["qwen3_5_text", "qwen3_next", "recurrent_gemma"]
+REFUSED_LAYERS = dict.fromkeys(HYBRIDS, "0 of 2")
+WINDOWED = ["mistral", "gemma2", "gemma3_text", "phi3", "qwen2"]
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled_flex() -> Iterator[None]:
+    with uncompiled_flex():
+        yield
+
+
 @pytest.mark.parametrize(("model_type", "kernel"), CASES, ids="-".join)
-@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
-def test_a_later_token_changes_an_earlier_one(model_type: str, kernel: str, padded: bool) -> None:
+def test_every_layer_opens_and_closes_again(model_type: str, kernel: str) -> None:
     model = tiny_decoder(model_type, kernel)
-    changed = IDS.clone()
-    changed[0, -1] = 99
-    assert torch.equal(hidden(model, IDS, padded)[:16], hidden(model, changed, padded)[:16])
-    enable_bidirectional_attention(model)
-    moved = (hidden(model, IDS, padded) - hidden(model, changed, padded))[:16].abs().amax(-1)
-    assert moved.min() > 1e-4
-
-
-@pytest.mark.parametrize(("model_type", "kernel"), CASES, ids="-".join)
-def test_both_audits_agree_before_and_after(model_type: str, kernel: str) -> None:
-    model = tiny_decoder(model_type, kernel)
-    for gradients in (False, True):
-        before = audit(model, gradients=gradients)
-        assert before.causal_layers == [0, 1, 2]
-        assert len(before.rows) == 9  # 3 layers x no padding, left, right
-    enable_bidirectional_attention(model)
-    assert audit(model)
-    assert audit(model, gradients=True)
-
-
-@pytest.mark.parametrize(("model_type", "kernel"), CASES, ids="-".join)
-def test_closing_gives_the_same_numbers_bit_for_bit(model_type: str, kernel: str) -> None:
-    windowed = {"sliding_window": 4} if model_type in ("mistral", "gemma2", "gemma3_text", "phi3") else {}
-    model = tiny_decoder(model_type, kernel, **windowed)
     before, config = hidden(model, IDS, False), model.config.to_dict()
-    enable_bidirectional_attention(model)
+    layers = list(range(model.config.num_hidden_layers))
+    for gradients in (False, True) if kernel != "flex_attention" else (False,):  # flex has no backward pass on a CPU
+        report = audit(model, gradients=gradients)
+        assert report.causal_layers == layers
+        assert len(report.rows) == 3 * len(layers)  # no padding, left, right
+    assert opens_in_place(model, kernel)
     assert not torch.equal(hidden(model, IDS, False), before)
     restore_causal_attention(model)
     assert torch.equal(hidden(model, IDS, False), before)
     assert model.config.to_dict() == config
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text", "phi3"])
-def test_a_window_is_switched_off(model_type: str) -> None:
-    model = tiny_decoder(model_type, "eager", sliding_window=4)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma3_text", "qwen3", "gpt2", "stablelm"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_a_later_token_changes_an_earlier_one(model_type: str, padded: bool) -> None:
+    model = tiny_decoder(model_type)
+    changed = IDS.clone()
+    changed[0, -1] = 99
+    assert torch.equal(hidden(model, IDS, padded)[:16], hidden(model, changed, padded)[:16])
     enable_bidirectional_attention(model)
+    moved = (hidden(model, IDS, padded) - hidden(model, changed, padded))[:16].abs().amax(-1)
+    assert moved.min() > 1e-5
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_a_refusal_names_the_layers_that_stay_causal(model_type: str) -> None:
+    assert causal_layers(model_type) == REFUSED_LAYERS.get(model_type, "all")
+
+
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if "sdpa" in row.kernels])
+def test_only_attention_mixes_tokens(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the audit cannot see: a recurrence beside an attention that is open.
+    assert not mixes_without_attention(tiny_decoder(model_type), monkeypatch)
+
+
+def test_a_recurrence_beside_attention_mixes_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mixes_without_attention(tiny_decoder("falcon_h1"), monkeypatch)
+
+
+def mixes_without_attention(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> bool:
+    def nothing(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return torch.zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", nothing)
+    changed = IDS.clone()
+    changed[0, 0] = 99
+    return not torch.allclose(hidden(model, IDS, False)[1:], hidden(model, changed, False)[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["stablelm", "nemotron"])
+def test_the_flag_in_the_config_is_not_enough(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert needs_module_flags(tiny_decoder(model_type, "eager"))
+    assert not needs_module_flags(tiny_decoder("llama"))
+    monkeypatch.setattr(bidirectional, "_set_module_flags", lambda model, *, is_causal: None)
+    with pytest.raises(StillCausalError, match=r"layers \[0, 1, 2\] of 3"):
+        enable_bidirectional_attention(tiny_decoder(model_type))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_learned_positions_do_not_see_the_padding(model_type: str, tmp_path: Path) -> None:
+    encoder = st_llm2vec.load(save_decoder(tmp_path / model_type, model_type), device="cpu")
+    texts = ["fox", "the quick brown fox jumps over a lazy dog while seven wizards compress files"]
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-6)
+
+
+def test_two_directions_in_two_threads_on_one_set_of_weights() -> None:
+    model = tiny_decoder("mistral", sliding_window=4)
+    expected = {"causal": hidden(model, IDS, True)}
+    enable_bidirectional_attention(model)
+    expected["bidirectional"] = hidden(model, IDS, True)
+    models = {"bidirectional": model, "causal": twin(model)}
+    restore_causal_attention(models["causal"])
+    for a, b in zip(model.parameters(), models["causal"].parameters(), strict=True):
+        assert a is b
+
+    def run(direction: str) -> bool:
+        return all(torch.equal(hidden(models[direction], IDS, True), expected[direction]) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, ["causal", "bidirectional"] * 4))
+
+
+def test_a_twin_of_an_encoder_is_an_encoder(tmp_path: Path) -> None:
+    encoder = st_llm2vec.load(save_decoder(tmp_path / "qwen3", "qwen3"), device="cpu")
+    vectors = encoder.encode(["the quick brown fox"])
+    causal = twin(encoder)
+    causal[0].attention = "causal"
+    assert not np.allclose(causal.encode(["the quick brown fox"]), vectors, atol=1e-5)
+    assert np.array_equal(encoder.encode(["the quick brown fox"]), vectors)
+    assert {id(p) for p in causal.parameters()} == {id(p) for p in encoder.parameters()}
+
+
+def test_loading_costs_two_forward_passes_of_two_rows_of_eight_tokens() -> None:
+    model = tiny_decoder("llama")
+    shapes = []
+    model.register_forward_pre_hook(lambda *args: shapes.append(args[2]["input_ids"].shape), with_kwargs=True)
+    enable_bidirectional_attention(model)
+    assert shapes == [(2, 8), (2, 8)]
+
+
+def test_the_page_has_the_rows_of_the_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8").splitlines()
+    start, refused = page.index("| --- | --- | --- | --- |") + 1, page.index("| --- | --- | --- |") + 1
+    assert page[start : start + len(ARCHITECTURES)] == [table_row(name) for name in ARCHITECTURES]
+    wanted = [f"| {name} | {REFUSED_LAYERS.get(name, 'all')} | {reason} |" for name, reason in REFUSED.items()]
+    assert page[refused:] == wanted
+
+
+@pytest.mark.parametrize("setting", ["off", "symmetric"])
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_a_window_is_off_or_symmetric(model_type: str, setting: Any) -> None:
+    window = {"use_sliding_window": True, "max_window_layers": 0} if model_type == "qwen2" else {}
+    model = tiny_decoder(model_type, "eager", sliding_window=4, **window)
+    windows = [module.__dict__.get("sliding_window") for module in model.modules()]
+    causal = hidden(model, IDS, False)
+    enable_bidirectional_attention(model)
+    if setting == "symmetric":
+        enable_bidirectional_attention(model, sliding_window="symmetric")
+        enable_bidirectional_attention(model)  # again, as when a saved folder is opened
+    else:
+        assert 4 not in [module.__dict__.get("sliding_window") for module in model.modules()]  # flash attention's copy
     changed = IDS.clone()
     changed[0, -1] = 99
     # One layer reaches four tokens through a window; the first token must see the seventeenth in each of them.
     with torch.no_grad():
         a, b = (model(ids, output_hidden_states=True).hidden_states[1][0, 0] for ids in (IDS, changed))
-    assert (a - b).abs().max() > 1e-5
+    assert bool((a - b).abs().max() > 1e-5) == (setting == "off")
+    restore_causal_attention(model)
+    assert torch.equal(hidden(model, IDS, False), causal)
+    assert [module.__dict__.get("sliding_window") for module in model.modules()] == windows
 
 
 def test_setting_travels_in_config_and_comes_back_causal(tmp_path) -> None:
@@ -94,9 +208,9 @@ def test_setting_travels_in_config_and_comes_back_causal(tmp_path) -> None:
 def test_copies_and_pickles_stay_open() -> None:
     model = tiny_decoder("qwen3")
     enable_bidirectional_attention(model)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert is_bidirectional(twin)
-        assert audit(twin)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert is_bidirectional(other)
+        assert audit(other)
 
 
 def test_a_stubborn_layer_is_named_and_the_model_closed_again() -> None:
@@ -130,10 +244,4 @@ def test_encoders_are_refused_with_the_reason() -> None:
         enable_bidirectional_attention(AutoModel.from_config(config))
     config = AutoConfig.for_model("t5", d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, vocab_size=99)
     with pytest.raises(UnsupportedArchitectureError, match="encoder-decoder"):
-        enable_bidirectional_attention(AutoModel.from_config(config))
-
-
-def test_recurrence_is_refused() -> None:
-    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=99, state_size=4)
-    with pytest.raises(UnsupportedArchitectureError):
         enable_bidirectional_attention(AutoModel.from_config(config))

@@ -88,7 +88,9 @@ def test_classes_of_a_bos_decoder_and_reopening_through_the_plugin(
     assert isinstance(again, st_llm2vec.LLM2Vec)
     for prompt in ("", "Find: "):
         assert np.abs(again.encode(TEXTS, prompt=prompt) - model.encode(TEXTS, prompt=prompt)).max() <= 1e-5
-    assert again.fingerprint == model.fingerprint
+    loaded = st_llm2vec.load(str(folder), device="cpu")
+    assert again.fingerprint == model.fingerprint == loaded.fingerprint
+    assert loaded.provenance == model.provenance
     again.save_pretrained(str(tmp_path / "again"))
     assert class_names(tmp_path / "again") == classes
 

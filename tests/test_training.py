@@ -164,44 +164,52 @@ def train(model: Any, loss: Any, dataset: Dataset, out: Path, resume: bool = Fal
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def test_mntp_with_lora_trains_in_the_hosts_trainer_and_resumes(bos_decoder: Path, tmp_path: Path) -> None:
-    def fresh() -> Any:
-        torch.manual_seed(1)
-        model = st_llm2vec.load(str(bos_decoder), device="cpu")
-        add_lora(model, "mntp", r=4)
-        return model
-
-    def run(model: Any, out: Path, steps: int, resume: bool = False) -> list[float]:
-        chunks = chunk_texts(TEXTS * 4, model.tokenizer, length=32)
-        return train(
-            model, MNTPLoss(model), chunks, out, resume, max_steps=steps, collator=collator(model),
-            eval_dataset=chunks.select(range(8)), eval_strategy="steps", eval_steps=4,
-        )  # fmt: skip
-
-    straight, interrupted = fresh(), fresh()
-    losses = run(straight, tmp_path / "straight", 12)
+def test_mntp_with_lora_trains_in_the_hosts_trainer(bos_decoder: Path, tmp_path: Path) -> None:
+    model = st_llm2vec.load(str(bos_decoder), device="cpu")
+    add_lora(model, "mntp", r=4)
+    chunks = chunk_texts(TEXTS * 4, model.tokenizer, length=32)
+    evaluation = {"eval_dataset": chunks.select(range(8)), "eval_strategy": "steps", "eval_steps": 4}
+    losses = train(
+        model, MNTPLoss(model), chunks, tmp_path / "out", max_steps=12, collator=collator(model), **evaluation
+    )
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    run(interrupted, tmp_path / "interrupted", 8)
-    checkpoint = tmp_path / "interrupted" / "checkpoint-8"
-    assert (checkpoint / "adapter_model.safetensors").is_file()
-    assert (checkpoint / "optimizer.pt").is_file()
-    assert not (checkpoint / "model.safetensors").exists()
-    resumed = fresh()
-    run(resumed, tmp_path / "interrupted", 12, resume=True)
-    assert np.abs(resumed.encode(TEXTS[:8]) - straight.encode(TEXTS[:8])).max() <= 1e-5
 
-    before = straight.encode(TEXTS[:8])
-    straight.save_pretrained(str(tmp_path / "encoder"))
-    assert np.array_equal(straight.encode(TEXTS[:8]), before)  # saving does not change the model
-    assert "lora" in str(type(straight[0].model.layers[0].self_attn.q_proj)).lower()
+    before = model.encode(TEXTS[:8])
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert np.array_equal(model.encode(TEXTS[:8]), before)  # saving does not change the model
+    assert "lora" in str(type(model[0].model.layers[0].self_attn.q_proj)).lower()
     reopened = st_llm2vec.load(str(tmp_path / "encoder"), device="cpu")
     assert np.abs(reopened.encode(TEXTS[:8]) - before).max() <= 1e-5
-    with pytest.raises(InvalidInputError, match="merge_lora"):
-        add_lora(straight, "simcse")
-    merge_lora(straight)
-    assert np.abs(straight.encode(TEXTS[:8]) - before).max() <= 1e-5
-    add_lora(straight, "simcse")
-    assert straight.provenance["stages"] == ["mntp"]
+    with pytest.raises(InvalidInputError, match=r"'mntp'.*merge_lora"):
+        add_lora(model, "simcse")
+    merge_lora(model)
+    assert np.abs(model.encode(TEXTS[:8]) - before).max() <= 1e-5
+    add_lora(model, "simcse")
+    assert model.provenance["stages"] == ["mntp", "simcse"]
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_run_that_was_interrupted_ends_where_a_straight_one_does(
+    bos_decoder: Path, tmp_path: Path, lora: bool
+) -> None:
+    triplets = Dataset.from_dict({"anchor": TEXTS[:48], "positive": TEXTS[48:96], "negative": TEXTS[16:64]})
+
+    def run(out: Path, steps: int, resume: bool = False) -> Any:
+        torch.manual_seed(1)
+        model = st_llm2vec.load(str(bos_decoder), device="cpu")
+        if lora:
+            add_lora(model, "supervised", r=4, dropout=0.0)
+        train(model, MultipleNegativesRankingLoss(model), triplets, out, resume, max_steps=steps)
+        return model
+
+    straight = run(tmp_path / "straight", 6)
+    run(tmp_path / "interrupted", 4)
+    checkpoint = tmp_path / "interrupted" / "checkpoint-4"
+    assert (checkpoint / "optimizer.pt").is_file()
+    assert (checkpoint / "adapter_model.safetensors").is_file() is lora
+    assert (checkpoint / "model.safetensors").exists() is not lora
+    resumed = run(tmp_path / "interrupted", 6, resume=True)
+    assert np.abs(resumed.encode(TEXTS[:8]) - straight.encode(TEXTS[:8])).max() <= 1e-5
 
 
 def test_all_weights_train_without_lora(decoder: Path, tmp_path: Path) -> None:
@@ -220,7 +228,7 @@ def test_simcse_needs_its_dropout(decoder: Path) -> None:
     model.train()
 
     def two_passes() -> float:
-        a, b = (model(dict(features))["sentence_embedding"] for _ in range(2))
+        a, b = (model(dict(features))["sentence_embedding"].detach() for _ in range(2))
         return float((a - b).abs().max())
 
     assert two_passes() == 0
@@ -236,9 +244,9 @@ def test_simcse_and_supervised_train(decoder: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(decoder), device="cpu")
     with attention_dropout(model, 0.1):
         losses = train(
-            model, MultipleNegativesRankingLoss(model), simcse_pairs([*TEXTS, "", " "]), tmp_path / "1", max_steps=8
+            model, MultipleNegativesRankingLoss(model), simcse_pairs([*TEXTS, "", " "]), tmp_path / "1", max_steps=16
         )
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
     triplets = Dataset.from_dict({"anchor": TEXTS[:16], "positive": TEXTS[:16], "negative": TEXTS[16:32]})
     losses = train(
         model,
@@ -248,7 +256,7 @@ def test_simcse_and_supervised_train(decoder: Path, tmp_path: Path) -> None:
         max_steps=8,
         prompts={"anchor": "Find: "},
     )
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
 @pytest.mark.parametrize("scale", [20, 50])

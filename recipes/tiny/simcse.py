@@ -14,15 +14,18 @@ from st_llm2vec.training import attention_dropout, simcse, simcse_pairs
 if __name__ == "__main__":
     args = options(__doc__)
     model = start(args.out, "2-mntp", max_seq_length=64)
-    with attention_dropout(model, 0.15):  # a narrow model wants less than the paper's 0.3
+    # The vectors are spread out already (mean cosine of two sentences 0.24), so long training only drifts: after 200
+    # steps at a learning rate of 2e-4, STS-B dev fell from 0.555 to 0.507.
+    with attention_dropout(model):
         train(
             model,
             MultipleNegativesRankingLoss(model, scale=simcse.SCALE, similarity_fct=cosine),
             simcse_pairs(row["text"] for row in rows(args.data, "wiki_sentences", "train")),
             args.out / "3-simcse",
             args.data,
-            max_steps=600,
+            max_steps=150,
+            eval_steps=75,
             per_device_train_batch_size=128,
-            learning_rate=2e-4,
-            warmup_steps=50,
+            learning_rate=5e-5,
+            warmup_steps=20,
         )

@@ -80,8 +80,8 @@ if __name__ == "__main__":
     pairs = snli(args.data)
     datasets = DatasetDict(
         snli=Dataset.from_list(list(pairs) * 3),
-        passages=wiki_passages(args.data, 40_000),
-        neighbours=neighbours(args.data, 20_000),
+        passages=wiki_passages(args.data, 25_000),
+        neighbours=neighbours(args.data, 12_000),
         questions=questions(args.data),
         splits=splits(args.data),
     )

@@ -1,0 +1,369 @@
+"""Texts, metadata and the manifest in SQLite. Its COMMIT is the one commit point of a store.
+
+A change first writes the vectors to a new segment file and flushes it (segments.py), then one SQLite transaction
+inserts and deletes rows and replaces the manifest, which lists the segment files with their size and sha256. So after
+a crash
+
+  * before the COMMIT reached the disk: SQLite drops the torn tail of its write-ahead log (every frame has a checksum),
+    the old manifest counts, and the new file is named by nothing: ignored by readers, removed by the next writer;
+  * after it: everything is there, because the segment was on the disk before.
+
+Files are never changed after a manifest named them. The write-ahead log also gives readers their isolation: a reader
+holds one read transaction, and goes on seeing the rows that belong to the segments it opened.
+
+SQLite keeps no checksums of its own pages, so each row carries one of its content, and the manifest carries the number
+of rows and the XOR of those: an edited row, a row too many and a row too few are all seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from faiss_llm2vec import filters
+from faiss_llm2vec.filters import Ids
+from faiss_llm2vec.segments import Entry, File
+from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
+
+FORMAT = 1
+_BATCH = 10_000  # bound values per statement; SQLite allows 32,766
+_COLUMNS = "docid, id, text, metadata, checksum"
+
+_SCHEMA = f"""
+CREATE TABLE docs (docid INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, metadata TEXT NOT NULL,
+                   checksum INTEGER NOT NULL);
+{filters.SCHEMA};
+CREATE TABLE manifest (only INTEGER PRIMARY KEY CHECK (only = 1), json TEXT NOT NULL, checksum INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store is and which files belong to it; replaced as a whole by every commit."""
+
+    kind: str
+    metric: str
+    dimension: int | None = None  # unknown until the first vector
+    fingerprint: str | None = None  # of the model; None for a store of bare vectors
+    prompts: dict[str, Any] | None = None
+    format: int = FORMAT
+    generation: int = 0  # one more with every commit
+    next_id: int = 0  # ids are never reused
+    next_segment: int = 1
+    count: int = 0  # rows of `docs`
+    digest: int = 0  # XOR of their checksums
+    segments: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        fields = json.loads(text)
+        fields["segments"] = [
+            Entry(
+                rows=entry["rows"],
+                vectors=File(**entry["vectors"]),
+                index=File(**entry["index"]) if entry["index"] else None,
+            )
+            for entry in fields["segments"]
+        ]
+        return cls(**fields)
+
+
+class Row(NamedTuple):
+    """One document as stored."""
+
+    docid: int
+    id: str
+    text: str
+    metadata: str  # JSON object
+    checksum: int
+
+    @classmethod
+    def of(cls, docid: int, id: str, text: str, metadata: str) -> Row:
+        return cls(docid, id, text, metadata, checksum(docid, id, text, metadata))
+
+    @property
+    def sound(self) -> bool:
+        return self.checksum == checksum(*self[:4])
+
+
+def checksum(*values: object) -> int:
+    """64 bits of BLAKE2b over `values`, as SQLite's signed integer."""
+    digest = hashlib.blake2b(json.dumps(values).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Database:
+    """An open `store.db`."""
+
+    def __init__(self, path: Path, sql: sqlite3.Connection) -> None:
+        self.path = path
+        self.sql = sql
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> None:
+        """Writes a new database file, complete and on the disk on return."""
+        with _named(path):
+            sql = _connect(str(path))
+            sql.execute("PRAGMA journal_mode = WAL")
+            sql.execute("PRAGMA synchronous = FULL")
+            sql.executescript(f"BEGIN; {_SCHEMA}")
+            _set_manifest(sql, manifest)
+            sql.execute("COMMIT")
+            sql.close()
+
+    @classmethod
+    def open(cls, path: Path) -> Database:
+        """Opens a database, its content frozen as it is now until `thaw`.
+
+        Raises:
+            StoreNotFoundError: There is no such file.
+            StoreCorruptedError: SQLite cannot read it.
+        """
+        if not path.is_file():
+            if (path.parent / "segments").is_dir():
+                raise StoreCorruptedError(f"{path} is missing; without it the segments beside it cannot be read.")
+            raise StoreNotFoundError(
+                f"{path.parent} is no store. Make one with FaissStore.create({str(path.parent)!r})."
+            )
+        log = path.with_name(path.name + "-wal")
+        with _named(path):
+            sql = _connect(f"{path.absolute().as_uri()}?mode=rw")
+            try:
+                sql.execute("BEGIN")
+                sql.execute("SELECT checksum FROM manifest").fetchone()
+            except sqlite3.OperationalError:
+                # A write-ahead log needs a folder that can be written, unless the last writer left none behind.
+                sql.close()
+                if log.exists() and log.stat().st_size:
+                    raise
+                sql = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                sql.execute("BEGIN")
+            except BaseException:
+                sql.close()
+                raise
+            sql.execute("PRAGMA cache_size = -65536")  # KiB; the default 2 MiB is far below the table of fields
+            return cls(path, sql)
+
+    @classmethod
+    def in_memory(cls, path: Path, manifest: Manifest, rows: Iterable[Row]) -> Database:
+        """A copy of what is left of the database at `path`, for a store opened with recover=True."""
+        sql = _connect(":memory:")
+        sql.executescript(_SCHEMA)
+        _set_manifest(sql, manifest)
+        database = cls(path, sql)
+        database._insert(list(rows))
+        return database
+
+    def manifest(self) -> Manifest:
+        """The current manifest.
+
+        Raises:
+            StoreCorruptedError: It was damaged or edited.
+            StoreError: It was written by a newer version of this package.
+        """
+        with _named(self.path):
+            rows = self.sql.execute("SELECT json, checksum FROM manifest").fetchall()
+        if len(rows) != 1 or checksum(rows[0][0]) != rows[0][1]:
+            raise StoreCorruptedError(f"{self.path}: the manifest is damaged or was edited.")
+        if (found := json.loads(rows[0][0]).get("format")) != FORMAT:
+            raise StoreError(f"{self.path} has format {found}, this version reads {FORMAT}: upgrade st-llm2vec.")
+        return Manifest.from_json(rows[0][0])
+
+    def thaw(self) -> None:
+        """Leaves the frozen view for the current one."""
+        with _named(self.path):
+            if self.sql.in_transaction:
+                self.sql.execute("ROLLBACK")
+            self.sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
+
+    def commit(self, manifest: Manifest, *, remove: Sequence[int], insert: Sequence[Row]) -> Manifest:
+        """Publishes a change, all or nothing, durable on return.
+
+        Args:
+            manifest: what shall hold, but for `generation`, `count` and `digest`, which are worked out here.
+            remove: ids of documents to delete.
+            insert: documents to insert; they may reuse ids in `remove`.
+        """
+        with _named(self.path):
+            self.sql.execute("BEGIN IMMEDIATE")
+            try:
+                removed = self.rows(remove)
+                self._remove(removed)
+                self._insert(insert)
+                digest = manifest.digest
+                for row in (*removed, *insert):
+                    digest ^= row.checksum
+                manifest = replace(
+                    manifest,
+                    generation=manifest.generation + 1,
+                    count=manifest.count - len(removed) + len(insert),
+                    digest=digest,
+                )
+                _set_manifest(self.sql, manifest)
+                self.sql.execute("COMMIT")
+            except BaseException:
+                if self.sql.in_transaction:
+                    self.sql.execute("ROLLBACK")
+                raise
+        return manifest
+
+    def rows(self, docids: Sequence[int]) -> list[Row]:
+        """The documents with these ids, in their order.
+
+        Raises:
+            StoreCorruptedError: One is missing, damaged or was edited.
+        """
+        found = {row.docid: row for row in self._where_in("docid", [int(docid) for docid in docids])}
+        for docid in docids:
+            if docid not in found:
+                raise StoreCorruptedError(f"{self.path}: document {docid} is missing.")
+            if not found[docid].sound:
+                raise StoreCorruptedError(
+                    f"{self.path}: document {found[docid].id!r} (row {docid}) is damaged or was edited. "
+                    "FaissStore.open(path, recover=True) serves the others."
+                )
+        return [found[docid] for docid in docids]
+
+    def docids(self, ids: Sequence[str]) -> dict[str, int]:
+        """The ids of those of `ids` that exist."""
+        return {row.id: row.docid for row in self._where_in("id", ids)}
+
+    def matching(self, where: Any) -> Ids:
+        """Ids of the documents that match a filter, ascending."""
+        with _named(self.path):
+            return filters.matching(self.sql, where)
+
+    def everything(self) -> Iterator[Row]:
+        """All documents by ascending id, unchecked."""
+        with _named(self.path):
+            yield from map(Row._make, self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid"))  # noqa: S608
+
+    def live(self, manifest: Manifest) -> Ids:
+        """Ids of all documents, ascending, having checked that none was added or taken away behind the manifest.
+
+        Raises:
+            StoreCorruptedError: The rows are not those of the manifest.
+        """
+        with _named(self.path):
+            rows = self.sql.execute("SELECT docid, checksum FROM docs ORDER BY docid").fetchall()
+        pairs = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        if len(pairs) != manifest.count or int(np.bitwise_xor.reduce(pairs[:, 1])) != manifest.digest:
+            raise StoreCorruptedError(
+                f"{self.path} holds {len(pairs)} documents that are not the {manifest.count} that were written."
+            )
+        return np.ascontiguousarray(pairs[:, 0])
+
+    def check_pages(self, *, thorough: bool) -> None:
+        """Lets SQLite check the structure of its file.
+
+        Raises:
+            StoreCorruptedError: It is damaged.
+        """
+        with _named(self.path):
+            pragma = "integrity_check" if thorough else "quick_check"
+            if (answer := self.sql.execute(f"PRAGMA {pragma}(1)").fetchone()[0]) != "ok":
+                raise StoreCorruptedError(f"{self.path}: {answer}")
+
+    def damage(self, manifest: Manifest) -> list[str]:
+        """Reads everything and returns what is wrong with it."""
+        problems = []
+        count = digest = expected = 0
+        try:
+            self.check_pages(thorough=True)
+            for row in self.everything():
+                count, digest = count + 1, digest ^ row.checksum
+                if not row.sound:
+                    problems.append(f"{self.path}: document {row.id!r} (row {row.docid}) is damaged or was edited.")
+                    continue
+                for entry in filters.field_rows(json.loads(row.metadata)):
+                    expected ^= checksum(*entry, row.docid)
+            for entry in self.sql.execute("SELECT field, type, value, docid FROM fields"):
+                expected ^= checksum(*entry)
+        except (StoreCorruptedError, sqlite3.Error) as error:
+            return [*problems, str(error)]
+        if (count, digest) != (manifest.count, manifest.digest):
+            problems.append(f"{self.path}: {count} documents that are not the {manifest.count} that were written.")
+        if expected and not problems:
+            problems.append(f"{self.path}: the table of fields does not agree with the metadata; filters are not safe.")
+        return problems
+
+    def salvage(self) -> Iterator[Row]:
+        """All documents that can still be read and are what was written; reads around damaged pages."""
+        seen: set[int] = set()
+        for order in ("ASC", "DESC"):
+            try:
+                for values in self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid {order}"):  # noqa: S608
+                    row = Row._make(values)
+                    if row.docid in seen:
+                        break
+                    seen.add(row.docid)
+                    if row.sound:
+                        yield row
+            except sqlite3.DatabaseError:
+                continue  # a damaged page: go on from the other end, up to it
+            else:
+                return
+
+    def vacuum(self) -> None:
+        with _named(self.path):
+            self.sql.execute("VACUUM")
+
+    def close(self) -> None:
+        self.sql.close()
+
+    def _where_in(self, column: str, values: Sequence[Any]) -> Iterator[Row]:
+        with _named(self.path):
+            for start in range(0, len(values), _BATCH):
+                part = values[start : start + _BATCH]
+                marks = ", ".join("?" * len(part))
+                # Only names of ours and question marks go into the text.
+                query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
+                yield from map(Row._make, self.sql.execute(query, part))
+
+    def _insert(self, rows: Sequence[Row]) -> None:
+        self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
+        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _fields(rows))
+
+    def _remove(self, rows: Sequence[Row]) -> None:
+        self.sql.executemany("DELETE FROM docs WHERE docid = ?", ((row.docid,) for row in rows))
+        self.sql.executemany(
+            "DELETE FROM fields WHERE field = ? AND type = ? AND value = ? AND docid = ?", _fields(rows)
+        )
+
+
+def _set_manifest(sql: sqlite3.Connection, manifest: Manifest) -> None:
+    text = json.dumps(asdict(manifest))
+    sql.execute("INSERT OR REPLACE INTO manifest VALUES (1, ?, ?)", (text, checksum(text)))
+
+
+def _fields(rows: Sequence[Row]) -> list[tuple[str, str, Any, int]]:
+    # Sorted, so that inserting walks the primary key once instead of jumping about in it.
+    entries = ((*entry, row.docid) for row in rows for entry in filters.field_rows(json.loads(row.metadata)))
+    return sorted(entries)
+
+
+def _connect(target: str) -> sqlite3.Connection:
+    # isolation_level=None: transactions begin and end where we say. Threads take turns by the store's own lock.
+    return sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into the store's, with the name of the file."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if str(error).startswith("no such"):
+            raise StoreCorruptedError(f"{path}: {error}; it is not the database of a store.") from error
+        # No damage: disk full, no permission, busy.
+        raise StoreError(f"{path}: {error}. Nothing was changed.") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreCorruptedError(f"{path}: {error}") from error

@@ -1,0 +1,179 @@
+"""`where` filters: what they mean, and how they become the ids of the documents that match.
+
+    {"year": {"$gte": 2020}, "lang": {"$in": ["en", "fr"]}}         several keys: all must hold
+    {"$or": [{"topic": "animals"}, {"$not": {"draft": True}}]}
+
+    {"f": v}, {"f": {"$eq": v}}  equal; a list matches if one of its items does
+    $ne  $nin  $not              the exact complement of $eq, $in and the operand: documents without the field match too
+    $gt $gte $lt $lte            numbers with numbers, strings with strings (by code point); other types never match
+    $exists: true / false        the field is there (None counts) / is not
+    a field that is missing      matches nothing but $ne, $nin, $not and {"$exists": false}
+
+`True` and `1` are different values, `1` and `1.0` are the same. `{}` matches every document.
+
+Each field of each document is a row of the table `fields`, so a leaf of a filter is one look-up in its primary key,
+with names and values always bound, never spliced into the SQL; $and, $or and $not are set operations on sorted ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import itemgetter
+from sqlite3 import Connection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from st_llm2vec.errors import InvalidInputError
+
+Ids = npt.NDArray[np.int64]
+
+SCHEMA = """CREATE TABLE fields (field TEXT NOT NULL, type TEXT NOT NULL, value NOT NULL, docid INTEGER NOT NULL,
+            PRIMARY KEY (field, type, value, docid)) WITHOUT ROWID"""
+
+# These go into the SQL text, and are all that ever does.
+_COMPARE = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_LOGIC = ("$and", "$or", "$not")
+_OPERATORS = ("$eq", "$ne", "$in", "$nin", *_COMPARE, "$exists", "$not")
+_MOST_VALUES = 10_000  # SQLite allows 32,766 bound values in one statement
+
+
+def field_rows(metadata: Mapping[str, Any]) -> set[tuple[str, str, Any]]:
+    """Returns the `(field, type, value)` rows that make `metadata` filterable.
+
+    Raises:
+        InvalidInputError: A name is no string or starts with `$`; a value is nested or no JSON scalar.
+    """
+    rows: set[tuple[str, str, Any]] = set()
+    for name, value in metadata.items():
+        if not isinstance(name, str) or name.startswith("$"):
+            raise InvalidInputError(f"metadata field {name!r}: names are strings that do not start with '$'.")
+        _typed(name, name)
+        if isinstance(value, list):
+            rows.add((name, "list", ""))  # so that $exists sees an empty list
+            rows.update((name, *_typed(name, item)) for item in value)
+        else:
+            rows.add((name, *_typed(name, value)))
+    return rows
+
+
+def matching(sql: Connection, where: Mapping[str, Any]) -> Ids:
+    """Returns the ids of all documents that match `where`, ascending.
+
+    Raises:
+        InvalidInputError: Unknown operator, or an operand that the operator cannot take.
+    """
+    try:
+        return _matching(sql, where)
+    except RecursionError:
+        raise InvalidInputError("where is nested too deeply; a few hundred levels is the limit.") from None
+
+
+def _matching(sql: Connection, where: Any) -> Ids:
+    if not isinstance(where, Mapping):
+        raise InvalidInputError(f"where={where!r} is no filter. Give a dict such as {{'field': 'value'}}.")
+    found = [_condition(sql, key, operand) for key, operand in where.items()]
+    return reduce(_both, found) if found else _everything(sql)
+
+
+def _condition(sql: Connection, key: Any, operand: Any) -> Ids:
+    """One key of a filter: a logical operator, or a field and what it should be."""
+    if key == "$not":
+        return _complement(sql, _matching(sql, operand))
+    if key in ("$and", "$or"):
+        if not isinstance(operand, (list, tuple)) or not operand:
+            raise InvalidInputError(f"{key} takes a list of at least one filter, not {operand!r}.")
+        return reduce(_both if key == "$and" else np.union1d, [_matching(sql, part) for part in operand])
+    if not isinstance(key, str) or key.startswith("$"):
+        raise InvalidInputError(f"unknown operator {key!r} in where. Around fields there are {', '.join(_LOGIC)}.")
+    if not isinstance(operand, Mapping):
+        return _operator(sql, key, "$eq", operand)
+    if not operand:
+        raise InvalidInputError(f"where={{{key!r}: {{}}}} names no operator. Use one of {', '.join(_OPERATORS)}.")
+    return reduce(_both, [_operator(sql, key, name, value) for name, value in operand.items()])
+
+
+def _operator(sql: Connection, field: str, name: Any, operand: Any) -> Ids:  # noqa: PLR0911  (one per operator)
+    """The documents for which `field name operand` holds."""
+    _typed(field, field)
+    if name == "$not":
+        return _complement(sql, _condition(sql, field, operand))
+    if name == "$ne":
+        return _complement(sql, _operator(sql, field, "$eq", operand))
+    if name == "$nin":
+        return _complement(sql, _operator(sql, field, "$in", operand))
+    if name == "$exists":
+        if not isinstance(operand, bool):
+            raise InvalidInputError(f"$exists on {field!r} takes True or False, not {operand!r}.")
+        present = _select(sql, "field = ?", (field,))
+        return present if operand else _complement(sql, present)
+    if name == "$eq":
+        return _select(sql, "field = ? AND type = ? AND value = ?", (field, *_typed(field, operand)))
+    if name == "$in":
+        return _any_of(sql, field, operand)
+    if name in _COMPARE:
+        kind, value = _typed(field, operand)
+        if kind not in ("number", "text"):
+            raise InvalidInputError(f"{name} on {field!r} compares numbers or strings, not {operand!r}.")
+        return _select(sql, f"field = ? AND type = ? AND value {_COMPARE[name]} ?", (field, kind, value))
+    raise InvalidInputError(f"unknown operator {name!r} on {field!r}. There are {', '.join(_OPERATORS)}.")
+
+
+def _any_of(sql: Connection, field: str, operand: Any) -> Ids:
+    if isinstance(operand, (str, bytes, Mapping)) or not isinstance(operand, Iterable):
+        raise InvalidInputError(f"$in and $nin on {field!r} take a list of values, not {operand!r}.")
+    by_type: dict[str, list[Any]] = {}
+    for item in operand:
+        kind, value = _typed(field, item)
+        by_type.setdefault(kind, []).append(value)
+    found: Ids = np.empty(0, dtype=np.int64)
+    for kind, values in by_type.items():
+        for start in range(0, len(values), _MOST_VALUES):
+            part = values[start : start + _MOST_VALUES]
+            marks = ", ".join("?" * len(part))
+            rows = _select(sql, f"field = ? AND type = ? AND value IN ({marks})", (field, kind, *part))
+            found = np.union1d(found, rows)
+    return found
+
+
+def _typed(field: str, value: Any) -> tuple[str, Any]:
+    """Splits a scalar into its type and what SQLite compares, so that True is not 1 and None is not missing."""
+    if isinstance(value, bool):
+        return "bool", int(value)
+    if value is None:
+        return "null", ""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"field {field!r}: {value!r} has a lone surrogate, which is no text.") from None
+        return "text", value
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return "number", value
+    if isinstance(value, float) and math.isfinite(value):
+        return "number", value
+    raise InvalidInputError(
+        f"field {field!r} is {value!r} ({type(value).__name__}). Values are str, bool, None, a finite float, an int of "
+        "64 bits or, in metadata, a list of those; flatten what is nested and write dates as strings."
+    )
+
+
+def _select(sql: Connection, condition: str, values: tuple[Any, ...]) -> Ids:
+    rows = sql.execute(f"SELECT docid FROM fields WHERE {condition}", values)  # noqa: S608  (see _COMPARE)
+    return np.unique(np.fromiter(map(itemgetter(0), rows), dtype=np.int64))
+
+
+def _everything(sql: Connection) -> Ids:
+    # No ORDER BY: SQLite then reads the index of `id`, which is far smaller than the table with its texts.
+    return np.sort(np.fromiter(map(itemgetter(0), sql.execute("SELECT docid FROM docs")), dtype=np.int64))
+
+
+def _both(left: Ids, right: Ids) -> Ids:
+    return np.intersect1d(left, right, assume_unique=True)
+
+
+def _complement(sql: Connection, ids: Ids) -> Ids:
+    return np.setdiff1d(_everything(sql), ids, assume_unique=True)

@@ -1,0 +1,114 @@
+"""LangChain embeddings backed by an LLM2Vec model, or by any encoder of queries and documents."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.types import Encoder
+
+_ONE_AT_A_TIME = threading.Lock()  # two calls into one pool would take each other's results
+
+
+class LLM2VecEmbeddings(BaseModel, Embeddings):
+    """Vectors of texts, bit for bit as the encoder gives them; takes the arguments of `HuggingFaceEmbeddings`.
+
+    Queries go through `encode_query` and documents through `encode_document`, so that each gets the prompt that is
+    saved in the model. Texts are passed on as they are.
+
+        embeddings = LLM2VecEmbeddings("llm2vec-tiny", encode_kwargs={"batch_size": 64})
+        embeddings.embed_query("What do animals do in winter?")
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
+
+    model_name: str = Field(default="llm2vec-tiny", alias="model")
+    """A name for `st_llm2vec.load`; or, in its place, an encoder such as a `SentenceTransformer`."""
+    cache_folder: str | None = None
+    """Where `SentenceTransformer` keeps downloads."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `st_llm2vec.load`; if one of them is not, all go to `SentenceTransformer`."""
+    encode_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `encode_document`, such as `batch_size` or `normalize_embeddings`."""
+    query_encode_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `encode_query`; as in `HuggingFaceEmbeddings`, `encode_kwargs` if there are none."""
+    multi_process: bool = False
+    """Encode documents in worker processes, one per GPU, which start once and run until `close`."""
+    show_progress: bool = False
+
+    _encoder: Any = PrivateAttr()
+    _pool: Any = PrivateAttr(default=None)
+    _stop_pool: Callable[[], Any] | None = PrivateAttr(default=None)
+
+    def __init__(self, model: str | Encoder | None = None, **kwargs: Any) -> None:
+        if model is None:
+            model = kwargs.pop("model_name", None)
+        encoder = None if model is None or isinstance(model, str) else model
+        name = model if isinstance(model, str) else getattr(encoder, "name_or_path", None) or type(encoder).__name__
+        super().__init__(**kwargs if model is None else {"model": str(name), **kwargs})
+        if encoder is not None and (self.model_kwargs or self.cache_folder):
+            raise InvalidInputError("model is an encoder already: model_kwargs and cache_folder go with a name.")
+        if encoder is not None and not isinstance(encoder, Encoder):
+            raise InvalidInputError(
+                f"model is a {type(encoder).__name__}. Give the name of a model, or an encoder with encode_query and "
+                "encode_document such as a SentenceTransformer."
+            )
+        self._encoder = self._loaded() if encoder is None else encoder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector per document."""
+        options = {"show_progress_bar": self.show_progress, **self.encode_kwargs}
+        if not self.multi_process:
+            return self._encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
+        with _ONE_AT_A_TIME:
+            if self._pool is None:
+                self._pool = self._encoder.start_multi_process_pool()
+                self._stop_pool = weakref.finalize(self, self._encoder.stop_multi_process_pool, self._pool)
+            try:
+                return self._encoder.encode_document(texts, pool=self._pool, **options).tolist()  # type: ignore[no-any-return]
+            except BaseException:
+                self.close()  # what is left in its queues would come out at the next call
+                raise
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a query."""
+        options = {"show_progress_bar": self.show_progress, **(self.query_encode_kwargs or self.encode_kwargs)}
+        return self._encoder.encode_query([text], **options)[0].tolist()  # type: ignore[no-any-return]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` in a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` in a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self.embed_query, text)
+
+    def close(self) -> None:
+        """Ends the worker processes of `multi_process`; so does the end of this object or of Python."""
+        stop, self._stop_pool, self._pool = self._stop_pool, None, None
+        if stop is not None:
+            stop()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells the model from others, if it can say so; vector stores record it."""
+        fingerprint = getattr(self._encoder, "fingerprint", None)
+        return fingerprint() if callable(fingerprint) else fingerprint
+
+    def _loaded(self) -> Encoder:
+        from st_llm2vec import load  # brings torch, which an encoder that was given may not need
+
+        if self.cache_folder is None and self.model_kwargs.keys() <= inspect.signature(load).parameters.keys():
+            return load(self.model_name, **self.model_kwargs)
+        from sentence_transformers import SentenceTransformer
+
+        encoder: Encoder = SentenceTransformer(self.model_name, cache_folder=self.cache_folder, **self.model_kwargs)
+        return encoder

@@ -1,0 +1,220 @@
+"""LangChain's VectorStore over FaissStore: filters that hold, deletes that delete, a folder that survives crashes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from faiss_llm2vec import FaissStore, Hit, Record
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+
+from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError, StoreNotFoundError
+
+# Scores of FaissStore, brought to LangChain's [0, 1]. Inner products have no bounds.
+_RELEVANCE: dict[str, Callable[[float], float]] = {
+    "cosine": lambda score: max(0.0, score),
+    "l2": lambda score: 1 / (1 - score),
+}
+
+
+class FaissVectorStore(VectorStore):
+    """Documents in a folder, searched by any LangChain embeddings.
+
+        store = FaissVectorStore(embedding=LLM2VecEmbeddings("llm2vec-tiny"), path="my-store")
+        store.add_documents(documents)
+        store.similarity_search("Who hibernates?", k=3, filter={"topic": "animals", "year": {"$gte": 2020}})
+
+    Every change is on the disk when its call returns. Adding a document whose id exists replaces it. `filter` is a
+    `where` of faiss_llm2vec/filters.py; no hit ever violates it. Scores are those of `faiss_llm2vec.Hit`: the higher,
+    the better.
+
+    Args:
+        path: folder of the store, made if there is none.
+        kind, metric: see `FaissStore.create`, whose defaults they have.
+
+    Raises:
+        StoreMismatchError: The store was made with another embedding model, kind or metric.
+    """
+
+    def __init__(
+        self, embedding: Embeddings, path: str | Path, *, kind: str | None = None, metric: str | None = None
+    ) -> None:
+        self.embedding = embedding
+        given = {name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None}
+        try:
+            self.store = FaissStore.open(path, _EmbeddingsEncoder(embedding))
+        except StoreNotFoundError:
+            self.store = FaissStore.create(path, _EmbeddingsEncoder(embedding), **given)
+        stats = self.store.stats()
+        for name, value in given.items():
+            if stats[name] != value:
+                self.close()
+                raise StoreMismatchError(f"{path} was made with {name}={stats[name]!r}, not {value!r}. Leave it out.")
+        self._metric: str = stats["metric"]
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> FaissVectorStore:
+        """A new store of these texts; `path=` and the other arguments are those of the class."""
+        vector_store = cls(embedding, **kwargs)
+        if documents := vector_store.store.count():
+            vector_store.close()
+            raise StoreExistsError(
+                f"{vector_store.store.path} has {documents} documents already. Add to them with "
+                "FaissVectorStore(embedding, path).add_texts(...), or choose another path."
+            )
+        vector_store.add_texts(texts, metadatas, ids=ids)
+        return vector_store
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The embeddings that were given."""
+        return self.embedding
+
+    def close(self) -> None:
+        """Frees the files and the writer's lock."""
+        self.store.close()
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Adds texts, or replaces those whose id exists: all of them or, if anything is wrong, none.
+
+        Texts whose id is None get a random one. Returns the ids.
+        """
+        kwargs.pop("batch_size", None)  # langchain_core.indexing.index passes it on; one call is one change here
+        _refuse(kwargs)
+        return self.store.upsert(list(texts), ids=_completed(ids), metadata=metadatas)
+
+    def add_embeddings(
+        self,
+        text_embeddings: Iterable[tuple[str, Sequence[float]]],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """Like `add_texts`, for texts whose vectors are there already."""
+        pairs = list(text_embeddings)
+        texts, vectors = [text for text, _ in pairs], [vector for _, vector in pairs]
+        return self.store.upsert(texts, ids=_completed(ids), metadata=metadatas, vectors=vectors)
+
+    def delete(self, ids: list[str] | None = None, *, filter: Mapping[str, Any] | None = None, **kwargs: Any) -> bool:
+        """Deletes the documents with these ids, or that match the filter; every document if neither is given.
+
+        Ids that do not exist are passed over.
+        """
+        _refuse(kwargs)
+        self.store.delete(ids, where={} if ids is None and filter is None else filter)
+        return True
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents with these ids, in their order; ids that do not exist are passed over."""
+        return [_document(record) for record in self.store.get(list(ids))]
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The `k` best documents; takes `filter` and `score_threshold`."""
+        return [_document(hit) for hit in self._search(query, k, **kwargs)]
+
+    def similarity_search_with_score(  # type: ignore[override]  # the base class names no arguments
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """The `k` best documents and their scores, the higher the better."""
+        return [(_document(hit), hit.score) for hit in self._search(query, k, **kwargs)]
+
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
+        """`similarity_search` for the vector of a query."""
+        return [_document(hit) for hit in self._search(embedding, k, **kwargs)]
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """`similarity_search_with_score` for the vector of a query."""
+        return [(_document(hit), hit.score) for hit in self._search(embedding, k, **kwargs)]
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """`k` of the `fetch_k` best documents, picked to differ: `lambda_mult` 1.0 is relevance only, 0.0 diversity."""
+        return [_document(hit) for hit in self._search(query, k, fetch_k=fetch_k, mmr=lambda_mult, **kwargs)]
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """`max_marginal_relevance_search` for the vector of a query."""
+        return [_document(hit) for hit in self._search(embedding, k, fetch_k=fetch_k, mmr=lambda_mult, **kwargs)]
+
+    def _search(
+        self,
+        query: Any,
+        k: int,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        mmr: float | None = None,
+        fetch_k: int | None = None,
+    ) -> list[Hit]:
+        hits: list[Hit] = self.store.search(
+            query, k, where=filter, score_threshold=score_threshold, mmr=mmr, fetch_k=fetch_k
+        )
+        return hits
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        if self._metric not in _RELEVANCE:
+            raise InvalidInputError(
+                f"scores of metric {self._metric!r} have no bounds, so there is no relevance from 0 to 1. Use "
+                "similarity_search_with_score, or a store with metric='cosine'."
+            )
+        return _RELEVANCE[self._metric]
+
+
+class _EmbeddingsEncoder:
+    """LangChain embeddings, in the words that FaissStore speaks."""
+
+    def __init__(self, embedding: Embeddings) -> None:
+        self.embedding = embedding
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's own, else what LangChain embeddings usually know: their class and the name of the model."""
+        names = (getattr(self.embedding, attribute, None) for attribute in ("model_name", "model", "model_id"))
+        name = next((Path(name).name for name in names if isinstance(name, str)), "")
+        return getattr(self.embedding, "fingerprint", None) or f"{type(self.embedding).__name__} {name}".strip()
+
+    def encode_query(self, inputs: list[str], **kwargs: Any) -> list[list[float]]:
+        return [self.embedding.embed_query(text) for text in inputs]
+
+    def encode_document(self, inputs: list[str], **kwargs: Any) -> list[list[float]]:
+        return self.embedding.embed_documents(inputs)
+
+
+def _document(found: Record | Hit) -> Document:
+    return Document(id=found.id, page_content=found.text, metadata=found.metadata)
+
+
+def _completed(ids: Sequence[str | None] | None) -> list[str] | None:
+    return None if ids is None else [uuid.uuid4().hex if id is None else id for id in ids]
+
+
+def _refuse(unknown: Mapping[str, Any]) -> None:
+    if unknown:  # a misspelt argument, silently dropped, would lose metadata or delete everything
+        raise TypeError(f"unexpected arguments: {', '.join(unknown)}")

@@ -1,0 +1,181 @@
+"""LlamaIndex embeddings backed by an LLM2Vec model, or by any encoder of queries and documents."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+
+from llama_index_llm2vec.cache import CacheSection
+from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.types import Encoder
+
+_ONE_AT_A_TIME = threading.Lock()  # two calls into one pool would take each other's results
+
+
+class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
+    """Vectors of texts as the encoder gives them; takes the arguments of `HuggingFaceEmbedding`.
+
+    Queries go through `encode_query` and texts through `encode_document`, so that each gets the prompt that is saved
+    in the model.
+
+        Settings.embed_model = LLM2VecEmbedding("llm2vec-tiny")
+
+    Args:
+        model_name: a name for `st_llm2vec.load`; or, in its place, an encoder such as a `SentenceTransformer`.
+        max_length: tokens at most, where `model_name` is a name; default: what the model says.
+        query_instruction, text_instruction: prompts to use instead of those in the model.
+        normalize: give vectors unit length.
+        parallel_process: encode texts in worker processes (on `target_devices`), which start once and run until
+            `close`.
+        embeddings_cache: can be shared: each model has a section for queries and one for texts.
+        kwargs: other fields of `BaseEmbedding`; the rest, with `cache_folder`, `trust_remote_code` and `device`, are
+            arguments of `st_llm2vec.load` or, if one of them is not, of `SentenceTransformer`.
+    """
+
+    max_length: int | None = Field(default=None, description="Maximum length of input.", gt=0)
+    normalize: bool = Field(default=True, description="Normalize embeddings or not.")
+    query_instruction: str | None = Field(default=None, description="Instruction to prepend to query text.")
+    text_instruction: str | None = Field(default=None, description="Instruction to prepend to text.")
+    show_progress_bar: bool = Field(default=False, description="Whether to show a progress bar.")
+
+    _encoder: Any = PrivateAttr()
+    _section: str = PrivateAttr()
+    _parallel_process: bool = PrivateAttr()
+    _target_devices: list[str] | None = PrivateAttr()
+    _pool: Any = PrivateAttr(default=None)
+    _stop_pool: Callable[[], Any] | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        model_name: str | Encoder = "llm2vec-tiny",
+        *,
+        max_length: int | None = None,
+        embed_batch_size: int = 32,
+        cache_folder: str | None = None,
+        trust_remote_code: bool = False,
+        device: str | None = None,
+        parallel_process: bool = False,
+        target_devices: list[str] | None = None,
+        embeddings_cache: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in type(self).model_fields}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        options = {"cache_folder": cache_folder, "trust_remote_code": trust_remote_code, "device": device, **kwargs}
+        options = {name: value for name, value in options.items() if value}
+        encoder = _encoder(model_name, max_length, options)
+        name = model_name if isinstance(model_name, str) else getattr(model_name, "name_or_path", None)
+        super().__init__(
+            model_name=name or type(model_name).__name__,
+            max_length=getattr(encoder, "max_seq_length", None),
+            embed_batch_size=embed_batch_size,
+            embeddings_cache=embeddings_cache,
+            **fields,
+        )
+        self._encoder, self._parallel_process, self._target_devices = encoder, parallel_process, target_devices
+        if embeddings_cache is not None:
+            self.embeddings_cache = CacheSection(embeddings_cache, self._section_name("text", self.text_instruction))
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "LLM2VecEmbedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        options = self._options(self.text_instruction)
+        if not self._parallel_process:
+            return self._encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
+        with _ONE_AT_A_TIME:
+            if self._pool is None:
+                self._pool = self._encoder.start_multi_process_pool(self._target_devices)
+                self._stop_pool = weakref.finalize(self, self._encoder.stop_multi_process_pool, self._pool)
+            try:
+                return self._encoder.encode_document(texts, pool=self._pool, **options).tolist()  # type: ignore[no-any-return]
+            except BaseException:
+                self.close()  # what is left in its queues would come out at the next call
+                raise
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        options = self._options(self.query_instruction)
+        return self._encoder.encode_query([query], **options)[0].tolist()  # type: ignore[no-any-return]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a query; a cache is asked for queries only."""
+        return super(LLM2VecEmbedding, self._for_queries()).get_query_embedding(query)  # type: ignore[no-any-return]
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """`get_query_embedding` in a thread, so that the event loop goes on."""
+        return await super(LLM2VecEmbedding, self._for_queries()).aget_query_embedding(query)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Ends the worker processes of `parallel_process`; so does the end of this object or of Python."""
+        stop, self._stop_pool, self._pool = self._stop_pool, None, None
+        if stop is not None:
+            stop()
+
+    def _options(self, prompt: str | None) -> dict[str, Any]:
+        options = {
+            "batch_size": self.embed_batch_size,
+            "normalize_embeddings": self.normalize,
+            "show_progress_bar": self.show_progress_bar,
+        }
+        return options if prompt is None else {**options, "prompt": prompt}
+
+    def _for_queries(self) -> LLM2VecEmbedding:
+        """This object, with the other section of its cache."""
+        if self.embeddings_cache is None:
+            return self
+        cache = getattr(self.embeddings_cache, "cache", self.embeddings_cache)
+        section = CacheSection(cache, self._section_name("query", self.query_instruction))
+        twin: LLM2VecEmbedding = self.model_copy(update={"embeddings_cache": section})
+        return twin
+
+    def _section_name(self, kind: str, prompt: str | None) -> str:
+        fingerprint = getattr(self._encoder, "fingerprint", type(self._encoder).__name__)
+        fingerprint = fingerprint() if callable(fingerprint) else fingerprint
+        setting = (fingerprint, self.model_name, self.max_length, self.normalize, prompt)
+        return f"{kind}_{hashlib.sha256(repr(setting).encode()).hexdigest()[:16]}"
+
+
+def _encoder(model: str | Encoder, max_length: int | None, options: dict[str, Any]) -> Any:
+    if not isinstance(model, str):
+        if options or max_length is not None:
+            raise InvalidInputError(
+                f"{', '.join(options) or 'max_length'} cannot be given with an encoder, only a name."
+            )
+        if not isinstance(model, Encoder):
+            raise InvalidInputError(
+                f"model_name is a {type(model).__name__}. Give the name of a model, or an encoder with encode_query and "
+                "encode_document such as a SentenceTransformer."
+            )
+        return model
+    from st_llm2vec import load  # brings torch, which an encoder that was given may not need
+
+    if options.keys() <= inspect.signature(load).parameters.keys():
+        encoder: Any = load(model, **options)
+    else:
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(model, **options)
+    if max_length is not None:
+        encoder.max_seq_length = max_length
+    return encoder

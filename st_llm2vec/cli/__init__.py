@@ -1,0 +1,84 @@
+"""`st-llm2vec`, the command line: convert, train, encode, index, search and eval without writing Python.
+
+    files.py      texts from .txt, .jsonl, .csv and .parquet; files that appear complete or not at all
+    options.py    options that several commands share, and how a model is opened
+    convert.py    convert, models
+    train.py      train mntp, train simcse, train supervised; stages.py is what each of them does
+    encode.py     encode
+    store.py      index, search
+    evaluate.py   eval
+    doctor.py     doctor
+
+Results go to stdout; notes, progress and errors to stderr. Exit codes: 0 done, 1 an error that the message says how to
+fix, 2 a wrong command line. torch is imported inside the commands, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import Llm2VecError
+from . import convert, doctor, encode, evaluate, store, train
+
+app = typer.Typer(
+    name="st-llm2vec",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # main() below decides what an error looks like
+    add_completion=False,
+)
+app.command("convert")(convert.convert)
+app.command("train")(train.train)
+app.command("encode")(encode.encode)
+app.command("index")(store.index)
+app.command("search")(store.search)
+app.command("eval")(evaluate.evaluate)
+app.command("doctor")(doctor.doctor)
+app.command("models")(convert.models)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"st-llm2vec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Decoder-only LLMs as text encoders: convert, train, encode, index, search.
+
+    \b
+    Examples:
+      st-llm2vec index notes.txt notes-store
+      st-llm2vec search notes-store "when does the library open?"
+      st-llm2vec convert Qwen/Qwen3-0.6B my-encoder
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; errors become one message."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    if debug:
+        arguments.remove("--debug")
+    try:
+        app(arguments, prog_name="st-llm2vec")
+    except SystemExit as done:  # how typer ends, and with which code
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except (Llm2VecError, OSError, ValueError) as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            typer.echo(f"Error: {str(error).strip() or type(error).__name__}", err=True)
+        return 1
+    return 0

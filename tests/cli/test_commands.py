@@ -1,0 +1,149 @@
+"""Every command once, its exit codes, and errors as one message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from .conftest import SENTENCES, Command, write_jsonl
+
+
+def test_help_has_examples_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from st_llm2vec.cli import main; codes = [main([*c.split(), '--help']) for c in "
+        "('', 'convert', 'train mntp', 'encode', 'index', 'search', 'eval', 'models')]; "
+        "sys.exit(any(codes) or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Examples:") == 8
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").out.startswith("st-llm2vec 0.")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "nonsense", "encode", "encode a.txt b.npy --batch-size 0", "train warmup a b c", "eval m --data nowhere"],
+)
+def test_a_wrong_command_line_is_exit_code_2(command: Command, line: str) -> None:
+    assert command(*line.split()).code == 2
+
+
+def test_an_error_is_one_message_and_debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
+    arguments = ("encode", tmp_path / "nowhere.txt", tmp_path / "vectors.npy")
+    done = command(*arguments)
+    assert done.code == 1
+    assert done.err == f"Error: There is no file {tmp_path / 'nowhere.txt'}.\n"
+    for with_debug in (("--debug", *arguments), (*arguments, "--debug")):
+        done = command(*with_debug)
+        assert done.code == 1
+        assert "Traceback" in done.err
+        assert "FileNotFoundError" in done.err
+
+
+def test_unknown_model_is_exit_code_1(command: Command, texts: Path, tmp_path: Path) -> None:
+    done = command("encode", texts, tmp_path / "v.npy", "--model", "llm2vec-nonsense")
+    assert done.code == 1
+    assert "Known: llm2vec-tiny" in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_models_lists_the_alias(command: Command) -> None:
+    done = command("models")
+    assert done.code == 0
+    assert "llm2vec-tiny" in done.out
+
+
+def test_convert_writes_a_folder_once(command: Command, decoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    done = command("convert", decoder, folder, "--pooling-mode", "last_token", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "last_token pooling, 3 layers audited" in done.err
+    assert SentenceTransformer(str(folder)).encode("a fox").shape == (32,)
+    again = command("convert", decoder, folder)
+    assert again.code == 1
+    assert "was left as it is" in again.err
+
+
+def test_encode_npy_and_parquet_are_what_the_model_gives(command: Command, encoder: Path, tmp_path: Path) -> None:
+    rows = [{"title": str(i), "body": text} for i, text in enumerate(SENTENCES)]
+    jsonl = write_jsonl(tmp_path / "rows.jsonl", rows)
+    options = ("--model", encoder, "--text-column", "body", "--device", "cpu")
+    expected = SentenceTransformer(str(encoder), device="cpu").encode(SENTENCES)
+
+    done = command("encode", jsonl, tmp_path / "v.npy", *options)
+    assert done.code == 0, done.err
+    assert "it/s" in done.err  # a progress bar with its rate
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
+
+    assert command("encode", jsonl, tmp_path / "v.parquet", *options, "--normalize", "--prompt", "a:").code == 0
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["title", "body", "embedding"]
+    vectors = np.array(table["embedding"].to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    unprompted = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(vectors - unprompted).max() > 1e-3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "v.npy", "v.parquet"]
+
+
+def test_index_then_search(command: Command, encoder: Path, texts: Path, tmp_path: Path) -> None:
+    store, model = tmp_path / "store", ("--model", encoder, "--device", "cpu")
+    assert command("index", texts, store, *model).code == 0
+    found = command("search", store, SENTENCES[1], SENTENCES[5], "-k", "2", "--json", *model)
+    assert found.code == 0, found.err
+    first, second = json.loads(found.out)
+    assert first["hits"][0]["text"] == SENTENCES[1]
+    assert first["hits"][0]["id"] == f"{texts}:2"
+    assert second["hits"][0]["text"] == SENTENCES[5]
+    assert len(second["hits"]) == 2
+
+    again = command("index", texts, store, *model)
+    assert again.code == 1
+    assert "--add" in again.err
+
+    more = write_jsonl(tmp_path / "more.jsonl", [{"key": "new", "text": "a new dog", "year": 2024}])
+    done = command("index", more, store, "--id-column", "key", "--add", *model)
+    assert done.code == 0, done.err
+    assert "1 texts added, 9 in all" in done.err
+    table = command("search", store, "dog", "--where", '{"year": 2024}', *model)
+    assert "a new dog" in table.out
+    assert SENTENCES[0] not in table.out
+
+    assert command("search", store, "dog", "--where", "{", *model).code == 2
+    assert command("search", tmp_path / "nowhere", "dog", *model).code == 1
+
+
+def test_a_failed_index_leaves_nothing(command: Command, encoder: Path, tmp_path: Path) -> None:
+    twice = write_jsonl(tmp_path / "twice.jsonl", [{"key": "same", "text": "a"}, {"key": "same", "text": "b"}])
+    done = command("index", twice, tmp_path / "store", "--id-column", "key", "--model", encoder, "--device", "cpu")
+    assert done.code == 1
+    assert "same" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["twice.jsonl"]
+
+
+def test_eval(command: Command, encoder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"sentence1": a, "sentence2": b, "score": i}
+        for i, (a, b) in enumerate(zip(SENTENCES, reversed(SENTENCES), strict=True))
+    ]
+    write_jsonl(tmp_path / "stsb" / "test.jsonl", rows)
+    options = ("--tasks", "stsb", "--data", tmp_path, "--device", "cpu")
+    done = command("eval", encoder, *options, "--static-floor", "--json")
+    assert done.code == 0, done.err
+    scores = json.loads(done.out)
+    assert [score["task"] for score in scores] == ["stsb", "stsb (static floor)"]
+    assert scores[0]["n"] == len(rows)
+    assert "Spearman" in command("eval", encoder, *options).out
+    unknown = command("eval", encoder, "--tasks", "nonsense", "--data", tmp_path, "--device", "cpu")
+    assert unknown.code == 1
+    assert "nonsense" in unknown.err

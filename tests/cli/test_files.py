@@ -1,0 +1,80 @@
+"""Reading texts: four formats say the same, and every complaint names file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from st_llm2vec.cli.files import published, read_rows
+from st_llm2vec.errors import InvalidInputError
+
+TEXTS = ["plain", 'a "quoted", one', "naïve café 编码器"]
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    if path.suffix == ".txt":
+        path.write_text("\n".join(texts), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_formats_agree(tmp_path: Path, ending: str) -> None:
+    assert read_rows(write(tmp_path / f"file{ending}", TEXTS)).texts("text") == TEXTS
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  \ntwo\n")
+    rows = read_rows(path)
+    assert rows.texts("text") == ["one", "two"]
+    assert rows.numbers == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\n\xff\n", "a.txt, line 2: byte 0xff is not UTF-8"),
+        ("a.txt", b"\n\n", "a.txt is empty"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text"\n', "a.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'["text"]\n', "a.jsonl, line 1: a JSON list"),
+        ("a.jsonl", b'{"text": "fine"}\n\n{"title": "x"}\n', "line 3: there is no column 'text'; it has 'title'"),
+        ("a.jsonl", b'{"text": null}\n', "a.jsonl, line 1: 'text' is None (NoneType), not a text"),
+        ("a.csv", b'text,year\n"two\nlines",1\nshort\n', "a.csv, line 4: more or fewer fields than the 2"),
+        ("a.csv", b'text\n"open\n', "a.csv, line 2: not valid CSV"),
+        ("a.parquet", b"nonsense", "a.parquet cannot be read as parquet"),
+        ("a.pdf", b"", "Give a file that ends in .txt, .jsonl, .csv, .parquet"),
+    ],
+)
+def test_complaints_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError) as raised:
+        read_rows(path).texts("text")
+    assert message in str(raised.value)
+
+
+def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with published(path) as draft:
+            draft.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,149 @@
+"""Kills a writer with SIGKILL again and again, and checks after each that the store is what it acknowledged.
+
+    python tests/faiss_llm2vec/crash.py                             # 200 kills, 20,000 documents, some minutes
+    python tests/faiss_llm2vec/crash.py --kills 5 --docs 500
+
+The writer (this file, as a child process) adds, upserts, deletes and compacts at random. It prints each change before
+it starts and again once the store acknowledged it. After each kill the store must open, `verify` clean, and hold
+exactly the acknowledged changes, with or without the whole of the one that was under way; texts, metadata and vectors
+are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from faiss_llm2vec import FaissStore
+
+DIMENSION = 64
+KINDS = ("flat", "sq8")
+
+
+def vector(id, version):
+    return np.random.default_rng([int(id), version]).standard_normal(DIMENSION).astype("f4")
+
+
+def apply(state, change):
+    """The state (id -> version) after a change."""
+    kind, versions = change
+    if kind == "delete":
+        return {id: version for id, version in state.items() if id not in versions}
+    return {**state, **versions}
+
+
+def put(store, kind, versions):
+    ids = list(versions)
+    getattr(store, kind)(
+        [f"document {id} version {versions[id]} {'lorem ' * 20}" for id in ids],
+        ids=ids,
+        metadata=[{"version": versions[id], "even": int(id) % 2 == 0} for id in ids],
+        vectors=np.stack([vector(id, versions[id]) for id in ids]),
+    )
+
+
+def write(path, seed, state):
+    """The child: changes the store until it is killed."""
+    rng, version, docs = random.Random(seed), seed * 1000, len(state)
+    with FaissStore.open(path) as store:
+        while True:
+            version += 1
+            kind = rng.choices(["add", "upsert", "delete", "compact"], [3, 3, 3, 1])[0]
+            known, size = sorted(state), rng.randint(1, max(2, docs // 40))
+            if kind == "add":
+                first = max(map(int, state)) + 1
+                ids = [str(first + i) for i in range(size)]
+            else:
+                ids = [] if kind == "compact" else rng.sample(known, size)
+            change = (kind, dict.fromkeys(ids, version))
+            print(json.dumps(["begin", change]), flush=True)
+            if kind == "compact":
+                store.compact()
+            elif kind == "delete":
+                assert store.delete(ids) == len(ids)
+            else:
+                put(store, *change)
+            print(json.dumps(["done", change]), flush=True)
+            state = apply(state, change)
+
+
+def check(path, acknowledged, pending, rng):
+    """Returns the state that the store is in, which must be one of the two that are allowed."""
+    with FaissStore.open(path) as store:
+        problems = store.verify()
+        assert not problems, problems
+        records = store.get(where={})
+        found = {record.id: record.metadata["version"] for record in records}
+        allowed = [acknowledged] if pending is None else [acknowledged, apply(acknowledged, pending)]
+        assert found in allowed, f"{len(found)} documents, neither {[len(state) for state in allowed]}; {pending}"
+        for record in records:
+            assert record.text.startswith(f"document {record.id} version {record.metadata['version']} ")
+        assert store.count({"even": True}) == sum(int(id) % 2 == 0 for id in found)
+        sample = rng.sample(sorted(found), min(30, len(found)))
+        hits = store.search(np.stack([vector(id, found[id]) for id in sample]), k=1)
+        assert [hit.id for (hit,) in hits] == sample
+        assert min(hit.score for (hit,) in hits) > 0.999
+        return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--docs", type=int, default=20_000)
+    parser.add_argument("--path", type=Path, help="where the store goes; a temporary folder by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.write is not None:
+        write(arguments.path, arguments.write, json.loads(sys.stdin.readline()))
+    with tempfile.TemporaryDirectory() as folder:
+        run(arguments.path or Path(folder) / "store", arguments)
+
+
+def run(path, arguments):
+    rng = random.Random(arguments.seed)
+    state = {str(i): 0 for i in range(arguments.docs)}
+    with FaissStore.create(path, None, kind=KINDS[arguments.seed % 2]) as store:
+        put(store, "add", state)
+    tally, changes = collections.Counter(), 0
+    for kill in range(1, arguments.kills + 1):
+        command = [sys.executable, __file__, "--path", str(path), "--write", str(kill)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+            writer.stdin.write(json.dumps(state) + "\n")
+            writer.stdin.flush()
+            first = writer.stdout.readline()  # it is at work; now let it work a little
+            time.sleep(rng.uniform(0, 0.4))
+            writer.send_signal(signal.SIGKILL)
+            lines = [first, *writer.stdout]
+        pending = None
+        for line in lines:
+            if line.endswith("\n"):
+                word, change = json.loads(line)
+                pending = change if word == "begin" else None
+                if word == "done":
+                    state, changes = apply(state, change), changes + 1
+        found = check(path, state, pending, rng)
+        outcome = "between changes" if pending is None else f"during {pending[0]}"
+        if pending is not None and pending[0] != "compact":
+            outcome += ", kept whole" if found != state else ", dropped whole"
+        tally[outcome] += 1
+        state = found
+    print(
+        f"{arguments.kills} kills, {changes} acknowledged changes, {len(state)} documents at the end: "
+        "all there, nothing half there, verify clean"
+    )
+    for outcome, times in sorted(tally.items()):
+        print(f"{times:6d}  killed {outcome}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Without LangChain, the import says what to install."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("missing", ["langchain_core", "faiss"])
+def test_a_missing_extra_is_met_at_the_door(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import langchain_llm2vec"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    expected = f'MissingExtraError: langchain_llm2vec needs {missing}. Install it with: pip install "st-llm2vec[langchain]"'
+    assert expected in result.stderr

@@ -1,0 +1,192 @@
+"""FaissVectorStore where LangChain's suite does not look: filters, scores, mmr, retrievers, indexing, reopening."""
+
+from __future__ import annotations
+
+import pytest
+from faiss_llm2vec import FaissStore
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
+
+from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError
+
+DOCUMENTS = [
+    Document(id=f"d{i}", page_content=f"text {i}", metadata={"n": i, "even": i % 2 == 0, "tags": ["a", "b"][: i % 3]})
+    for i in range(20)
+]
+
+
+@pytest.fixture
+def embeddings(encoder):
+    return LLM2VecEmbeddings(encoder, query_encode_kwargs={"prompt": ""})  # queries find their own text
+
+
+@pytest.fixture
+def store(embeddings, tmp_path):
+    store = FaissVectorStore.from_documents(DOCUMENTS, embeddings, path=tmp_path / "store")
+    yield store
+    store.close()
+
+
+def numbers(documents):
+    return {document.metadata["n"] for document in documents}
+
+
+def test_documents_come_back_as_they_were(store):
+    assert store.similarity_search("text 7", k=1) == [DOCUMENTS[7]]
+    assert store.get_by_ids(["d3", "nothing", "d1"]) == [DOCUMENTS[3], DOCUMENTS[1]]
+
+
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ({"n": 3}, {3}),
+        ({"n": {"$gte": 18}}, {18, 19}),
+        ({"even": True, "n": {"$lt": 4}}, {0, 2}),
+        ({"$or": [{"n": 1}, {"$not": {"n": {"$lt": 19}}}]}, {1, 19}),
+        ({"tags": "b", "n": {"$in": [1, 2, 5]}}, {2, 5}),
+        ({"missing": {"$exists": True}}, set()),
+    ],
+    ids=str,
+)
+def test_filters_hold_in_every_kind_of_search(store, embeddings, filter, expected):
+    vector = embeddings.embed_query("text 7")
+    assert numbers(store.similarity_search("text 7", k=20, filter=filter)) == expected
+    assert numbers(store.similarity_search_by_vector(vector, k=20, filter=filter)) == expected
+    assert numbers(store.max_marginal_relevance_search("text 7", k=20, filter=filter)) == expected
+    assert numbers(document for document, _ in store.similarity_search_with_score("text 7", k=20, filter=filter)) == expected
+    retriever = store.as_retriever(search_kwargs={"k": 20, "filter": filter})
+    assert numbers(retriever.invoke("text 7")) == expected
+
+
+def test_retrievers(store):
+    assert store.as_retriever(search_kwargs={"k": 3}).invoke("text 7")[0] == DOCUMENTS[7]
+    strict = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.99})
+    assert strict.invoke("text 7") == [DOCUMENTS[7]]
+    diverse = store.as_retriever(search_type="mmr", search_kwargs={"k": 4, "fetch_k": 10, "lambda_mult": 0.3})
+    found = diverse.invoke("text 7")
+    assert found[0] == DOCUMENTS[7]
+    assert len(found) == 4
+
+
+async def test_the_async_twins_agree(store):
+    threshold = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.99})
+    assert await threshold.ainvoke("text 7") == [DOCUMENTS[7]]
+    assert await store.as_retriever(search_type="mmr").ainvoke("text 7") == store.max_marginal_relevance_search("text 7")
+    assert await store.asimilarity_search_with_score("text 7") == store.similarity_search_with_score("text 7")
+
+
+def test_mmr_prefers_what_differs(tmp_path, encoder):
+    with_vectors = [("near", [1.0, 0.0]), ("near again", [1.0, 0.01]), ("far", [0.6, 0.8])]
+    store = FaissVectorStore(LLM2VecEmbeddings(encoder), tmp_path / "store")
+    store.add_embeddings(with_vectors)
+    search = store.max_marginal_relevance_search_by_vector
+    assert [d.page_content for d in search([1.0, 0.0], k=2, lambda_mult=0.3)] == ["near", "far"]
+    assert [d.page_content for d in search([1.0, 0.0], k=2, lambda_mult=1.0)] == ["near", "near again"]
+    assert [d.page_content for d in search([1.0, 0.0], k=2, fetch_k=2, lambda_mult=0.3)] == ["near", "near again"]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "relevance"), [("cosine", [1.0, -1.0], [1.0, 0.0]), ("l2", [0.0, -2.0], [1.0, 1 / 3])]
+)
+def test_scores_and_relevance(tmp_path, encoder, metric, score, relevance):
+    store = FaissVectorStore(LLM2VecEmbeddings(encoder), tmp_path / "store", metric=metric)
+    same, opposite = [1.0] + [0.0] * 15, [-1.0] + [0.0] * 15
+    store.add_embeddings([("same", same), ("opposite", opposite)], [{"n": 0}, {"n": 1}])
+    assert [s for _, s in store.similarity_search_with_score_by_vector(same)] == pytest.approx(score)
+    encoder.encode_query = lambda texts, **options: __import__("numpy").array([same], "f4")
+    found = store.similarity_search_with_relevance_scores("anything")
+    assert [s for _, s in found] == pytest.approx(relevance)
+    store.close()
+
+
+def test_inner_products_are_no_relevance(tmp_path, embeddings):
+    store = FaissVectorStore.from_texts(["a"], embeddings, path=tmp_path / "store", metric="dot")
+    assert store.similarity_search_with_score("a")[0][1] == pytest.approx(sum(x * x for x in embeddings.embed_query("a")))
+    with pytest.raises(InvalidInputError, match="no bounds"):
+        store.similarity_search_with_relevance_scores("a")
+    store.close()
+
+
+def test_delete_by_ids_by_filter_and_everything(store):
+    assert store.delete(["d0", "nothing"])
+    assert store.delete(filter={"n": {"$gte": 2}})
+    assert numbers(store.similarity_search("text 1", k=20)) == {1}
+    store.delete()
+    assert store.similarity_search("text 1") == []
+
+
+def test_an_existing_id_is_replaced_and_missing_ids_are_made(store):
+    ids = store.add_texts(["new", "newer"], [{"n": 100}, {"n": 101}], ids=["d0", None])
+    assert ids[0] == "d0"
+    assert len(ids[1]) == 32
+    assert store.get_by_ids(ids) == [
+        Document(id="d0", page_content="new", metadata={"n": 100}),
+        Document(id=ids[1], page_content="newer", metadata={"n": 101}),
+    ]
+    assert store.similarity_search("text 0", k=20, filter={"n": 0}) == []
+
+
+def test_indexing_writes_only_what_changed(store, encoder):
+    store.delete()
+    manager = InMemoryRecordManager("test")
+    manager.create_schema()
+
+    def run(documents):
+        result = index(documents, manager, store, cleanup="full", source_id_key="n", key_encoder="sha256")
+        return result["num_added"], result["num_skipped"], result["num_deleted"]
+
+    assert run(DOCUMENTS) == (20, 0, 0)
+    encoded = len(encoder.calls)
+    assert run(DOCUMENTS) == (0, 20, 0)
+    assert len(encoder.calls) == encoded
+    changed = Document(page_content="other", metadata={"n": 19})
+    assert run([*DOCUMENTS[:5], changed]) == (1, 5, 15)
+    assert numbers(store.similarity_search("other", k=50)) == {0, 1, 2, 3, 4, 19}
+
+
+def test_a_folder_can_be_opened_again_with_its_model_only(store, encoder, embeddings, tmp_path):
+    store.close()
+    again = FaissVectorStore(embeddings, tmp_path / "store")
+    assert again.similarity_search("text 7", k=1) == [DOCUMENTS[7]]
+    again.close()
+    with FaissStore.open(tmp_path / "store", encoder) as raw:  # the model itself has the same fingerprint
+        assert raw.count() == 20
+    with pytest.raises(StoreMismatchError, match="DeterministicFakeEmbedding"):
+        FaissVectorStore(DeterministicFakeEmbedding(size=16), tmp_path / "store")
+    with pytest.raises(StoreMismatchError, match="metric='cosine', not 'l2'"):
+        FaissVectorStore(embeddings, tmp_path / "store", metric="l2")
+    with pytest.raises(StoreExistsError, match="20 documents"):
+        FaissVectorStore.from_texts(["a"], embeddings, path=tmp_path / "store")
+
+
+def test_without_a_fingerprint_class_and_model_name_stand_in(tmp_path):
+    class HostedEmbeddings(DeterministicFakeEmbedding):
+        model: str = "text-1"
+
+    FaissVectorStore.from_texts(["a"], HostedEmbeddings(size=8), path=tmp_path / "store").close()
+    with pytest.raises(StoreMismatchError, match=r"HostedEmbeddings text-1.*HostedEmbeddings text-2"):
+        FaissVectorStore(HostedEmbeddings(size=8, model="text-2"), tmp_path / "store")
+    other_size = FaissVectorStore(HostedEmbeddings(size=9), tmp_path / "store")
+    with pytest.raises(StoreMismatchError, match="dimension 9"):
+        other_size.similarity_search("a")
+    other_size.close()
+
+
+def test_misspelt_arguments_are_refused(store):
+    for call in (
+        lambda: store.similarity_search("a", filters={"n": 1}),
+        lambda: store.add_texts(["a"], metadata=[{"n": 1}]),
+        lambda: store.delete(id=["d1"]),
+    ):
+        with pytest.raises(TypeError, match="unexpected"):
+            call()
+    assert store.store.count() == 20
+
+
+def test_nested_metadata_is_refused_as_a_whole(store):
+    with pytest.raises(InvalidInputError, match="flatten"):
+        store.add_texts(["fine", "not"], [{"n": 1}, {"n": {"deep": 1}}])
+    assert store.store.count() == 20
