@@ -6,11 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
-from faiss_llm2vec import FaissStore
 from sentence_transformers import SentenceTransformer
 from stdlib_docs import passages
 
 import st_llm2vec  # noqa: F401 - turns the plugin on: SentenceTransformer knows "llm2vec-tiny"
+from faiss_llm2vec import FaissStore
 
 MODEL = "llm2vec-tiny"
 STORE = Path("build/quickstart-store")

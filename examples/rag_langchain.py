@@ -17,11 +17,12 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import create_retriever_tool
+
 from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 
 MODEL = "llm2vec-tiny"
 STORE = "stdlib-langchain"  # a folder; the second run opens it again
-MODULES = "bisect csv datetime difflib heapq json pathlib random shutil statistics string tempfile textwrap zipfile".split()
+MODULES = ["csv", "datetime", "difflib", "heapq", "json", "pathlib", "shutil", "statistics", "tempfile", "textwrap"]
 QUESTIONS = [
     ("How do I copy a whole directory tree?", {"module": "shutil"}),
     ("How do I parse a JSON document in a string?", {"module": "json", "kind": "function"}),
@@ -52,7 +53,9 @@ def passages(documents: list[Document]) -> Iterator[Document]:
         for number, paragraph in enumerate(document.page_content.split("\n\n")):
             symbol = document.metadata["symbol"]
             if len(paragraph) > 30:
-                yield Document(id=f"{symbol}#{number}", page_content=f"{symbol}: {paragraph}", metadata=document.metadata)
+                yield Document(
+                    id=f"{symbol}#{number}", page_content=f"{symbol}: {paragraph}", metadata=document.metadata
+                )
 
 
 # 2. Index.
@@ -98,7 +101,9 @@ for question, where in QUESTIONS:
 
 # 5. The same store as a tool for an agent: with a chat model that calls tools,
 #    langchain.agents.create_agent(chat, [tool]) decides itself what to search for.
-tool = create_retriever_tool(store.as_retriever(search_kwargs={"k": 1}), "search_stdlib", "Searches Python's docstrings.")
+tool = create_retriever_tool(
+    store.as_retriever(search_kwargs={"k": 1}), "search_stdlib", "Searches Python's docstrings."
+)
 print(f"{tool.name}({'median of numbers'!r}) -> {tool.invoke({'query': 'median of numbers'})[:70]!r}")
 
 store.close()

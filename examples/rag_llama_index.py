@@ -16,16 +16,20 @@ from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+
 from llama_index_llm2vec import FaissVectorStore, LLM2VecEmbedding
 
 MODEL = "llm2vec-tiny"
 STORE = "stdlib-llama-index"  # a folder; the second run opens it again
-MODULES = "bisect csv datetime difflib heapq json pathlib random shutil statistics string tempfile textwrap zipfile".split()
+MODULES = ["csv", "datetime", "difflib", "heapq", "json", "pathlib", "shutil", "statistics", "tempfile", "textwrap"]
 QUESTIONS = [
     ("How do I copy a whole directory tree?", [("module", FilterOperator.EQ, "shutil")]),
     ("How do I parse a JSON document in a string?", [("symbol", FilterOperator.TEXT_MATCH, "json.")]),
     ("Which function finds strings that are similar to a word?", []),
-    ("How do I make a temporary directory that is deleted afterwards?", [("module", FilterOperator.IN, ["tempfile", "shutil"])]),
+    (
+        "How do I make a temporary directory that is deleted afterwards?",
+        [("module", FilterOperator.IN, ["tempfile", "shutil"])],
+    ),
     ("How do I wrap a long paragraph to a given width?", [("kind", FilterOperator.NE, "module")]),
 ]
 
@@ -39,12 +43,16 @@ class DocstringReader(BaseReader):
             for symbol in getattr(module, "__all__", None) or [s for s in vars(module) if not s.startswith("_")]:
                 found = getattr(module, symbol)
                 if callable(found) and (getattr(module, "__all__", None) or inspect.getmodule(found) is module):
-                    yield self.document(name, "class" if inspect.isclass(found) else "function", f"{name}.{symbol}", found)
+                    yield self.document(
+                        name, "class" if inspect.isclass(found) else "function", f"{name}.{symbol}", found
+                    )
 
     def document(self, module: str, kind: str, symbol: str, found: Any) -> Document:
         metadata = {"symbol": symbol, "module": module, "kind": kind}
         unread = ["module", "kind"]  # to filter by, but not to embed
-        return Document(text=inspect.getdoc(found) or "", id_=symbol, metadata=metadata, excluded_embed_metadata_keys=unread)
+        return Document(
+            text=inspect.getdoc(found) or "", id_=symbol, metadata=metadata, excluded_embed_metadata_keys=unread
+        )
 
 
 # 2. Split and index.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from faiss_llm2vec import FaissStore
 from sentence_transformers import SentenceTransformer
 
 import st_llm2vec  # noqa: F401 - turns the plugin on
+from faiss_llm2vec import FaissStore
 
 MODEL = "llm2vec-tiny"
 DOCUMENTS = {

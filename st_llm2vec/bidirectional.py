@@ -62,6 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": _ALL,
     "gemma2": _FLEX,
     "gemma3_text": _ALL,
+    "gemma4_text": _ALL,
     "glm": _ALL,
     "glm4": _ALL,
     "glm4_moe": _ALL,
@@ -112,7 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 # Refused by the audit, every row; here is only why.
 REFUSED: dict[str, str] = {
     "bamba": _RECURRENCE,
-    "cpmant": _BUFFER,
+    "cpmant": "a causal mask made by the model itself, around prompt tokens of its own",
     "falcon_h1": "a recurrence (mamba) stands beside the attention of every layer",
     "gpt_neo": _BUFFER,
     "granitemoehybrid": _RECURRENCE,
@@ -214,7 +215,10 @@ def enable_bidirectional_attention(
 
     try:
         report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
-    except (AttributeError, IndexError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
+    except UnsupportedArchitectureError:
+        restore_causal_attention(model)
+        raise
+    except (AttributeError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
         restore_causal_attention(model)
         raise UnsupportedArchitectureError(
             f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
@@ -264,6 +268,8 @@ def needs_module_flags(model: PreTrainedModel) -> bool:
     stock = twin(model)
     if getattr(stock, "_supports_sdpa", False):
         stock.set_attn_implementation("sdpa")  # what stock classes choose
+    for config in _configs(stock):
+        config.is_causal = False
     _set_module_flags(stock, is_causal=True)
     return not audit(stock, paddings=("none",))
 
@@ -333,13 +339,19 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
     def before(index: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = hidden.detach().clone()
-            hidden[1] = hidden[0]
+            if hidden.shape[:2] != mask.shape:
+                raise UnsupportedArchitectureError(
+                    f"model_type {_config(model).model_type!r} was given {tuple(mask.shape)} tokens, and its layers "
+                    f"something of shape {tuple(hidden.shape)}, so its attention cannot be audited. Load it as it is "
+                    "with attention='causal'."
+                )
+            # Eight times the same vector: attention is spread over all, where a saturated softmax would hide the last.
+            hidden = hidden.detach()[:1, last : last + 1].repeat(*hidden.shape[:2], 1)
             if gradients:
                 hidden.requires_grad_()
             else:
                 noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
-                hidden[1, last] = noise * hidden[0].abs().mean().clamp_min(1e-3)
+                hidden[1, last] += noise * hidden[0].abs().mean().clamp_min(1e-3) / 4
             inputs[index] = hidden
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 

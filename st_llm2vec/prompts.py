@@ -148,13 +148,18 @@ def tokenize(
 
     before, after = special_counts(tokenizer)
     n_pooled = [len(ids) - before for ids in full]
-    # With something before the text, the span is as long as text and suffix are when tokenized alone (section 3.6).
+    # After a blank, the span is as long as text and suffix are when tokenized alone (section 3.6) ...
     inside = [i for i, (prompt, _) in enumerate(pairs) if prompt or template.prefix]
-    alone = _ids(
-        tokenizer, [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in inside]
-    )
-    for i, ids in zip(inside, alone, strict=True):
+    glued = {pairs[i][0] for i in inside if pairs[i][0] and not pairs[i][0][-1].isspace()}
+    apart = [i for i in inside if pairs[i][0] not in glued]
+    texts = [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in apart]
+    for i, ids in zip(apart, _ids(tokenizer, texts), strict=True):
         n_pooled[i] = min(len(ids), max_length) + after
+    # ... but directly after a prompt a text has other tokens than alone: there the prompt's are counted, as stock does.
+    prefixes = {prompt: _ids(tokenizer, [template.prefix + prompt])[0] for prompt in glued}
+    for i in inside:
+        if pairs[i][0] in glued:
+            n_pooled[i] -= len(prefixes[pairs[i][0]])
 
     rows = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
     for i, row in enumerate(rows):

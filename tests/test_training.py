@@ -186,6 +186,17 @@ def test_mntp_with_lora_trains_in_the_hosts_trainer(bos_decoder: Path, tmp_path:
     assert np.abs(model.encode(TEXTS[:8]) - before).max() <= 1e-5
     add_lora(model, "simcse")
     assert model.provenance["stages"] == ["mntp", "simcse"]
+    # A checkpoint of this stage must not name the raw decoder as its base: resuming would lose the merged one.
+    train(
+        model,
+        MNTPLoss(model, head=torch.zeros(300, 32)),
+        chunks,
+        tmp_path / "next",
+        max_steps=4,
+        collator=collator(model),
+    )
+    config = json.loads((tmp_path / "next" / "checkpoint-4" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "mntp-merged-but-not-saved"
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])

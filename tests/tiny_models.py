@@ -56,6 +56,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deepseek_v3": _EXPERTS | _LATENT,
     "falcon": {"head_dim": None},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
+    "gemma4_text": {
+        "num_kv_shared_layers": 0,
+        "global_head_dim": 8,
+        "vocab_size_per_layer_input": 300,
+        "hidden_size_per_layer_input": 8,
+    }
+    | {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
     "glm4_moe": _EXPERTS,
     "gpt_neo": {"num_hidden_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "gpt_oss": _EXPERTS,

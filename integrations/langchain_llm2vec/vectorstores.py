@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from faiss_llm2vec import FaissStore, Hit, Record
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from faiss_llm2vec import FaissStore, Hit, Record
 from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError, StoreNotFoundError
 
 # Scores of FaissStore, brought to LangChain's [0, 1]. Inner products have no bounds.

@@ -47,7 +47,6 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
     show_progress_bar: bool = Field(default=False, description="Whether to show a progress bar.")
 
     _encoder: Any = PrivateAttr()
-    _section: str = PrivateAttr()
     _parallel_process: bool = PrivateAttr()
     _target_devices: list[str] | None = PrivateAttr()
     _pool: Any = PrivateAttr(default=None)
@@ -69,8 +68,8 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
     ) -> None:
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in type(self).model_fields}
         fields = {name: value for name, value in fields.items() if value is not None}
-        options = {"cache_folder": cache_folder, "trust_remote_code": trust_remote_code, "device": device, **kwargs}
-        options = {name: value for name, value in options.items() if value}
+        options = {"cache_folder": cache_folder, "device": device, "trust_remote_code": trust_remote_code or None}
+        options = kwargs | {name: value for name, value in options.items() if value is not None}
         encoder = _encoder(model_name, max_length, options)
         name = model_name if isinstance(model_name, str) else getattr(model_name, "name_or_path", None)
         super().__init__(
@@ -164,8 +163,8 @@ def _encoder(model: str | Encoder, max_length: int | None, options: dict[str, An
             )
         if not isinstance(model, Encoder):
             raise InvalidInputError(
-                f"model_name is a {type(model).__name__}. Give the name of a model, or an encoder with encode_query and "
-                "encode_document such as a SentenceTransformer."
+                f"model_name is a {type(model).__name__}. Give the name of a model, or an encoder with encode_query "
+                "and encode_document such as a SentenceTransformer."
             )
         return model
     from st_llm2vec import load  # brings torch, which an encoder that was given may not need

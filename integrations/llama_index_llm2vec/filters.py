@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from faiss_llm2vec import FaissStore
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilters
+
+from faiss_llm2vec import FaissStore
 
 Where = dict[str, Any]
 NODE_ID = "_node_id"

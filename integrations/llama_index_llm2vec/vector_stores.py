@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from faiss_llm2vec import FaissStore, Hit, Record
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.vector_stores import (
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from faiss_llm2vec import FaissStore, Hit, Record
 from llama_index_llm2vec.filters import NODE_ID, Where, where_of
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError, StoreNotFoundError
 
@@ -97,9 +97,10 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
         """Deletes the nodes with these ids, or that match the filters, or both if both are given."""
-        if node_ids is None and filters is None:
+        where = where_of(filters, self._store)
+        if node_ids is None and not where:
             raise InvalidInputError("delete_nodes() needs node_ids or filters; clear() deletes every node.")
-        self._store.delete(node_ids, where=where_of(filters, self._store))
+        self._store.delete(node_ids, where=where or None)
 
     def clear(self) -> None:
         """Deletes every node."""
@@ -109,7 +110,10 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """The nodes with these ids, or that match the filters, or both if both; every node if neither is given."""
-        return [_node(record) for record in self._store.get(node_ids, where=where_of(filters, self._store))]
+        where = where_of(filters, self._store)
+        return [
+            _node(record) for record in self._store.get(node_ids, where=where if node_ids is None else where or None)
+        ]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The best nodes for a vector; mode "mmr" takes `mmr_threshold`, 1.0 for relevance only, 0.0 for diversity."""
@@ -131,13 +135,14 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             ids=[hit.id for hit in hits],
         )
 
-    def _where(self, query: VectorStoreQuery) -> Where:
-        where = [where_of(query.filters, self._store)]
+    def _where(self, query: VectorStoreQuery) -> Where | None:
+        parts = [where_of(query.filters, self._store)]
         if query.node_ids is not None:
-            where.append({NODE_ID: {"$in": query.node_ids}})
+            parts.append({NODE_ID: {"$in": query.node_ids}})
         if query.doc_ids is not None:
-            where.append({"ref_doc_id": {"$in": query.doc_ids}})
-        return {"$and": where}
+            parts.append({"ref_doc_id": {"$in": query.doc_ids}})
+        parts = [part for part in parts if part]
+        return {"$and": parts} if parts else None
 
     # -- the same without blocking the event loop ----------------------------------------------------------------------
 

@@ -52,37 +52,36 @@ def neighbours(data: Path, limit: int) -> Dataset:
     return Dataset.from_list(pairs[:limit])
 
 
-def questions(data: Path) -> Dataset:
+def questions(data: Path, limit: int) -> Dataset:
     """Questions and the passage that answers: SQuAD by way of QNLI (CC BY-SA), MedQuAD (CC BY), PubMedQA (MIT)."""
     pairs = [
         {"anchor": row["question"], "positive": row["sentence"]}
         for row in rows(data, "qnli", "train")
         if row["label"] == "entailment"
     ]
-    seen: dict[str, int] = {}
-    for row in rows(data, "medquad", "train"):
-        seen[row["question"]] = seen.get(row["question"], 0) + 1
-        if seen[row["question"]] == 1:
-            pairs.append({"anchor": row["question"], "positive": row["answer"][:700]})
+    first = {row["question"]: row["answer"][:700] for row in reversed(list(rows(data, "medquad", "train")))}
+    medical = [{"anchor": question, "positive": answer} for question, answer in first.items()]
+    random.Random(SEED).shuffle(medical)
+    pairs += medical[:limit]
     pairs += [{"anchor": row["question"], "positive": row["context"][:900]} for row in rows(data, "pubmedqa", "train")]
     return Dataset.from_list(pairs)
 
 
 def splits(data: Path) -> Dataset:
     """A sentence and the same in two (WikiSplit, CC BY-SA 4.0)."""
-    found = [row for split in ("train", "dev") for row in rows(data, "wiki_split", split)]
+    found = rows(data, "wiki_split", "train")
     return Dataset.from_list([{"anchor": row["sentence1"], "positive": row["sentence2"]} for row in found])
 
 
 if __name__ == "__main__":
     args = options(__doc__)
-    model = start(args.out, "3-simcse", max_seq_length=128)
+    model = start(args.out, "3-simcse", max_seq_length=64)
     pairs = snli(args.data)
     datasets = DatasetDict(
         snli=Dataset.from_list(list(pairs) * 3),
-        passages=wiki_passages(args.data, 25_000),
-        neighbours=neighbours(args.data, 12_000),
-        questions=questions(args.data),
+        passages=wiki_passages(args.data, 12_000),
+        neighbours=neighbours(args.data, 14_000),
+        questions=questions(args.data, 6_000),
         splits=splits(args.data),
     )
     print({name: len(dataset) for name, dataset in datasets.items()})
@@ -96,7 +95,7 @@ if __name__ == "__main__":
         args.data,
         num_train_epochs=1,
         per_device_train_batch_size=128,
-        learning_rate=3e-4,
+        learning_rate=1.5e-3,
         warmup_steps=50,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
     )

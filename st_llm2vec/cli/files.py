@@ -81,13 +81,17 @@ def read_rows(path: Path) -> Rows:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                # A byte order mark is what some editors put first; it is no text.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidInputError(
-                    f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8. Save the file as UTF-8."
-                ) from error
+            yield number, _decoded(path, number, line)
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        # A byte order mark is what some editors put first; it is no text.
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"{path}, line {number}: byte 0x{line[error.start]:02x} is not UTF-8. Save the file as UTF-8."
+        ) from error
 
 
 def _read_txt(path: Path) -> Iterator[Numbered]:

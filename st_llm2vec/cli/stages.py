@@ -100,8 +100,8 @@ def _tuples(model: LLM2Vec, rows: Rows, columns: tuple[str, ...]) -> Dataset:
     names = columns or tuple(rows.columns)
     if len(names) < 2:
         raise InvalidInputError(
-            f"{rows.path} has the one column {names[0]!r}; supervised training takes an anchor, a positive and, if there "
-            "are any, hard negatives: --columns question,answer."
+            f"{rows.path} has the one column {names[0]!r}; supervised training takes an anchor, a positive "
+            "and, if there are any, hard negatives: --columns question,answer."
         )
     return Dataset.from_dict({name: rows.texts(name) for name in names})
 

@@ -30,8 +30,8 @@ def add_lora(model: LLM2Vec, stage: str, *, r: int = 16, alpha: int | None = Non
     decoder = model[0].model
     if getattr(decoder, "_hf_peft_config_loaded", False):
         raise InvalidInputError(
-            f"The model still carries the adapter of {model.provenance.get('stages', ['a stage'])[-1]!r}; a new stage is "
-            "trained on top of the merged one. Call merge_lora(model) first."
+            f"The model still carries the adapter of {model.provenance.get('stages', ['a stage'])[-1]!r}; a new stage "
+            "is trained on top of the merged one. Call merge_lora(model) first."
         )
     linear = {name.rpartition(".")[2] for name, _ in decoder.named_modules()}
     targets = [name for name in PROJECTIONS if name in linear]
@@ -44,9 +44,15 @@ def add_lora(model: LLM2Vec, stage: str, *, r: int = 16, alpha: int | None = Non
 
 
 def merge_lora(model: LLM2Vec) -> None:
-    """Merges the trained adapter into the weights, in float32; all weights are trainable again."""
+    """Merges the trained adapter into the weights, in float32; all weights are trainable again.
+
+    Save the model and load it again before the next stage if that stage is to be resumable.
+    """
     decoder = model[0].model
     if not getattr(decoder, "_hf_peft_config_loaded", False):
         raise InvalidInputError("The model has no adapter to merge. add_lora(model, stage) adds one.")
-    model[0].model = merged_copy(decoder)
-    model[0].model.requires_grad_(True)
+    merged = merged_copy(decoder)
+    merged.requires_grad_(True)
+    # Checkpoints of a next stage name their base. The raw decoder would be the wrong one: resuming would lose this stage.
+    merged.name_or_path = f"{model.provenance['stages'][-1]}-merged-but-not-saved"
+    model[0].model = merged

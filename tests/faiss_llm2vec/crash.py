@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from faiss_llm2vec import FaissStore
 
 DIMENSION = 64

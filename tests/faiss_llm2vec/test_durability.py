@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faiss_llm2vec import FaissStore, database
 
+from faiss_llm2vec import FaissStore, database
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreLockedError, StoreMismatchError
 
 BLOCK = 4096

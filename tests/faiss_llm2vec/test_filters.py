@@ -7,10 +7,11 @@ from operator import ge, gt, le, lt
 
 import numpy as np
 import pytest
-from faiss_llm2vec import FaissStore
-from faiss_llm2vec.database import Database, Manifest, Row
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from faiss_llm2vec import FaissStore
+from faiss_llm2vec.database import Database, Manifest, Row
 
 COMPARE = {"$gt": gt, "$gte": ge, "$lt": lt, "$lte": le}
 NUMBERS = [0, 1, 1.0, -2, 2.5, 2**53, 2.0**53, 2**53 + 1, -(2**63)]

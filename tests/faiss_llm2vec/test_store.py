@@ -7,12 +7,12 @@ import sys
 import threading
 
 import faiss
-import faiss_llm2vec
 import numpy as np
 import pytest
+
+import faiss_llm2vec
 from faiss_llm2vec import FaissStore, Hit, Record
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS
-
 from st_llm2vec.errors import (
     InvalidInputError,
     MissingExtraError,

@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from langchain_llm2vec import LLM2VecEmbeddings
 
+from langchain_llm2vec import LLM2VecEmbeddings
 from st_llm2vec.errors import InvalidInputError
 
 TEXTS = ["first line\nsecond line", "  two  blanks ", "naïve ≤ 编码器", ""]
@@ -128,7 +128,9 @@ def test_a_name_is_loaded_with_the_prompts_of_its_model_kept(decoder, tmp_path):
     assert embeddings.embed_query("winter") != embeddings.embed_documents(["winter"])[0]
     assert embeddings.fingerprint == model.fingerprint
     # A cache folder, or an argument that `load` does not have, is for SentenceTransformer.
-    other = LLM2VecEmbeddings(model=str(tmp_path / "encoder"), cache_folder=str(tmp_path), model_kwargs={"backend": "torch"})
+    other = LLM2VecEmbeddings(
+        model=str(tmp_path / "encoder"), cache_folder=str(tmp_path), model_kwargs={"backend": "torch"}
+    )
     assert isinstance(other._encoder, SentenceTransformer)
     assert other.embed_query("winter") == pytest.approx(embeddings.embed_query("winter"), abs=1e-6)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests, VectorStoreIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 
 
 class TestEmbeddingsUnit(EmbeddingsUnitTests):

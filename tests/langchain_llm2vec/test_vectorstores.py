@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from faiss_llm2vec import FaissStore
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, index
-from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 
+from faiss_llm2vec import FaissStore
+from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError
 
 DOCUMENTS = [
@@ -55,7 +55,10 @@ def test_filters_hold_in_every_kind_of_search(store, embeddings, filter, expecte
     assert numbers(store.similarity_search("text 7", k=20, filter=filter)) == expected
     assert numbers(store.similarity_search_by_vector(vector, k=20, filter=filter)) == expected
     assert numbers(store.max_marginal_relevance_search("text 7", k=20, filter=filter)) == expected
-    assert numbers(document for document, _ in store.similarity_search_with_score("text 7", k=20, filter=filter)) == expected
+    assert (
+        numbers(document for document, _ in store.similarity_search_with_score("text 7", k=20, filter=filter))
+        == expected
+    )
     retriever = store.as_retriever(search_kwargs={"k": 20, "filter": filter})
     assert numbers(retriever.invoke("text 7")) == expected
 
@@ -73,7 +76,9 @@ def test_retrievers(store):
 async def test_the_async_twins_agree(store):
     threshold = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.99})
     assert await threshold.ainvoke("text 7") == [DOCUMENTS[7]]
-    assert await store.as_retriever(search_type="mmr").ainvoke("text 7") == store.max_marginal_relevance_search("text 7")
+    assert await store.as_retriever(search_type="mmr").ainvoke("text 7") == store.max_marginal_relevance_search(
+        "text 7"
+    )
     assert await store.asimilarity_search_with_score("text 7") == store.similarity_search_with_score("text 7")
 
 
@@ -104,7 +109,9 @@ def test_scores_and_relevance(tmp_path, encoder, metric, score, relevance):
 
 def test_inner_products_are_no_relevance(tmp_path, embeddings):
     store = FaissVectorStore.from_texts(["a"], embeddings, path=tmp_path / "store", metric="dot")
-    assert store.similarity_search_with_score("a")[0][1] == pytest.approx(sum(x * x for x in embeddings.embed_query("a")))
+    assert store.similarity_search_with_score("a")[0][1] == pytest.approx(
+        sum(x * x for x in embeddings.embed_query("a"))
+    )
     with pytest.raises(InvalidInputError, match="no bounds"):
         store.similarity_search_with_relevance_scores("a")
     store.close()

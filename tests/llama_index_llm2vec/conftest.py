@@ -37,3 +37,7 @@ def encoder():
 @pytest.fixture
 def make_encoder():
     return FakeEncoder
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs(abilities): what a vector store must be able to do")

@@ -16,9 +16,9 @@ from llama_index.core.vector_stores import (
     MetadataFilter,
     MetadataFilters,
     SimpleVectorStore,
-    VectorStoreQuery,
-    VectorStoreQueryMode,
 )
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
 from llama_index_llm2vec import FaissVectorStore
 
 Op = FilterOperator
@@ -45,9 +45,11 @@ _FAISS = importlib.util.find_spec("llama_index.vector_stores")
 STORES = ["ours", "simple", *(["faiss", "faiss-map"] if _FAISS else [])]
 _FALLS_SHORT = {
     "simple": {"get_nodes", "nested", "nodes"},
-    "faiss": {"filters", "delete", "delete_nodes", "replace", "get_nodes", "nested", "nodes", "ids", "scores", "mmr", "node_ids", "clear", "reuse"},
-    "faiss-map": {"filters", "delete", "replace", "get_nodes", "nested", "nodes", "scores", "mmr", "node_ids", "clear", "reuse", "delete_nodes"},
-}  # fmt: skip
+    "faiss": {"clear", "delete", "delete_nodes", "filters", "get_nodes", "ids", "mmr", "nested", "node_ids", "nodes"}
+    | {"replace", "reuse", "scores"},
+    "faiss-map": {"clear", "delete", "delete_nodes", "filters", "get_nodes", "mmr", "nested", "node_ids", "nodes"}
+    | {"replace", "reuse", "scores"},
+}
 
 
 @pytest.fixture(params=STORES)
@@ -63,10 +65,13 @@ def store(request, tmp_path):
         yield SimpleVectorStore()
     else:
         import faiss
-        from llama_index.vector_stores.faiss import FaissMapVectorStore, FaissVectorStore as TheirFaissVectorStore
+        from llama_index.vector_stores import faiss as theirs
 
         flat = faiss.IndexFlatL2(2)
-        yield TheirFaissVectorStore(flat) if request.param == "faiss" else FaissMapVectorStore(faiss.IndexIDMap2(flat))
+        if request.param == "faiss":
+            yield theirs.FaissVectorStore(flat)
+        else:
+            yield theirs.FaissMapVectorStore(faiss.IndexIDMap2(flat))
 
 
 def ids(store, vector=(1.0, 0.0), k=10, **query):
@@ -74,7 +79,9 @@ def ids(store, vector=(1.0, 0.0), k=10, **query):
 
 
 def all_of(*leaves, condition=AND):
-    return MetadataFilters(filters=[MetadataFilter(key=k, operator=o, value=v) for k, o, v in leaves], condition=condition)
+    return MetadataFilters(
+        filters=[MetadataFilter(key=k, operator=o, value=v) for k, o, v in leaves], condition=condition
+    )
 
 
 def test_an_empty_store_finds_nothing(store):
@@ -135,7 +142,9 @@ def test_similarities_are_cosines(store):
         (all_of(("ref_doc_id", Op.EQ, "doc-2")), "cd"),
         (all_of(("name'; DROP TABLE docs; --", Op.EQ, "x")), ""),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(f"{f.key}{f.operator.value}{f.value}" for f in value.filters),
+    ids=lambda value: (
+        value if isinstance(value, str) else "-".join(f"{f.key}{f.operator.value}{f.value}" for f in value.filters)
+    ),
 )
 @pytest.mark.needs("filters")
 def test_every_operator(store, filters, expected):
@@ -145,16 +154,17 @@ def test_every_operator(store, filters, expected):
 
 def test_every_operator_is_in_the_test_above():
     tested = {
-        leaf.operator for mark in test_every_operator.pytestmark if mark.name == "parametrize" for filters, _ in mark.args[1]
+        leaf.operator
+        for mark in test_every_operator.pytestmark
+        if mark.name == "parametrize"
+        for filters, _ in mark.args[1]
         for leaf in filters.filters
     }
     assert tested == set(FilterOperator)
 
 
 @pytest.mark.needs("nested")
-@pytest.mark.parametrize(
-    ("condition", "expected"), [(AND, "c"), (OR, "abce"), (NOT, "d")], ids=["and", "or", "not"]
-)
+@pytest.mark.parametrize(("condition", "expected"), [(AND, "c"), (OR, "abce"), (NOT, "d")], ids=["and", "or", "not"])
 def test_filters_in_filters(store, condition, expected):
     store.add(nodes())
     inner = all_of(("n", Op.EQ, 1), ("n", Op.EQ, 3.5), condition=OR)

@@ -11,8 +11,8 @@ import pytest
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
-from llama_index_llm2vec import LLM2VecEmbedding
 
+from llama_index_llm2vec import LLM2VecEmbedding
 from st_llm2vec.errors import InvalidInputError
 
 TEXTS = ["first line\nsecond line", "  two  blanks ", "naïve ≤ 编码器"]
@@ -63,7 +63,9 @@ def test_instructions_take_the_place_of_the_models_prompts(encoder):
 def test_a_shared_cache_keeps_queries_texts_and_models_apart(make_encoder):
     cache, encoders = SimpleKVStore(), [make_encoder(), make_encoder()]
     encoders[1].fingerprint = "fake-2"
-    plain = [[encoder.encode_query(["a"])[0].tolist(), encoder.encode_document(["a"])[0].tolist()] for encoder in encoders]
+    plain = [
+        [encoder.encode_query(["a"])[0].tolist(), encoder.encode_document(["a"])[0].tolist()] for encoder in encoders
+    ]
     assert plain[0][0] != plain[0][1]
     embeddings = [LLM2VecEmbedding(encoder, embeddings_cache=cache) for encoder in encoders]
     embeddings.append(LLM2VecEmbedding(encoders[0], embeddings_cache=cache, query_instruction="q: "))
@@ -137,8 +139,12 @@ def test_a_name_is_loaded_with_the_prompts_of_its_model_kept(decoder, tmp_path):
     assert embedding.max_length == embedding._encoder.max_seq_length == 16
     again = pickle.loads(pickle.dumps(embedding))
     assert again.get_query_embedding("winter") == embedding.get_query_embedding("winter")
-    other = LLM2VecEmbedding(str(tmp_path / "encoder"), cache_folder=str(tmp_path), trust_remote_code=True, device="cpu")
-    assert other.get_query_embedding("winter") == pytest.approx(model.encode_query(["winter"], normalize_embeddings=True)[0].tolist(), abs=1e-6)
+    other = LLM2VecEmbedding(
+        str(tmp_path / "encoder"), cache_folder=str(tmp_path), trust_remote_code=True, device="cpu"
+    )
+    assert other.get_query_embedding("winter") == pytest.approx(
+        model.encode_query(["winter"], normalize_embeddings=True)[0].tolist(), abs=1e-6
+    )
 
 
 def test_bad_arguments_say_what_to_give(encoder):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.schema import ImageNode, IndexNode, TextNode
-from llama_index.core.vector_stores import VectorStoreQuery, VectorStoreQueryMode
-from llama_index_llm2vec import FaissVectorStore, LLM2VecEmbedding
+from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 
+from llama_index_llm2vec import FaissVectorStore, LLM2VecEmbedding
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 
 
@@ -74,7 +74,7 @@ def test_bad_input_is_refused_and_nothing_lost(store):
     with pytest.raises(ValueError, match="embedding not set"):
         store.add([TextNode(text="b")])
     with pytest.raises(InvalidInputError, match="clear"):
-        store.delete_nodes()
+        store.delete_nodes(filters=MetadataFilters(filters=[]))
     with pytest.raises(InvalidInputError, match="'hybrid' is not vector search"):
         store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], mode=VectorStoreQueryMode.HYBRID))
     with pytest.raises(InvalidInputError, match="no query_embedding"):

@@ -142,7 +142,7 @@ def _reload(model: SentenceTransformer) -> Row:
             model.save_pretrained(folder)
         modules = json.loads((Path(folder) / "modules.json").read_text(encoding="utf-8"))
         ours = [m["type"].rpartition(".")[2] for m in modules if not m["type"].startswith("sentence_transformers.")]
-        opener = type(model) if ours else type("Plain", (SentenceTransformer,), {})  # the plugin leaves subclasses alone
+        opener = type(model) if ours else type("Plain", (SentenceTransformer,), {})  # no subclass is the plugin's
         reopened = opener(folder, device=str(model.device), model_kwargs={"dtype": model[0].model.dtype})
         by = f"by st_llm2vec; it names {', '.join(ours)}" if ours else "by sentence-transformers without st_llm2vec"
         return _same("same when reopened", model, _encode(model, TEXTS, 1), _encode(reopened, TEXTS, 1), by)
@@ -162,10 +162,8 @@ def _span(model: SentenceTransformer) -> Row:
     for prompt in dict.fromkeys(["", PROMPT, *filter(None, model.prompts.values())]):
         for text in TEXTS:
             expected = tokenizer(text + suffix, add_special_tokens=False)["input_ids"]
-            read, wanted = (
-                tokenizer.decode(ids, skip_special_tokens=True).strip()
-                for ids in (_pooled(model, text, prompt), expected)
-            )
+            wanted = tokenizer.decode(expected, skip_special_tokens=True).strip()
+            read = tokenizer.decode(_pooled(model, text, prompt), skip_special_tokens=True).strip()
             if read != wanted:
                 return Row("pooled span", f"{read!r} instead of {wanted!r} after the instruction {prompt!r}", False)
     return Row("pooled span", "the text, and nothing of the instruction", True)
@@ -173,8 +171,8 @@ def _span(model: SentenceTransformer) -> Row:
 
 def _settings(model: SentenceTransformer) -> Iterator[Row]:
     decoder, template = model[0].model, getattr(model[0], "text_template", None)
-    millions = decoder.num_parameters() / 1e6
-    yield Row("decoder", f"{decoder.config.model_type}, {millions:.1f} M parameters, {decoder.dtype}, {decoder.device}")
+    size = f"{decoder.num_parameters() / 1e6:.1f} M parameters"
+    yield Row("decoder", f"{decoder.config.model_type}, {size}, {decoder.dtype}, {decoder.device}")
     yield Row("pooling", str(getattr(model[1], "pooling_mode", type(model[1]).__name__)))
     yield Row("template", f"{template.prefix!r} text {template.suffix!r}" if template else "none")
     yield Row("prompts", ", ".join(f"{k}: {v!r}" for k, v in model.prompts.items() if v) or "none")
@@ -197,8 +195,8 @@ def _diagnostics(model: SentenceTransformer) -> Iterator[Row]:
         half = max(1, min(text.shape[1], other.shape[1]) // 2)
         a, b = (_hidden(model, torch.cat([text[:, :half], end[:, -half:]], 1))[:half] for end in (text, other))
         moved.append(float((a - b).norm(dim=-1).mean() / a.norm(dim=-1).mean()))
-    change = float(np.mean(moved))
-    yield Row("future sensitivity", change, meaning="move of a first half when the second half changes; 0 is causal")
+    told = "move of a first half when the second half changes; 0 is causal"
+    yield Row("future sensitivity", float(np.mean(moved)), meaning=told)
 
 
 def _hidden(model: SentenceTransformer, ids: torch.Tensor) -> torch.Tensor:
