@@ -132,7 +132,7 @@ def load(
 def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
-    settings = {
+    settings: dict[str, Any] = {
         "pooling_mode": "mean",
         "template": None,
         "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),

@@ -81,7 +81,7 @@ def causal_layers(model_type: str) -> str:
         enable_bidirectional_attention(model)
     except StillCausalError as error:
         named, _, depth = str(error).partition("layers ")[2].partition(" still")[0].partition(" of ")
-        return "all" if named == str(list(range(int(depth)))) else f"{named[1:-1]} of {depth}"
+        return "all" if named == str(list(range(int(depth)))) else f"layer {named[1:-1]} of {depth}"
     except UnsupportedArchitectureError:
         return "all"
     raise AssertionError(f"{model_type} opens, so it should not be in REFUSED")

@@ -46,7 +46,7 @@ def hidden(model: PreTrainedModel, ids: Tensor, padded: bool) -> Tensor:
 # Hybrids of a layer that stays causal and one that opens; in the others, every layer stays causal.
 HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm3", "minimax", "nemotron_h", "olmo_hybrid"]
 HYBRIDS += ["qwen3_5_text", "qwen3_next", "recurrent_gemma"]
-REFUSED_LAYERS = dict.fromkeys(HYBRIDS, "0 of 2")
+REFUSED_LAYERS = dict.fromkeys(HYBRIDS, "layer 0 of 2")
 WINDOWED = ["mistral", "gemma2", "gemma3_text", "phi3", "qwen2"]
 
 

@@ -26,6 +26,7 @@ ORDER = [
     "plugin",
     "training",
     "evaluation",
+    "diagnosis",
     "cli",
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))

@@ -56,9 +56,9 @@ Its folder names stock classes only: plain `SentenceTransformer(folder)` gives t
 
 SciFact, nDCG@10 over {n_scifact} test queries: {scifact:.4f} (static floor {scifact_floor:.4f}).
 
-STS-B: Spearman correlation with cosine similarity, {n_sts:,} test pairs. The static floor is the mean of the stage's own
-input embeddings, untouched by any layer. The last row and SciFact are printed by `st-llm2vec eval llm2vec-tiny --tasks
-stsb,scifact --data DIR --static-floor`, all rows by `python recipes/tiny/release.py`.
+STS-B: Spearman correlation with cosine similarity, {n_sts:,} test pairs. The static floor is the mean of the stage's
+own input embeddings, untouched by any layer. `st-llm2vec eval llm2vec-tiny --tasks stsb,scifact --data DIR
+--static-floor` prints the last row and SciFact, `recipes/tiny/release.py` all rows.
 
 ## How it was made
 

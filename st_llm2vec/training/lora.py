@@ -53,6 +53,6 @@ def merge_lora(model: LLM2Vec) -> None:
         raise InvalidInputError("The model has no adapter to merge. add_lora(model, stage) adds one.")
     merged = merged_copy(decoder)
     merged.requires_grad_(True)
-    # Checkpoints of a next stage name their base. The raw decoder would be the wrong one: resuming would lose this stage.
+    # A next stage's checkpoints name their base. On the raw decoder, resuming would lose this stage without a word.
     merged.name_or_path = f"{model.provenance['stages'][-1]}-merged-but-not-saved"
     model[0].model = merged
