@@ -15,6 +15,7 @@ from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
     from .bidirectional import audit, enable_bidirectional_attention, restore_causal_attention
+    from .diagnosis import doctor
     from .errors import Llm2VecError
     from .model import LLM2Vec, load
     from .types import Encoder
@@ -24,6 +25,7 @@ _LAZY = {
     "LLM2Vec": "model",
     "Llm2VecError": "errors",
     "audit": "bidirectional",
+    "doctor": "diagnosis",
     "enable_bidirectional_attention": "bidirectional",
     "load": "model",
     "restore_causal_attention": "bidirectional",
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "audit",
     "disable_plugin",
+    "doctor",
     "enable_bidirectional_attention",
     "enable_plugin",
     "load",

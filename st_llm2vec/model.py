@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__, aliases
-from .bidirectional import refuse_encoders
+from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
@@ -301,6 +301,8 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
         transformer, pooling = self[0], self[1]
         if transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+            return False
+        if needs_module_flags(transformer.model):  # stock transformers reads the config only
             return False
         if pooling.pooling_mode == "lasttoken":
             return True

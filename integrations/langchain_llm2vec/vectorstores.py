@@ -135,9 +135,7 @@ class FaissVectorStore(VectorStore):
         """The `k` best documents; takes `filter` and `score_threshold`."""
         return [_document(hit) for hit in self._search(query, k, **kwargs)]
 
-    def similarity_search_with_score(  # type: ignore[override]  # the base class names no arguments
-        self, query: str, k: int = 4, **kwargs: Any
-    ) -> list[tuple[Document, float]]:
+    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """The `k` best documents and their scores, the higher the better."""
         return [(_document(hit), hit.score) for hit in self._search(query, k, **kwargs)]
 

@@ -137,9 +137,9 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
 
     def _where(self, query: VectorStoreQuery) -> Where | None:
         parts = [where_of(query.filters, self._store)]
-        if query.node_ids is not None:
+        if query.node_ids:  # an index over a store of text asks with an empty list, and means all
             parts.append({NODE_ID: {"$in": query.node_ids}})
-        if query.doc_ids is not None:
+        if query.doc_ids:
             parts.append({"ref_doc_id": {"$in": query.doc_ids}})
         parts = [part for part in parts if part]
         return {"$and": parts} if parts else None

@@ -184,7 +184,6 @@ def test_k_counts_what_passes_the_filter(store):
 def test_a_query_among_node_ids(store):
     store.add(nodes())
     assert ids(store, node_ids=["d", "b", "nothing"]) == ["b", "d"]
-    assert not ids(store, node_ids=[])
 
 
 @pytest.mark.needs("mmr")
