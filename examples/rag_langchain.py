@@ -96,7 +96,7 @@ for question, where in QUESTIONS:
     result = chain.invoke(question)
     print(f"Q: {question}    {where or ''}\nA: {result['answer']}")
     for number, document in enumerate(result["documents"], 1):
-        print(f"   [{number}] {document.id}")
+        print(f"   [{number}] {' '.join(document.page_content.split())[:100]}")
     print()
 
 # 5. The same store as a tool for an agent: with a chat model that calls tools,

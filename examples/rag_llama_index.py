@@ -87,7 +87,7 @@ for question, leaves in QUESTIONS:
     response = index.as_query_engine(llm=llm, similarity_top_k=3, filters=filters).query(question)
     print(f"Q: {question}    {' '.join(f'{k} {o.value} {v}' for k, o, v in leaves)}\nA: {response}")
     for number, node in enumerate(response.source_nodes, 1):
-        print(f"   [{number}] {node.metadata['symbol']} ({node.score:.2f})")
+        print(f"   [{number}] {node.metadata['symbol']}: {' '.join(node.text.split())[:80]} ({node.score:.2f})")
     print()
 
 store.close()

@@ -77,13 +77,13 @@ def test_stock_row_is_saved_in_stock_classes_and_opens_without_us(decoder: Path,
     ids=str,
 )
 def test_classes_of_a_bos_decoder_and_reopening_through_the_plugin(
-    bos_decoder: Path, tmp_path: Path, settings: dict, classes: list[str], capsys: pytest.CaptureFixture[str]
+    bos_decoder: Path, tmp_path: Path, settings: dict, classes: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = st_llm2vec.load(str(bos_decoder), device="cpu", **settings)
     folder = tmp_path / "encoder"
     model.save_pretrained(str(folder))
     assert class_names(folder) == classes
-    assert ("names st_llm2vec's own" in capsys.readouterr().out) is (classes == OURS)
+    assert ("names st_llm2vec's own" in caplog.text) is (classes == OURS)
     again = SentenceTransformer(str(folder), device="cpu")
     assert isinstance(again, st_llm2vec.LLM2Vec)
     for prompt in ("", "Find: "):

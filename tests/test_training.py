@@ -164,6 +164,7 @@ def train(model: Any, loss: Any, dataset: Dataset, out: Path, resume: bool = Fal
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file in mntp-merged")  # peft looks for the base's config
 def test_mntp_with_lora_trains_in_the_hosts_trainer(bos_decoder: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(bos_decoder), device="cpu")
     add_lora(model, "mntp", r=4)
