@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +30,14 @@ POOLING_MODES: dict[str, str] = {
     "last_token": "lasttoken",
     "eos_token": "lasttoken",
     "bos_token": "cls",
+}
+
+# What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda mask: mask,
+    "weightedmean": lambda mask: mask.cumsum(1) * mask,  # 1 ... n over the span; stock counts from the text's start
+    "lasttoken": lambda mask: (mask.flip(1).cumsum(1).flip(1) == 1) * mask,
+    "cls": lambda mask: (mask.cumsum(1) == 1) * mask,
 }
 
 # An instruct tokenizer would make the stock module wrap every text in its chat template and forget the prompt's length.
@@ -214,11 +222,9 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`: float32 (n, hidden)."""
-        tokens: Tensor = features["token_embeddings"]
-        mask = features["attention_mask"]
-        if self.reads_span and "pooling_mask" in features:
-            mask = features["pooling_mask"]
-        # Stock pooling over the span: its weights of `weightedmean` start at the first token of the mask.
-        (vectors,) = self._forward_padded(tokens.float(), mask, features)
+        tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)
+        mask = features["pooling_mask" if self.reads_span and "pooling_mask" in features else "attention_mask"]
+        weights = WEIGHTS[self.pooling_mode](mask).to(tokens.dtype)  # (n, length)
+        vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
         features["sentence_embedding"] = vectors
         return features

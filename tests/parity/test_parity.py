@@ -16,7 +16,7 @@ MANIFEST = json.loads((KIT / "manifest.json").read_text(encoding="utf-8"))
 FAMILIES = list(MANIFEST["cases"])
 
 
-@pytest.mark.parametrize(("family", "key"), run_kit.cases(MANIFEST), ids="-".join)
+@pytest.mark.parametrize(("family", "key"), run_kit.cases(MANIFEST), ids=str)
 def test_parity_embeddings(family: str, key: str, tmp_path: Path) -> None:
     result = run_kit.run_case(KIT, family, key, MANIFEST, tmp_path / "models")
     assert result, f"{result}"
