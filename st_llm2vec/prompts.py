@@ -164,7 +164,7 @@ def tokenize(
     rows = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
     for i, row in enumerate(rows):
         if len(row.input_ids) > max_length:
-            rows[i] = _truncate(tokenizer, pairs[i], template, row.input_ids, max_length, keep_suffix)
+            rows[i] = _truncate(tokenizer, pairs[i], template, row.input_ids, (before, after), max_length, keep_suffix)
         elif not row.input_ids:  # an empty text and a tokenizer without special tokens: one token that says nothing
             rows[i] = TokenizedText([_neutral_id(tokenizer)], 1)
     return rows
@@ -224,11 +224,12 @@ def _truncate(
     pair: tuple[str, str],
     template: Template,
     ids: list[int],
+    special: tuple[int, int],
     max_length: int,
     keep_suffix: bool,
 ) -> TokenizedText:
     """Cuts one over-long row to `max_length` tokens and finds the span by character offsets."""
-    before, after = special_counts(tokenizer)
+    before, after = special
     if not keep_suffix:
         kept = ids[: max_length - after] + ids[len(ids) - after :]
         return TokenizedText(kept, len(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import save_decoder, tiny_tokenizer
 
@@ -23,3 +25,34 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bos_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose tokenizer puts a BOS token first: stock mean pooling would pool it."""
     return save_decoder(tmp_path_factory.mktemp("decoder") / "bos-llama", tokenizer=tiny_tokenizer(bos=True))
+
+
+class FakeEncoder:
+    """Vectors that depend on the prompt and the text alone; remembers what it was asked."""
+
+    name_or_path = "fake"
+    fingerprint = "fake-1"
+
+    def __init__(self):
+        self.calls = []
+
+    def _encode(self, prompt, texts, options):
+        self.calls.append((prompt, list(texts), options))
+        seeds = [int.from_bytes(hashlib.sha256((prompt + text).encode()).digest()[:4], "big") for text in texts]
+        return np.stack([np.random.default_rng(seed).standard_normal(16) for seed in seeds]).astype("f4")
+
+    def encode_query(self, texts, **options):
+        return self._encode(options.get("prompt", "query: "), texts, options)
+
+    def encode_document(self, texts, **options):
+        return self._encode(options.get("prompt", ""), texts, options)
+
+
+@pytest.fixture
+def encoder():
+    return FakeEncoder()
+
+
+@pytest.fixture
+def make_encoder():
+    return FakeEncoder

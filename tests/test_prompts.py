@@ -25,9 +25,7 @@ def pooled_text(name: str, pair: tuple[str, str], template: Template = NONE, **o
 
 
 def test_instruction_and_bos_are_read_but_not_pooled() -> None:
-    assert pooled_text("bos", ("find: ", "lazy dog")) == ("<s>find: lazy dog", " lazy dog") or pooled_text(
-        "bos", ("find: ", "lazy dog")
-    ) == ("<s>find: lazy dog", "lazy dog")
+    assert pooled_text("bos", ("find: ", "lazy dog")) == ("<s>find: lazy dog", " lazy dog")
 
 
 def test_template_suffix_is_pooled_and_prefix_is_not() -> None:
