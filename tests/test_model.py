@@ -249,3 +249,19 @@ def test_half_precision_checkpoints_pool_in_float32(decoder: Path) -> None:
     a, b = full.encode(TEXTS), half.encode(TEXTS)
     assert b.dtype == np.float32
     assert (np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min() > 0.999
+
+
+def test_a_decoder_that_config_alone_leaves_causal_is_not_saved_in_stock_classes(tmp_path: Path) -> None:
+    save_decoder(tmp_path / "stablelm", "stablelm")
+    model = st_llm2vec.load(str(tmp_path / "stablelm"), device="cpu", include_prompt=True)
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert class_names(tmp_path / "encoder") == OURS
+
+
+def test_the_eos_of_an_over_long_text_survives_whatever_is_pooled(bos_decoder: Path) -> None:
+    model = st_llm2vec.load(
+        str(bos_decoder), device="cpu", pooling_mode="eos_token", template="none", include_prompt=True
+    )
+    suffix = model.tokenizer(model[0].text_template.suffix, add_special_tokens=False)["input_ids"]
+    features = model.preprocess(["lazy dog " * 300])
+    assert features["input_ids"][0, -len(suffix) :].tolist() == suffix
