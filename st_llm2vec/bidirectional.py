@@ -135,6 +135,7 @@ REFUSED: dict[str, str] = {
 }
 
 AUDIT_TOKENS = 8
+PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
 PADDINGS = ("none", "left", "right")
 
 
@@ -222,7 +223,7 @@ def enable_bidirectional_attention(
         restore_causal_attention(model)
         raise UnsupportedArchitectureError(
             f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
-            f"{str(model.config._attn_implementation)!r} kernel ({error}). Choose another with "
+            f"{kernel_of(model)!r} kernel ({error}). Choose another with "
             "model_kwargs={'attn_implementation': ...}, or load it as it is with attention='causal'."
         ) from error
     if not report:
@@ -232,7 +233,7 @@ def enable_bidirectional_attention(
         raise StillCausalError(
             f"model_type {report.model_type!r} was asked to attend in both directions, but layers "
             f"{report.causal_layers} of {_config(model).num_hidden_layers} still cannot see later tokens with the "
-            f"{str(model.config._attn_implementation)!r} kernel: {why}. Use another decoder, for example one of: "
+            f"{kernel_of(model)!r} kernel: {why}. Use another decoder, for example one of: "
             f"{known}; or load it as it is with attention='causal'."
         )
     return report
@@ -279,6 +280,11 @@ def is_bidirectional(model: PreTrainedModel) -> bool:
     return getattr(_config(model), "is_causal", True) is False
 
 
+def kernel_of(model: PreTrainedModel) -> str:
+    """The attention kernel in use: "sdpa", "eager", ..."""
+    return str(model.config._attn_implementation).removeprefix(PACKED)
+
+
 def refuse_encoders(config: PretrainedConfig) -> None:
     """Raises `UnsupportedArchitectureError` for models that have no causal mask to open."""
     if config.is_encoder_decoder:
@@ -306,7 +312,7 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
     """
     layers = _decoder_layers(model)
     depth = len(layers)
-    kernel = str(model.config._attn_implementation)
+    kernel = kernel_of(model)
     # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
     one_sided = {i for i, layer in enumerate(layers) if any(map(_is_convolution, layer.modules()))}
     rows = []

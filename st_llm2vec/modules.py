@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
-from .prompts import Template, split_input, tokenize
+from .packing import Row, disable_packing, enable_packing, is_packing, packed
+from .prompts import Template, TokenizedText, split_input, tokenize
 
 DEFAULT_MAX_SEQ_LENGTH = 512
 
@@ -42,6 +44,11 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # An instruct tokenizer would make the stock module wrap every text in its chat template and forget the prompt's length.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+def _checkpoints_gradients(model: torch.nn.Module) -> bool:
+    """transformers has renamed its own property."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
@@ -67,6 +74,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
+    unpacked_because: str | None = None
+    """Why batches are padded; empty if they are packed, None before the first one."""
 
     def __init__(
         self,
@@ -82,6 +91,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         kwargs["module_output_name"] = "token_embeddings"
         kwargs["unpad_inputs"] = False
         super().__init__(model_name_or_path, **kwargs)
+        self._packing = True
         self.text_template = template if isinstance(template, Template) else Template(**(template or {}))
         self.document_max_length = document_max_length
         self._use_stored_tokenizer(tokenizer_folder or model_name_or_path, kwargs.get("processor_kwargs") or {})
@@ -95,6 +105,28 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 )
             tokenizer.pad_token = tokenizer.eos_token
         self.attention = attention
+
+    @property
+    def packing(self) -> bool:
+        """Whether texts run in one row without padding, wherever that gives the same vectors (packing.py)."""
+        return self._packing
+
+    @packing.setter
+    def packing(self, value: bool) -> None:
+        self._packing = bool(value)
+        self.unpacked_because = None if value else "packing=False"
+        if not value:
+            disable_packing(self.model)
+
+    def _packs(self, features: dict[str, Any]) -> bool:
+        if not self._packing or "input_ids" not in features or "attention_mask" not in features:
+            return False
+        # Compiled code would be compiled again for every row; a checkpointed layer runs again when the row is gone.
+        if torch.compiler.is_compiling() or (self.training and _checkpoints_gradients(self.model)):
+            return False
+        if self.unpacked_because is None or (not self.unpacked_because and not is_packing(self.model)):
+            self.unpacked_because = enable_packing(self.model)
+        return not self.unpacked_because
 
     @property
     def attention(self) -> str:
@@ -168,9 +200,19 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         """
         if not inputs:
             return {}
+        return self.collate(self.tokenized(inputs, prompt, processing_kwargs, **kwargs))
+
+    def tokenized(
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        processing_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[TokenizedText]:
+        """Token ids and pooled span of each input; arguments and errors as for `preprocess`."""
         task_length = {"query": self.query_length, "document": self.document_length}.get(kwargs.get("task") or "")
         asked = (processing_kwargs or {}).get("text", {}).get("max_length")
-        rows = tokenize(
+        return tokenize(
             self.tokenizer,
             [split_input(item, i, prompt or "") for i, item in enumerate(inputs)],
             self.text_template,
@@ -178,23 +220,35 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             document_max_length=self.document_max_length,
             keep_suffix=self.keep_suffix,
         )
+
+    def collate(self, rows: Sequence[TokenizedText]) -> dict[str, Any]:
+        """What `preprocess` returns, for inputs that are tokenized already."""
         lengths = torch.tensor([len(row.input_ids) for row in rows])
         pooled = torch.tensor([row.n_pooled for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.tokenizer.pad_token_id)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.input_ids)] = torch.tensor(row.input_ids)
-        position = torch.arange(ids.shape[1])
-        attention_mask = (position < lengths[:, None]).long()  # (n, length)
+        position = torch.arange(int(lengths.max()))
+        attention_mask = position < lengths[:, None]  # (n, length)
+        ids = torch.full(attention_mask.shape, self.tokenizer.pad_token_id)
+        ids[attention_mask] = torch.tensor(list(chain.from_iterable(row.input_ids for row in rows)))
         # An empty span (an empty text after a prompt) falls back to all tokens; the original pools the padding (Q3).
         start = torch.where(pooled > 0, lengths - pooled, 0)
-        pooling_mask = attention_mask * (position >= start[:, None])
-        return {"input_ids": ids, "attention_mask": attention_mask, "pooling_mask": pooling_mask, "modality": "text"}
+        pooling_mask = attention_mask & (position >= start[:, None])
+        masks = {"attention_mask": attention_mask.long(), "pooling_mask": pooling_mask.long()}
+        return {"input_ids": ids, **masks, "modality": "text"}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `token_embeddings`, the last hidden states after the final norm: (n, length, hidden)."""
         # The decoder would be handed every feature that it does not refuse.
         pooling_mask = features.pop("pooling_mask", None)
-        features = super().forward(features, **kwargs)
+        row = features.pop("row", None)
+        if self._packs(features):
+            ids = features["input_ids"]
+            row = row or Row.of(features["attention_mask"])
+            inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "modality": "text"}
+            with packed(row):
+                hidden = super().forward(inputs, **kwargs)["token_embeddings"]  # (1, total, hidden)
+            features["token_embeddings"] = row.scatter(hidden, ids.shape)
+        else:
+            features = super().forward(features, **kwargs)
         if pooling_mask is not None:
             features["pooling_mask"] = pooling_mask
         return features

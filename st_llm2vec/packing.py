@@ -1,0 +1,270 @@
+"""Runs a batch without padding: the texts stand one after another in a single row, and attention stays within each.
+
+No architecture's code is copied. For each kernel ("sdpa", "eager", flash attention) an attention function and a mask
+function are registered with transformers under `packed_<kernel>`: inside `packed(row)` they give each text to the
+kernel of that name, elsewhere they are that kernel. Importing this module registers them, so a worker process that
+unpickles a model has them.
+
+Some architectures take the setting and never ask for the function, or mix the tokens of a row in another way (falcon,
+gptj, bloom): `enable_packing` therefore believes nothing that it has not seen (reference: DESIGN, "Speed").
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .bidirectional import PACKED, kernel_of
+
+KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+_lock = threading.Lock()
+
+
+@dataclass
+class Row:
+    """Where the tokens of a batch stand in one row, shortest text first.
+
+    Attributes:
+        positions: (total,) place of each of the row's tokens in the flattened (n, length) batch.
+        position_ids: (1, total), from 0 in every text.
+        lengths: Tokens of each text, ascending.
+        calls: How often an attention layer has asked for this row.
+    """
+
+    positions: Tensor
+    position_ids: Tensor
+    lengths: list[int]
+    calls: int = 0
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> Row:
+        """The row of a batch with this mask, (n, length), padded on either side."""
+        mask = attention_mask.bool()
+        lengths, order = mask.sum(1).sort(stable=True)
+        places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
+        within = mask.cumsum(1)[order] - 1
+        return cls(places[mask[order]], within[mask[order]][None], lengths.tolist())
+
+    @property
+    def runs(self) -> Iterator[tuple[slice, int, int]]:
+        """(where, texts, tokens of each) of the texts of equal length, which attention takes in one call."""
+        start = 0
+        for length, texts in groupby(self.lengths):
+            count = len(list(texts))
+            yield slice(start, start + count * length), count, length
+            start += count * length
+
+    def to(self, device: torch.device | str) -> Row:
+        """The same row on another device."""
+        positions, position_ids = (t.to(device, non_blocking=True) for t in (self.positions, self.position_ids))
+        return Row(positions, position_ids, self.lengths)
+
+    def gather(self, batch: Tensor) -> Tensor:
+        """Values of a batch, (n, length), in the row: (1, total)."""
+        return batch.flatten()[self.positions][None]
+
+    def scatter(self, row: Tensor, shape: torch.Size) -> Tensor:
+        """Values of the row, (1, total, width), back in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
+        flat = row.new_zeros(shape.numel(), row.shape[-1])
+        return flat.index_copy(0, self.positions, row[0]).view(*shape, -1)
+
+
+_current: ContextVar[Row | None] = ContextVar("st_llm2vec_row", default=None)
+
+
+@contextmanager
+def packed(row: Row) -> Iterator[None]:
+    """While the block runs, the attention layers called in this thread read `row`."""
+    token = _current.set(row)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        # eager is no entry of transformers' table: each architecture has its own, with its caps, sinks and biases
+        function = ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        row = _current.get()
+        if row is None:
+            return function(module, query, key, value, attention_mask, **kwargs)
+        row.calls += 1
+        if kernel.startswith("flash"):
+            return function(module, query, key, value, None, **kwargs, **_flash_arguments(row, query.device))
+        if _has_varlen(module, query, value, kwargs):
+            return _varlen(row, module, query, key, value, **kwargs)
+        heads = []
+        for where, count, length in row.runs:
+            # (1, heads, count * length, dim) -> (count, heads, length, dim), all views
+            parts = (x[0, :, where].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+            mask = _mask(module, kernel, query, length, kwargs)
+            heads.append(function(module, *parts, mask, **kwargs)[0].flatten(0, 1))
+        return torch.cat(heads)[None], None  # (1, total, heads, dim)
+
+    return attention
+
+
+def _mask(module: nn.Module, kernel: str, query: Tensor, length: int, options: dict[str, Any]) -> Tensor | None:
+    """What a text of `length` tokens may see beyond what the kernel knows: a causal one in eager, a window in both."""
+    window = options.get("sliding_window") or length
+    causal = _is_causal(module, options)
+    if window >= length and not (causal and kernel == "eager"):
+        return None
+    at = torch.arange(length, device=query.device)
+    ahead = at[None, :] - at[:, None]  # (length, length), key minus query
+    seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window
+    if kernel == "sdpa":
+        return seen[None, None]
+    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)[None, None]
+
+
+def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    said = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if said is None else said)
+
+
+def _flash_arguments(row: Row, device: torch.device) -> dict[str, Any]:
+    ends = torch.tensor(list(accumulate(row.lengths, initial=0)), dtype=torch.int32, device=device)
+    longest = row.lengths[-1]
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def _has_varlen(module: nn.Module, query: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether torch's own flash attention over texts of different lengths can do this layer (CUDA, half precision)."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and not options.get("dropout")
+        and all(options.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
+        and hasattr(torch.nn.attention, "varlen")
+    )
+
+
+def _varlen(
+    row: Row, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    flash = _flash_arguments(row, query.device)
+    ends, longest = flash["cu_seq_lens_q"], flash["max_length_q"]
+    window = kwargs.get("sliding_window") or longest
+    # transformers' causal window counts the token itself, its symmetric one does not
+    reach = (min(window - 1, longest), 0) if _is_causal(module, kwargs) else (min(window, longest),) * 2
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (total, heads, dim)
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=kwargs.get("scaling"),
+        window_size=reach if window < longest or reach[1] == 0 else (-1, -1),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out[None], None
+
+
+def _mask_function(kernel: str) -> Callable[..., Any]:
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        # Inside a row there is none to make: it would be (total, total).
+        return None if _current.get() is not None else ALL_MASK_ATTENTION_FUNCTIONS[kernel](*args, **kwargs)
+
+    return mask
+
+
+for _kernel in KERNELS:
+    AttentionInterface.register(PACKED + _kernel, _attention(_kernel))
+    AttentionMaskInterface.register(PACKED + _kernel, _mask_function(_kernel))
+
+
+def is_packing(model: PreTrainedModel) -> bool:
+    """Whether the model's attention layers ask for the row."""
+    return str(model.config._attn_implementation).startswith(PACKED)
+
+
+def enable_packing(model: PreTrainedModel) -> str:
+    """Lets the model take rows, if it gives the same hidden states for a row as for its texts alone.
+
+    Costs a forward pass of five short texts alone, and one of them in a row.
+
+    Returns:
+        Why the model cannot; empty if it can. It then runs padded batches as before, too.
+    """
+    with _lock:
+        if is_packing(model):
+            return ""
+        kernel = kernel_of(model)
+        if kernel not in KERNELS:
+            return f"the {kernel!r} kernel takes no rows"
+        before = [(config, config._attn_implementation) for config in _configs(model)]
+        reason = "its code failed"
+        was_training = model.training
+        model.eval()
+        try:
+            reason = _difference(model, PACKED + kernel)
+        except Exception as error:  # third-party code, called in a way that it may not be made for
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+        finally:
+            model.train(was_training)
+            if reason:
+                for config, implementation in before:
+                    config._attn_implementation_internal = implementation
+        return reason
+
+
+def disable_packing(model: PreTrainedModel) -> None:
+    """Gives the model its plain kernel back."""
+    for config in _configs(model):
+        config._attn_implementation_internal = kernel_of(model)
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    found = {id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PretrainedConfig)}
+    return list(found.values())
+
+
+@torch.no_grad()
+def _difference(model: PreTrainedModel, packed_kernel: str) -> str:
+    """How the hidden states of a row differ from those of its texts alone; leaves the model with `packed_kernel`."""
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None) or 0
+    # A window has to be seen at work; one that spans every text (`enable_bidirectional_attention`) never is.
+    longest = 8 if window >= config.max_position_embeddings else max(8, window + 3)
+    lengths = [3, 5, 5, 1, longest]
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, config.vocab_size, (1, n), generator=generator).to(model.device) for n in lengths]
+    alone = [model(input_ids=ids, use_cache=False)[0][0].float() for ids in texts]
+    for part in _configs(model):
+        part._attn_implementation_internal = packed_kernel
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(model.device)
+    ids = mask.new_zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.cat(texts, 1)[0]
+    row = Row.of(mask)
+    with packed(row):
+        hidden = model(input_ids=row.gather(ids), position_ids=row.position_ids, use_cache=False)[0]
+    if not row.calls or row.calls % config.num_hidden_layers:  # diffllama asks twice in each layer
+        return f"{row.calls} of {config.num_hidden_layers} layers ask for the attention function"
+    together = row.scatter(hidden, mask.shape)[mask].float()
+    expected = torch.cat(alone)
+    difference = float((together - expected).abs().max() / expected.abs().max())
+    limit = 1e-5 if model.dtype in (torch.float32, torch.float64) else 0.05
+    return "" if difference <= limit else f"a row differs from its texts by {difference:.1e} of their scale"
