@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -31,7 +34,8 @@ from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
-from .prompts import Template, choose_template, special_counts, with_eos
+from .packing import Row
+from .prompts import Template, TokenizedText, choose_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
 MODULE_CLASSES: dict[str, type[nn.Module]] = {
@@ -43,6 +47,9 @@ STOCK_CLASSES: dict[str, type[nn.Module]] = {
     f"{Pooling.__module__}.Pooling": LLM2VecPooling,
 }
 log = logging.getLogger(__name__)
+
+CHUNK = 8192  # texts that are tokenized at once, ahead of the model
+TOKENS_PER_TEXT = 64  # a batch holds batch_size times as many; from 512 to 4,096 tokens make no difference on a CPU
 
 _PROBES = ["a", "The quick brown fox jumps over the lazy dog.", "x = [3.14159, 1e-05]  # ≤ 100%", "naïve café 编码器"]
 
@@ -59,6 +66,7 @@ def load(
     include_prompt: bool | None = None,
     attention: str | None = None,
     dtype: torch.dtype | str | None = None,
+    packing: bool = True,
     device: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -77,6 +85,7 @@ def load(
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
+        packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         device: "cpu", "cuda", "mps"; default: the best there is.
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
@@ -110,6 +119,7 @@ def load(
         model_kwargs={"dtype": dtype, "use_safetensors": True},
         processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
+    transformer.packing = packing
     transformer.text_template = settings["template"]
     if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
@@ -191,6 +201,63 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         if isinstance(vectors, np.ndarray) and vectors.size == 0 and vectors.ndim == 1:
             return vectors.reshape(0, self.get_embedding_dimension()).astype(np.float32)
         return vectors
+
+    @torch.inference_mode()
+    def _inference(
+        self,
+        inputs: list[Any],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in `SentenceTransformer`, in batches of tokens: read ahead in a thread, sorted by length, packed."""
+        place = self._resolve_inference_device(device)
+        transformer = self[0]
+        ours = isinstance(transformer, LLM2VecTransformer) and transformer.packing and place.type != "hpu"
+        if not ours or output_value != "sentence_embedding":
+            return super()._inference(
+                inputs,
+                prompt=prompt,
+                batch_size=batch_size,
+                show_progress_bar=show_progress_bar,
+                output_value=output_value,
+                save_to_cpu=save_to_cpu,
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                device=device,
+                **kwargs,
+            )
+        self.eval()
+        starts = range(0, len(inputs), CHUNK)
+        found = torch.empty(0, device="cpu" if save_to_cpu else place)
+        bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
+
+        def tokenized(first: int) -> list[TokenizedText]:
+            return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
+
+        with bar, _one_ahead(tokenized, starts) as chunks:
+            for first, rows in zip(starts, chunks, strict=True):
+                for batch in batches([len(row.input_ids) for row in rows], batch_size * TOKENS_PER_TEXT):
+                    features = transformer.collate([rows[i] for i in batch])
+                    row = Row.of(features["attention_mask"]).to(place)
+                    features = {**batch_to_device(features, place), "row": row}
+                    vectors = self(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                    if truncate_dim is not None:
+                        vectors = truncate_embeddings(vectors, truncate_dim)
+                    if normalize_embeddings:
+                        vectors = nn.functional.normalize(vectors, p=2, dim=1)
+                    if not len(found):
+                        found = vectors.new_empty((len(inputs), vectors.shape[1]), device=found.device)
+                    found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
+                    bar.update(len(batch))
+        return found
 
     @property
     def pooling_mode(self) -> str:
@@ -310,6 +377,37 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             return False
         bos_is_excluded, _ = special_counts(transformer.tokenizer)
         return bool(pooling.include_prompt or not bos_is_excluded)
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        # counted as if padded to the longest, which is what a model that cannot pack will do
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
+    """The function's values, the next of which is worked out in a thread while the caller has the last."""
+    if len(items) < 2:  # a single query should not wait for a thread
+        yield map(function, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+
+        def values() -> Iterator[Any]:
+            coming = pool.submit(function, items[0])
+            for item in items[1:]:
+                value, coming = coming.result(), pool.submit(function, item)
+                yield value
+            yield coming.result()
+
+        yield values()
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -76,7 +76,7 @@ class Row:
         return batch.flatten()[self.positions][None]
 
     def scatter(self, row: Tensor, shape: torch.Size) -> Tensor:
-        """Values of the row, (1, total, width), back in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
+        """Values of the row, (1, total, width), in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
         flat = row.new_zeros(shape.numel(), row.shape[-1])
         return flat.index_copy(0, self.positions, row[0]).view(*shape, -1)
 
@@ -99,7 +99,9 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # eager is no entry of transformers' table: each architecture has its own, with its caps, sinks and biases
-        function = ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        function: Callable[..., tuple[Tensor, Any]] = (
+            ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        )
         row = _current.get()
         if row is None:
             return function(module, query, key, value, attention_mask, **kwargs)
@@ -111,7 +113,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         heads = []
         for where, count, length in row.runs:
             # (1, heads, count * length, dim) -> (count, heads, length, dim), all views
-            parts = (x[0, :, where].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+            parts = (x[0, :, where].view(-1, count, length, x.shape[-1]).transpose(0, 1) for x in (query, key, value))
             mask = _mask(module, kernel, query, length, kwargs)
             heads.append(function(module, *parts, mask, **kwargs)[0].flatten(0, 1))
         return torch.cat(heads)[None], None  # (1, total, heads, dim)
@@ -222,7 +224,7 @@ def enable_packing(model: PreTrainedModel) -> str:
         try:
             reason = _difference(model, PACKED + kernel)
         except Exception as error:  # third-party code, called in a way that it may not be made for
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            reason = f"its code takes no rows ({type(error).__name__}: {str(error)[:200]})"
         finally:
             model.train(was_training)
             if reason:
@@ -238,8 +240,8 @@ def disable_packing(model: PreTrainedModel) -> None:
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    found = {id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PretrainedConfig)}
-    return list(found.values())
+    found = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def test_stablelm_without_the_module_flags_fails(tmp_path: Path) -> None:
     model = st_llm2vec.load(str(save_decoder(tmp_path / "stablelm", "stablelm")), device="cpu")
     bidirectional._set_module_flags(model[0].model, is_causal=True)
     report = doctor(model)
-    assert {"attention, sdpa", "same in any batch"} <= failed(report)
+    assert "attention, sdpa" in failed(report)
     assert "layers [0, 1, 2] of 3" in str(report)
 
 
