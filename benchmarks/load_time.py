@@ -78,7 +78,9 @@ def main(rounds: int = 9) -> None:
     for way, median in medians.items():
         print(f"{way:<20} {median:.3f} s (median of {rounds}), {count[way]} forward passes")
     stock, ours = medians.values()
-    print(f"ratio {ours / stock:.2f}; {ours - stock:+.3f} s, {(ours - stock) / pass_of_eight:.1f} passes of eight tokens")
+    print(
+        f"ratio {ours / stock:.2f}; {ours - stock:+.3f} s, {(ours - stock) / pass_of_eight:.1f} passes of eight tokens"
+    )
     print(f"first encode: {first:.3f} s with {extra} passes (packing is proven then), a second one {second:.3f} s")
 
 

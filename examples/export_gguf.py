@@ -71,9 +71,9 @@ def write_gguf(folder: Path, path: Path) -> None:
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, weight in load_file(folder / "model.safetensors").items():
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weight = rotary_order(weight, heads if "q_proj" in name else kv_heads)
-        writer.add_tensor(names.get_name(f"model.{name}", try_suffixes=(".weight",)), weight.astype(np.float32))
+        rotary = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
+        rows = rotary_order(weight, rotary) if rotary else weight
+        writer.add_tensor(names.get_name(f"model.{name}", try_suffixes=(".weight",)), rows.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,7 +107,7 @@ theirs = np.array([llama.embed(text, normalize=False) for text in prepared])
 # 4. The same vectors.
 same_tokens = all(
     llama.tokenize(text.encode(), add_bos=False, special=False) == encoder.tokenizer(original)["input_ids"][:-1]
-    for text, original in zip(prepared, TEXTS)
+    for text, original in zip(prepared, TEXTS, strict=True)
 )
 cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 print(f"tokens equal: {same_tokens}; cosine of llama.cpp to ours, worst of {len(TEXTS)}: {cosine.min():.6f}")

@@ -22,13 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from .checkpoints import Checkpoint, no_weights, read_json, weight_files
 from .errors import InvalidCheckpointError
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 _NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
-_OTHER_BASE = "It was trained on another base; name the right one with base=."
+_OTHER_BASE = "It belongs on another base; name the right one with base=."
 SHARD = 1 << 30  # bytes, at most, of one file
 _SAMPLE = 3  # rows of every merged weight that are compared with the files after loading
 Sample = dict[str, tuple[list[int], Tensor]]
@@ -64,7 +66,7 @@ def published(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise OSError(
-                errno.ENOSPC, f"No space left on device while writing {target}, which is as it was before. Free some"
+                errno.ENOSPC, f"No space left on device for {target}, which is as it was before: {error}"
             ) from error
         raise
     finally:
@@ -76,18 +78,25 @@ class Adapter:
 
     Args:
         folder: Holds adapter_config.json and adapter_model.safetensors.
-        shapes: Of every parameter of the decoder.
+        model: The decoder; its weights may be on the meta device.
 
     Raises:
         InvalidCheckpointError: Another method than plain LoRA, a damaged file, or tensors that fit no weight.
     """
 
-    def __init__(self, folder: Path, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
         self.folder = folder
         self.config = read_json(folder / "adapter_config.json")
         self.path = folder / "adapter_model.safetensors"
         self.changes_anything = False  # known once its deltas have been read
         self._require_plain_lora()
+        trained_on = (self.config.get("auto_mapping") or {}).get("base_model_class") or ""
+        if _family(trained_on) not in (None, _family(type(model).__name__)):  # two families can have the same shapes
+            raise InvalidCheckpointError(
+                f"The adapter {folder} does not fit this decoder: it was trained on {trained_on!r}, and this is "
+                f"{type(model).__name__!r}. {_OTHER_BASE}"
+            )
         if not self.path.is_file():
             raise InvalidCheckpointError(no_weights(folder))
         with self.file() as file:
@@ -150,7 +159,7 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Sample:
         InvalidCheckpointError: An adapter that does not fit, was never trained, or holds numbers that are not finite.
     """
     weights = dict(model.named_parameters())
-    adapters = [Adapter(folder, {name: weight.shape for name, weight in weights.items()}) for folder in folders]
+    adapters = [Adapter(folder, model) for folder in folders]
     sample: Sample = {}
     with ExitStack() as stack, torch.no_grad():
         files = [(adapter, stack.enter_context(adapter.file())) for adapter in adapters]
@@ -165,7 +174,7 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     """Writes the decoder with its adapters merged, without its language-model head, one shard at a time.
 
     Reads and writes tensor by tensor, so that it needs memory for one shard (1 GB) and one weight in float32, however
-    large the decoder is. `folder` then opens with `AutoModel`, as an ordinary (causal) decoder.
+    large the decoder is. `folder` then opens with `AutoModel` and `AutoTokenizer`, as an ordinary (causal) decoder.
 
     Args:
         checkpoint: What `resolve` returned.
@@ -178,8 +187,7 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     config = AutoConfig.from_pretrained(checkpoint.decoder, trust_remote_code=False)
     with torch.device("meta"):
         skeleton = AutoModel.from_config(config)
-    shapes = {name: weight.shape for name, weight in skeleton.named_parameters()}
-    adapters = [Adapter(path, shapes) for path in checkpoint.adapters]
+    adapters = [Adapter(path, skeleton) for path in checkpoint.adapters]
     stored = _stored_names(checkpoint.decoder, f"{skeleton.base_model_prefix}.")
     if lost := sorted({name for adapter in adapters for name in adapter.pairs} - stored.keys()):
         raise InvalidCheckpointError(
@@ -188,7 +196,7 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
         )
     needed = sum(file.stat().st_size for file in weight_files(checkpoint.decoder))
     if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(errno.ENOSPC, f"No space left on device: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
 
     sample: Sample = {}
     shards = _Shards(folder)
@@ -209,6 +217,8 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     if dtype is not None:
         raw["dtype"] = raw["torch_dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    for file in (file for pattern in _TOKENIZER for file in checkpoint.tokenizer.glob(pattern)):
+        shutil.copyfile(file, folder / file.name)
     return sample
 
 
@@ -289,11 +299,10 @@ class _Shards:
         self.tensors, self.size = {}, 0
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Any:
+    """The file, to be used in a `with`; a truncated one is found here, before any tensor is read."""
     try:
-        with safe_open(path, "pt") as file:
-            yield file
+        return safe_open(path, "pt")
     except SafetensorError as error:
         raise InvalidCheckpointError(f"{path} is damaged: {error}. Download it again.") from error
 
@@ -334,6 +343,12 @@ def _sampled(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = 
         if name in adapter.pairs:
             expected = expected + adapter.delta(file, name, rows)
     return rows, expected.to(dtype or weight.dtype)
+
+
+def _family(class_name: str) -> str | None:
+    """ "Llama" of "LlamaModel", "LlamaForCausalLM" and the original's "LlamaBiModel"; None if transformers has none."""
+    known = (name.removesuffix("Model") for name in MODEL_MAPPING_NAMES.values() if isinstance(name, str))
+    return max((name for name in known if class_name.startswith(name)), key=len, default=None)
 
 
 def _require_trained(adapters: Sequence[Adapter]) -> None:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,16 @@ def convert(
     if checkpoint.adapters:
         before = _probe(_build(replace(checkpoint, adapters=()), **options))
     with published(Path(folder)) as new:
-        sample = merge_to_folder(checkpoint, new, dtype=dtype)
-        model = _build(checkpoint, **options, merged=(new, sample))
+        merged = new / "merged"
+        merged.mkdir()
+        model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
         model._write(new, model._stock_copy(), with_weights=False)
+        for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
+            os.replace(file, new / file.name)
+        shutil.rmtree(merged)
     model[0].model.name_or_path = os.fspath(folder)
     return model
 

@@ -107,7 +107,7 @@ def test_revisions_are_pinned_and_recorded(hub: FakeHub) -> None:
 
 
 def test_stages_on_something_else_are_refused(hub: FakeHub) -> None:
-    with pytest.raises(InvalidCheckpointError, match="was trained on top of .*-mntp, and mistralai"):
+    with pytest.raises(InvalidCheckpointError, match=r"was trained on top of .*-mntp, and mistralai"):
         resolve(DECODER, adapter=SUPERVISED, local_files_only=True)  # MNTP would be missing
     hub.add("owner/adapter", KIT / "models" / "mistral-mntp-supervised", "e" * 40)
     with pytest.raises(InvalidCheckpointError, match="base="):

@@ -23,9 +23,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIAL += ["<|im_start|>", "<|im_end|>"]
-CORPUS = """A tide is the rise and fall of the sea that the moon and the sun cause together. Twice a day, more or less!
-def tide(moon, sun): return moon + 0.46 * sun  # metres. Why are spring tides higher? Ebbe und Flut, marée, 潮汐, прилив.
-Given a question, retrieve sentences that answer it; user [INST] im_start begin_of_text 0123456789""".split("\n")
+CORPUS = [
+    "A tide is the rise and fall of the sea that the moon and the sun cause together. Twice a day, more or less!",
+    "def tide(moon, sun): return moon + 0.46 * sun  # metres. Why are spring tides higher?",
+    "Ebbe und Flut, marée, 潮汐, прилив. Given a question, retrieve sentences that answer it;",
+    "user [INST] im_start begin_of_text 0123456789",
+]
 INPUTS = [
     ("", "Spring tides are higher."),
     ("Retrieve sentences that answer", "why are there two tides a day?"),
@@ -133,7 +136,13 @@ def write_adapter(target: Path, name: str, decoder: Any, rank: int, generator: t
                 value = torch.randn(shape, generator=generator) * 0.3
                 tensors[f"base_model.model.{path}.lora_{letter}.weight"] = value
     save_file(tensors, target / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 7, "bias": "none", "base_model_name_or_path": f"{name}-base"}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 7,
+        "bias": "none",
+        "base_model_name_or_path": f"{name}-base",
+    }
     (target / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -205,7 +214,9 @@ def cases(family: Family) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         lengths = "defaults-from-llm2vec_config" if "defaults" in extra else f"{max_length}-{doc_max_length}"
         attn = extra.get("attn", "sdpa")
-        key = "__".join([chain, direction, pooling, f"skip{int(skip)}", lengths, attn, *sorted(extra.keys() - {"attn"})])
+        key = "__".join(
+            [chain, direction, pooling, f"skip{int(skip)}", lengths, attn, *sorted(extra.keys() - {"attn"})]
+        )
         case = {"chain": chain, "direction": direction, "pooling_mode": pooling, "skip_instruction": skip, "attn": attn}
         case |= {"max_length": max_length, "doc_max_length": doc_max_length}
         yield key, case | {k: v for k, v in extra.items() if k in ("name_or_path", "sliding_window")}
