@@ -109,6 +109,7 @@ def convert(
     device: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    provenance: dict[str, Any] | None = None,
     **settings: Any,
 ) -> LLM2Vec:
     """As `load(...).save_pretrained(folder)`, in the memory of one shard: reads, merges and writes file by file.
@@ -116,11 +117,13 @@ def convert(
     Before the folder appears, its encoder is opened and compared with the decoder without adapters on probe texts.
 
     Args:
-        name, adapter, base, revision, local_files_only: As for `load`.
+        name: A folder or hub id, as for `load`, but no alias.
+        adapter, base, revision, local_files_only: As for `load`.
         folder: Folder to write; it appears complete or not at all.
         dtype: Of the weights; default: as they are stored.
         device: Where the probe texts run; default: the CPU.
-        **settings: `pooling_mode`, `template`, ... as for `load`.
+        provenance: What llm2vec_config.json shall say of the encoder's origin besides decoder, adapters and commits.
+        **settings: `prompts`, and `pooling_mode`, `template`, ... as for `load`.
 
     Returns:
         The encoder in the folder.
@@ -128,7 +131,6 @@ def convert(
     Raises:
         As `load`; also OSError where the disk is full.
     """
-    name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
     asked = {key: value for key, value in settings.items() if value is not None}
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
     options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
@@ -142,6 +144,7 @@ def convert(
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
+        model.provenance |= provenance or {}
         model._write(new, model._stock_copy(), with_weights=False)
         for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
             os.replace(file, new / file.name)
@@ -174,7 +177,7 @@ def _build(
             "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
             "that folder quantized."
         )
-    _require_two_modules(folder)
+    _require_two_modules(checkpoint.decoder)
     config = _read_config(folder)
     settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
     if dtype is None:

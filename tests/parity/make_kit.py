@@ -133,7 +133,7 @@ def write_adapter(target: Path, name: str, decoder: Any, rank: int, generator: t
         if path.endswith("_proj"):
             rows, columns = module.weight.shape
             for letter, shape in (("A", (rank, columns)), ("B", (rows, rank))):
-                value = torch.randn(shape, generator=generator) * 0.3
+                value = torch.randn(shape, generator=generator) * 0.15
                 tensors[f"base_model.model.{path}.lora_{letter}.weight"] = value
     save_file(tensors, target / "adapter_model.safetensors")
     config = {
