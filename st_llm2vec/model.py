@@ -10,11 +10,7 @@ import math
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +27,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__, aliases
 from .bidirectional import needs_module_flags, refuse_encoders
-from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
+from .checkpoints import SETTINGS_FILE, Checkpoint, read_settings, require_inside, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .merging import Sample, merge_adapters, merge_to_folder, published, require_adapter, require_merged
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
-from .packing import Row
+from .packing import Row, batches, one_ahead
 from .prompts import Template, TokenizedText, choose_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
@@ -68,6 +65,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     packing: bool = True,
     device: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> LLM2Vec:
@@ -87,6 +85,7 @@ def load(
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         device: "cpu", "cuda", "mps"; default: the best there is.
+        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
 
@@ -105,33 +104,120 @@ def load(
         "attention": attention,
     }
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
+    model[0].packing = packing
+    return model
+
+
+def convert(
+    name: str,
+    folder: str | os.PathLike[str],
+    *,
+    adapter: str | None = None,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    provenance: dict[str, Any] | None = None,
+    **settings: Any,
+) -> LLM2Vec:
+    """As `load(...).save_pretrained(folder)`, in the memory of one shard: reads, merges and writes file by file.
+
+    Before the folder appears, its encoder is opened and compared with the decoder without adapters on probe texts.
+
+    Args:
+        name: A folder or hub id, as for `load`, but no alias.
+        adapter, base, revision, local_files_only: As for `load`.
+        folder: Folder to write; it appears complete or not at all.
+        dtype: Of the weights; default: as they are stored.
+        device: Where the probe texts run; default: the CPU.
+        provenance: What llm2vec_config.json shall say of the encoder's origin besides decoder, adapters and commits.
+        **settings: `prompts`, and `pooling_mode`, `template`, ... as for `load`.
+
+    Returns:
+        The encoder in the folder.
+
+    Raises:
+        As `load`; also OSError where the disk is full.
+    """
+    asked = {key: value for key, value in settings.items() if value is not None}
+    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
+    before = None
+    if checkpoint.adapters:
+        before = _probe(_build(replace(checkpoint, adapters=()), **options))
+    with published(Path(folder)) as new:
+        merged = new / "merged"
+        merged.mkdir()
+        model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
+        after = _probe(model)
+        if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
+            raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
+        model.provenance |= provenance or {}
+        model._write(new, model._stock_copy(), with_weights=False)
+        for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
+            os.replace(file, new / file.name)
+        shutil.rmtree(merged)
+    model[0].model.name_or_path = os.fspath(folder)
+    return model
+
+
+def _probe(model: LLM2Vec) -> np.ndarray:
+    vectors: np.ndarray = model.encode(_PROBES, show_progress_bar=False)
+    if not np.isfinite(vectors).all():
+        raise InvalidCheckpointError("Vectors of probe texts are not finite; the weights are damaged.")
+    return vectors
+
+
+def _build(
+    checkpoint: Checkpoint,
+    asked: dict[str, Any],
+    *,
+    dtype: torch.dtype | str | None,
+    device: str | None,
+    model_kwargs: dict[str, Any] | None = None,
+    merged: tuple[Path, Sample] | None = None,
+) -> LLM2Vec:
+    """The encoder of a checkpoint, its adapters merged here, or in the folder `merged` already."""
+    folder, sample = merged or (checkpoint.decoder, None)
+    model_kwargs = model_kwargs or {}
+    if model_kwargs.get("quantization_config") and checkpoint.adapters and not merged:
+        raise InvalidInputError(
+            "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
+            "that folder quantized."
+        )
     _require_two_modules(checkpoint.decoder)
-    config = _read_config(checkpoint.decoder)
+    config = _read_config(folder)
     settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
     if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
         dtype = torch.float32 if on_cpu else "auto"
     transformer = LLM2VecTransformer(
-        str(checkpoint.decoder),
+        str(folder),
         attention="causal",  # adapters first: the audit is of what will run
         document_max_length=settings["document_max_length"],
         tokenizer_folder=str(checkpoint.tokenizer),
-        model_kwargs={"dtype": dtype, "use_safetensors": True},
+        model_kwargs={"dtype": dtype, "use_safetensors": True, **model_kwargs},
         processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
-    transformer.packing = packing
     transformer.text_template = settings["template"]
     if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
         transformer.text_template = with_eos(settings["template"], checkpoint.original_name, config.model_type, eos)
-    for folder in checkpoint.adapters:
-        merge_adapter(transformer.model, folder)
+    if checkpoint.adapters and sample is None:
+        sample = merge_adapters(transformer.model, checkpoint.adapters)
+        # A next stage's adapter names its base. On the raw decoder, that would lose these stages without a word.
+        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}-merged-but-not-saved"
     transformer.attention = settings["attention"]
+    require_merged(transformer.model, sample or {})
     mode = POOLING_MODES[settings["pooling_mode"]]
     pooling = LLM2VecPooling(transformer.get_embedding_dimension(), mode, settings["include_prompt"])
+    if model_kwargs.keys() & {"device_map", "quantization_config"}:
+        device = str(transformer.model.device)  # the weights are where they were asked to be
     model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings["prompts"])
     model.provenance = settings.get("provenance") or {
-        "base_model": checkpoint.original_name or Path(name).name,
+        "base_model": checkpoint.original_name or checkpoint.sources[0]["name"],
         "checkpoints": list(checkpoint.sources),
         "license": _license(checkpoint.decoder),
     }
@@ -177,8 +263,12 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     provenance: dict[str, Any]
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
-        super().__init__(model_name_or_path, **kwargs)
         folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
+        if folder:
+            require_inside(folder)
+        super().__init__(model_name_or_path, **kwargs)
+        if folder and (folder / "adapter_config.json").is_file():
+            require_adapter(self[0].model, folder)
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
         if license_name := self.provenance.get("license"):
             self.model_card_data.license = license_name
@@ -242,7 +332,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         def tokenized(first: int) -> list[TokenizedText]:
             return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
 
-        with bar, _one_ahead(tokenized, starts) as chunks:
+        with bar, one_ahead(tokenized, starts) as chunks:
             for first, rows in zip(starts, chunks, strict=True):
                 for batch in batches([len(row.input_ids) for row in rows], batch_size * TOKENS_PER_TEXT):
                     features = transformer.collate([rows[i] for i in batch])
@@ -327,12 +417,19 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
                 "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
                 "trust_remote_code=True."
             )
-        with _published(Path(path)) as folder:
-            super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
-            settings = {"format": 1, **self._settings(), "provenance": self.provenance}
-            if audit := self[0].audit:
-                settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
-            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+        with published(Path(path)) as folder:
+            self._write(folder, saved, *args, **kwargs)
+
+    def _write(self, folder: Path, saved: LLM2Vec, *args: Any, with_weights: bool = True, **kwargs: Any) -> None:
+        if not with_weights:  # they are there already
+            first = next(iter(saved._modules.values()))
+            assert first is not None
+            first._modules["model"] = _ConfigOnly(self[0].model)
+        super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
+        settings = {"format": 1, **self._settings(), "provenance": self.provenance}
+        if audit := self[0].audit:
+            settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def _stock_copy(self) -> LLM2Vec:
         """A shallow copy to be saved: adapters merged, modules under stock names where probes show the same vectors."""
@@ -379,35 +476,17 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         return bool(pooling.include_prompt or not bos_is_excluded)
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        # counted as if padded to the longest, which is what a model that cannot pack will do
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+class _ConfigOnly(nn.Module):
+    """Saves the config of a decoder whose weights lie in the folder already."""
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.config = copy.copy(model.config)
+        self.config.architectures = [type(model).__name__]
+        self.config.dtype = model.dtype
 
-@contextmanager
-def _one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
-    """The function's values, the next of which is worked out in a thread while the caller has the last."""
-    if len(items) < 2:  # a single query should not wait for a thread
-        yield map(function, items)
-        return
-    with ThreadPoolExecutor(1) as pool:
-
-        def values() -> Iterator[Any]:
-            coming = pool.submit(function, items[0])
-            for item in items[1:]:
-                value, coming = coming.result(), pool.submit(function, item)
-                yield value
-            yield coming.result()
-
-        yield values()
+    def save_pretrained(self, folder: str, **_: Any) -> None:
+        self.config.save_pretrained(folder)
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -464,23 +543,3 @@ def _license(folder: Path) -> str | None:
     card = folder / "README.md"
     found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return found.group(1) if found else None
-
-
-@contextmanager
-def _published(target: Path) -> Iterator[Path]:
-    """A temporary folder whose content becomes `target` when the block ends without an error."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.is_dir():
-            for item in sorted(folder.iterdir()):
-                if item.is_dir():
-                    shutil.rmtree(target / item.name, ignore_errors=True)
-                os.replace(item, target / item.name)
-        else:
-            os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

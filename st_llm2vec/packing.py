@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -79,6 +80,37 @@ class Row:
         """Values of the row, (1, total, width), in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
         flat = row.new_zeros(shape.numel(), row.shape[-1])
         return flat.index_copy(0, self.positions, row[0]).view(*shape, -1)
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        # counted as if padded to the longest, which is what a model that cannot pack will do
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
+    """The function's values, the next of which is worked out in a thread while the caller has the last."""
+    if len(items) < 2:  # a single query should not wait for a thread
+        yield map(function, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+
+        def values() -> Iterator[Any]:
+            coming = pool.submit(function, items[0])
+            for item in items[1:]:
+                value, coming = coming.result(), pool.submit(function, item)
+                yield value
+            yield coming.result()
+
+        yield values()
 
 
 _current: ContextVar[Row | None] = ContextVar("st_llm2vec_row", default=None)

@@ -21,8 +21,7 @@ import st_llm2vec
 from st_llm2vec import modules, packing
 from st_llm2vec.bidirectional import ARCHITECTURES, enable_bidirectional_attention, kernel_of
 from st_llm2vec.errors import Llm2VecError
-from st_llm2vec.model import batches
-from st_llm2vec.packing import Row, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.packing import Row, batches, disable_packing, enable_packing, is_packing, packed
 from st_llm2vec.training import MNTPDataCollator, MNTPLoss
 
 # Their attention never asks transformers for a function, so there is nothing to hand a row to.

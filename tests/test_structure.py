@@ -21,6 +21,7 @@ ORDER = [
     "prompts",
     "modules",
     "checkpoints",
+    "merging",
     "model",
     "words",
     "plugin",
