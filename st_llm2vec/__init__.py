@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+from .aliases import register_alias, unregister_alias
 from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ __all__ = [
     "enable_bidirectional_attention",
     "enable_plugin",
     "load",
+    "register_alias",
     "restore_causal_attention",
+    "unregister_alias",
 ]
 
 

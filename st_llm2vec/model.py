@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import __version__, aliases
 from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
-from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .prompts import Template, choose_template, special_counts, with_eos
 
@@ -86,7 +86,7 @@ def load(
     """
     if not isinstance(name, str | os.PathLike):
         raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
-    name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
+    name = alias_folder(os.fspath(name), revision, local_files_only) or os.fspath(name)
     asked = {
         "pooling_mode": pooling_mode,
         "template": template,
@@ -129,6 +129,51 @@ def load(
     return model
 
 
+def alias_folder(name: str, revision: str | None = None, local_files_only: bool = False) -> str | None:
+    """The folder of an alias, made from what it stands for at its first use; None if `name` is no alias.
+
+    Raises:
+        ModelNotFoundError: Not kept yet, and what it stands for cannot be reached.
+        CacheError, and what `load` raises.
+    """
+    alias = aliases.find(name)
+    if alias is None:
+        return None
+    if revision is not None:
+        raise InvalidInputError(
+            f"revision={revision!r} was given for the alias {name!r}, which stands for {alias}. Give an alias with "
+            f"that revision a name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
+        )
+    return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, local_files_only)))
+
+
+def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only: bool = False) -> None:
+    """Merges what an alias stands for, in the dtype of its decoder, and writes the portable folder."""
+    try:
+        model = load(
+            alias.model,
+            adapter=alias.adapter,
+            base=alias.base,
+            revision=alias.revision,
+            dtype="auto",
+            device="cpu",
+            local_files_only=local_files_only,
+            **alias.settings,
+        )
+    except ModelNotFoundError as error:
+        answered = getattr(error.__cause__, "response", None) is not None
+        hint = (
+            f" Run this where there is a network: st-llm2vec convert {name} -o {name}; in the working directory, "
+            "the folder that it writes is opened under this name."
+        )
+        raise ModelNotFoundError(
+            f"{name!r} stands for {alias}, and has not been made yet. {error}{'' if answered else hint}"
+        ) from error
+    model.prompts.update(alias.prompts)
+    model.provenance["alias"] = name
+    model.save_pretrained(str(folder))
+
+
 def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
@@ -154,7 +199,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
             )
     if isinstance(settings["template"], dict):  # as we saved it
         settings["template"] = Template(**settings["template"])
-    settings["template"] = choose_template(settings["template"], checkpoint.original_name)
+    names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
+    settings["template"] = choose_template(settings["template"], *names)
     return settings
 
 

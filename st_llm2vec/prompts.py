@@ -57,16 +57,17 @@ KNOWN_EOS: dict[str, str] = {
 }
 
 
-def choose_template(template: str | Template | None, original_name: str | None) -> Template:
-    """The template of a model: the one asked for, else the one its original name is known for, else none.
+def choose_template(template: str | Template | None, *names: str | None) -> Template:
+    """The template of a model: the one asked for, else the one that a name of it is known for, else none.
 
     Args:
         template: A name of `TEMPLATES`, a `Template`, or None.
-        original_name: Hub name of the decoder that the weights come from, if known.
+        names: Hub names of the decoder that the weights come from, the surest first.
     """
     if isinstance(template, Template):
         return template
-    name = KNOWN_TEMPLATES.get(original_name or "", "none") if template is None else template
+    known = (KNOWN_TEMPLATES[name] for name in names if name in KNOWN_TEMPLATES)
+    name = next(known, "none") if template is None else template
     if name not in TEMPLATES:
         raise InvalidInputError(f"template={name!r} is not known. Use one of {sorted(TEMPLATES)}, or a Template.")
     return TEMPLATES[name]
