@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import Llm2VecError
     from .model import LLM2Vec, load
     from .types import Encoder
+    from .words import encode_words
 
 _LAZY = {
     "Encoder": "types",
@@ -28,6 +29,7 @@ _LAZY = {
     "audit": "bidirectional",
     "doctor": "diagnosis",
     "enable_bidirectional_attention": "bidirectional",
+    "encode_words": "words",
     "load": "model",
     "restore_causal_attention": "bidirectional",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "doctor",
     "enable_bidirectional_attention",
     "enable_plugin",
+    "encode_words",
     "load",
     "register_alias",
     "restore_causal_attention",

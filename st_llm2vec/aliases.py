@@ -24,7 +24,7 @@ from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundEr
 PREFIX = "llm2vec-"
 SETTINGS = ("pooling_mode", "template", "max_seq_length", "document_max_length", "include_prompt")
 _FORMAT = 1  # of a kept folder; another number makes it anew
-_CONTENTS = "alias.json"
+CONTENTS = "alias.json"
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
 def _require_name(name: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise InvalidInputError(
-            f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, a letter or digit first."
+            f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, no dot first."
         )
 
 
@@ -214,13 +214,18 @@ def folder_of(name: str, alias: Alias, make: Callable[[Path], None]) -> Path:
     """
     if alias.is_encoder:
         return Path(alias.model)
-    place = cache_folder() / name / alias.digest
+    place = kept_folder(name, alias)
     if not place.is_dir():
         with _lock(name):
             if not place.is_dir():
                 _make(name, place, make)
     _require_complete(name, place)
     return place
+
+
+def kept_folder(name: str, alias: Alias) -> Path:
+    """Where an alias is kept once it has been made."""
+    return cache_folder() / name / alias.digest
 
 
 def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
@@ -233,7 +238,7 @@ def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
             folder = Path(draft) / place.name
             make(folder)
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-            (folder / _CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+            (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
             os.replace(folder, place)
     except Llm2VecError:
         raise
@@ -246,7 +251,7 @@ def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
 
 def _require_complete(name: str, place: Path) -> None:
     try:
-        sizes = json.loads((place / _CONTENTS).read_text(encoding="utf-8"))
+        sizes = json.loads((place / CONTENTS).read_text(encoding="utf-8"))
         wrong = [file for file, size in sizes.items() if (place / file).stat().st_size != size]
     except (OSError, ValueError) as error:
         wrong = [str(error)]
@@ -281,8 +286,13 @@ def kept() -> dict[str, int]:
     """Names that have something in the cache, and the bytes that it takes."""
     folder = cache_folder()
     names = sorted(f.name for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    sizes = {name: sum(f.stat().st_size for f in (folder / name).rglob("*") if f.is_file()) for name in names}
+    sizes = {name: folder_size(folder / name) for name in names}
     return {name: size for name, size in sizes.items() if size}
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def remove(name: str) -> int:
@@ -293,7 +303,9 @@ def remove(name: str) -> int:
     """
     sizes = kept()
     if name not in sizes:
-        raise ModelNotFoundError(f"Nothing is kept of {name!r} in {cache_folder()}. Kept: {', '.join(sizes) or 'nothing'}.")
+        raise ModelNotFoundError(
+            f"Nothing is kept of {name!r} in {cache_folder()}. Kept: {', '.join(sizes) or 'nothing'}."
+        )
     with _lock(name):
         shutil.rmtree(cache_folder() / name)
     return sizes[name]

@@ -88,7 +88,7 @@ def doctor(model: SentenceTransformer) -> Report:
     model.eval()
     try:
         checks = [*map(_attention, audits), *_invariance(model), _reload(model), _span(model)]
-        rows = (*checks, *_settings(model), *_diagnostics(model))
+        rows = (*checks, *_settings(model), _batches(model), *_diagnostics(model))
     finally:
         model.train(was_training)
     name = (getattr(model, "provenance", None) or {}).get("base_model") or model[0].model.config.model_type
@@ -176,6 +176,11 @@ def _settings(model: SentenceTransformer) -> Iterator[Row]:
     yield Row("pooling", str(getattr(model[1], "pooling_mode", type(model[1]).__name__)))
     yield Row("template", f"{template.prefix!r} text {template.suffix!r}" if template else "none")
     yield Row("prompts", ", ".join(f"{k}: {v!r}" for k, v in model.prompts.items() if v) or "none")
+
+
+def _batches(model: SentenceTransformer) -> Row:
+    because = getattr(model[0], "unpacked_because", "the stock module pads")  # known since texts were encoded above
+    return Row("batches", f"padded because {because}" if because else "packed", meaning="" if because else "no padding")
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
-from .prompts import Template, choose_template, special_counts, with_eos
+from .prompts import CHAT, Template, choose_template, own_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
 MODULE_CLASSES: dict[str, type[nn.Module]] = {
@@ -71,7 +71,8 @@ def load(
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
-        template: Name in `prompts.TEMPLATES` or a `Template`; None takes what the checkpoint is known for, else none.
+        template: Name in `prompts.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
+            `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
         document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
         include_prompt: Pool BOS, template and prompt, too; default False.
@@ -110,6 +111,8 @@ def load(
         model_kwargs={"dtype": dtype, "use_safetensors": True},
         processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
+    if settings["template"] == CHAT:
+        settings["template"] = own_template(transformer.tokenizer)
     transformer.text_template = settings["template"]
     if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
@@ -200,7 +203,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
     if isinstance(settings["template"], dict):  # as we saved it
         settings["template"] = Template(**settings["template"])
     names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
-    settings["template"] = choose_template(settings["template"], *names)
+    if settings["template"] != CHAT:
+        settings["template"] = choose_template(settings["template"], *names)
     return settings
 
 

@@ -105,7 +105,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name that the server calls
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -259,7 +259,7 @@ def damaged(home: Path, change: Callable[[Path], object]) -> Path:
 )
 def test_a_damaged_cache_is_not_opened(home: Path, change: Callable[[Path], object]) -> None:
     damaged(home, change)
-    with pytest.raises(CacheError, match="damaged.*st-llm2vec models remove llm2vec-mistral"):
+    with pytest.raises(CacheError, match=r"damaged.*st-llm2vec models remove llm2vec-mistral"):
         SentenceTransformer("llm2vec-mistral", device="cpu")
     assert aliases.remove("llm2vec-mistral") > 0
     assert SentenceTransformer("llm2vec-mistral", device="cpu").encode("a").shape == (64,)

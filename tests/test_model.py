@@ -265,3 +265,23 @@ def test_the_eos_of_an_over_long_text_survives_whatever_is_pooled(bos_decoder: P
     suffix = model.tokenizer(model[0].text_template.suffix, add_special_tokens=False)["input_ids"]
     features = model.preprocess(["lazy dog " * 300])
     assert features["input_ids"][0, -len(suffix) :].tolist() == suffix
+
+
+def test_the_tokenizers_own_template_is_saved_and_survives_truncation(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    save_decoder(tmp_path / "chat", tokenizer=tokenizer)
+    model = st_llm2vec.load(str(tmp_path / "chat"), template="chat", max_seq_length=32, device="cpu")
+    assert model[0].template == {"prefix": "[user] ", "suffix": "</s>"}
+    model.save_pretrained(str(tmp_path / "encoder"))
+    again = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    assert again[0].template == model[0].template
+    for inputs in (TEXTS, [["Find:", text] for text in TEXTS]):
+        assert np.abs(again.encode(inputs) - model.encode(inputs)).max() <= 1e-5
+        for text in inputs:  # whatever its length: the template around it, and something of the text
+            ids = again.preprocess([text])["input_ids"][0].tolist()
+            read = again.tokenizer.decode(ids)
+            assert read.startswith("<s>[user] ")
+            assert read.endswith("</s>")
+            assert len(read) > len("<s>[user] </s>")
+            assert len(ids) <= 32

@@ -24,7 +24,8 @@ PoolingMode = Annotated[
     str | None, typer.Option("--pooling-mode", help="mean, weighted_mean, last_token, eos_token or bos_token.")
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", help="Chat template: none, llama-3, llama-2, mistral, gemma or chatml.")
+    str | None,
+    typer.Option("--template", help="none, llama-3, llama-2, mistral, gemma, chatml; chat: the tokenizer's own."),
 ]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of the text (a .txt file has one: text).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -39,6 +40,11 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
 
     logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
     return load(name, **options)
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes, as people read it."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def note(text: str) -> None:

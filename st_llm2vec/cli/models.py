@@ -1,0 +1,54 @@
+"""`models`: the names of encoders, what they stand for, and what is kept of them; `models remove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import aliases
+from .options import megabytes, note, print_table
+
+app = typer.Typer(no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Only what takes room on the disk, and where.")] = False,
+) -> None:
+    """List the encoders that have a name of their own: what each stands for, and its size if it is kept here.
+
+    The first use of a name downloads and merges it; later uses open what is kept. Any decoder works, too: give its
+    folder or hub id wherever a command takes a model.
+
+    \b
+    Examples:
+      st-llm2vec models
+      st-llm2vec models --sizes
+      st-llm2vec models remove llm2vec-mistral
+    """
+    if context.invoked_subcommand is not None:
+        return
+    kept = aliases.kept()
+    if sizes:
+        rows = [(name, megabytes(size), str(aliases.cache_folder() / name)) for name, size in kept.items()]
+        print_table(("name", "size", "folder"), [*rows, ("all", megabytes(sum(kept.values())), "")])
+        return
+    rows = []
+    for name, alias in aliases.known().items():
+        size = aliases.folder_size(Path(alias.model)) if alias.is_encoder else kept.get(name, 0)
+        rows.append((name, str(alias), megabytes(size) if size else "-"))
+    print_table(("name", "stands for", "on disk"), rows)
+
+
+@app.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="A name that --sizes lists.")]) -> None:
+    """Delete what is kept of a name; its next use makes it again.
+
+    \b
+    Example:
+      st-llm2vec models remove llm2vec-mistral
+    """
+    note(f"{name}: {megabytes(aliases.remove(name))} deleted.")
