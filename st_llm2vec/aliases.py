@@ -24,6 +24,7 @@ from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundEr
 PREFIX = "llm2vec-"
 SETTINGS = ("pooling_mode", "template", "max_seq_length", "document_max_length", "include_prompt")
 _FORMAT = 1  # of a kept folder; another number makes it anew
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 CONTENTS = "alias.json"
 
 
@@ -43,7 +44,9 @@ class Alias:
             value = getattr(self, name)
             if value is None and name != "model":
                 continue
-            if not isinstance(value, str) or not (Path(value).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", value)):
+            text = value if isinstance(value, str) else ""
+            # An absolute path may come and go with its disk; that is said when it is used.
+            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and Path(text).is_dir())):
                 raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
             if Path(value).is_dir():
                 object.__setattr__(self, name, str(Path(value).absolute()))

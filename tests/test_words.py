@@ -26,9 +26,9 @@ def model(bos_decoder: Path) -> SentenceTransformer:
 
 def hidden(model: SentenceTransformer, text: str) -> np.ndarray:
     """Last hidden states of a text as the tokenizer gives it, without our modules."""
-    ids = model.tokenizer(text, return_tensors="pt")
+    ids = model.tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        return model[0].model(**ids).last_hidden_state[0].float().numpy()
+        return model[0].model(input_ids=ids).last_hidden_state[0].float().numpy()
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma"])
