@@ -219,7 +219,7 @@ def folder_of(name: str, alias: Alias, make: Callable[[Path], None]) -> Path:
         return Path(alias.model)
     place = kept_folder(name, alias)
     if not place.is_dir():
-        with _lock(name):
+        with lock(name):
             if not place.is_dir():
                 _make(name, place, make)
     _require_complete(name, place)
@@ -266,7 +266,8 @@ def _require_complete(name: str, place: Path) -> None:
 
 
 @contextmanager
-def _lock(name: str) -> Iterator[None]:
+def lock(name: str) -> Iterator[None]:
+    """One process at a time makes or deletes what is kept of a name."""
     from filelock import FileLock
 
     folder = cache_folder() / name
@@ -283,32 +284,3 @@ def _lock(name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def kept() -> dict[str, int]:
-    """Names that have something in the cache, and the bytes that it takes."""
-    folder = cache_folder()
-    names = sorted(f.name for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    sizes = {name: folder_size(folder / name) for name in names}
-    return {name: size for name, size in sizes.items() if size}
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-
-
-def remove(name: str) -> int:
-    """Deletes what is kept of a name, and returns its bytes.
-
-    Raises:
-        ModelNotFoundError: Nothing is kept under this name.
-    """
-    sizes = kept()
-    if name not in sizes:
-        raise ModelNotFoundError(
-            f"Nothing is kept of {name!r} in {cache_folder()}. Kept: {', '.join(sizes) or 'nothing'}."
-        )
-    with _lock(name):
-        shutil.rmtree(cache_folder() / name)
-    return sizes[name]

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from .. import aliases
-from ..aliases import folder_size
 from . import options
 from .files import published
-from .options import megabytes, note, open_model
+from .options import folder_size, megabytes, note, open_model
 
 
 def convert(
@@ -45,7 +44,7 @@ def convert(
     target = Path(folder or output or "")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already and was left as it is. Choose another folder.")
-    options = {
+    asked = {
         "adapter": adapter,
         "base": base,
         "pooling_mode": pooling_mode,
@@ -56,10 +55,10 @@ def convert(
         "revision": revision,
     }
     alias = aliases.find(model)
-    if alias and not alias.is_encoder and not any(options.values()):
+    if alias and not alias.is_encoder and not any(asked.values()):
         _write(model, alias, target)
         return
-    encoder = open_model(model, **options)
+    encoder = open_model(model, **asked)
     encoder.save_pretrained(str(target))
     layers = {row.layer for row in encoder[0].audit.rows}
     note(

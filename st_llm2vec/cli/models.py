@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import aliases
-from .options import megabytes, note, print_table
+from ..errors import ModelNotFoundError
+from .options import folder_size, megabytes, note, print_table
 
 app = typer.Typer(no_args_is_help=False)
 
@@ -31,14 +33,14 @@ def models(
     """
     if context.invoked_subcommand is not None:
         return
-    kept = aliases.kept()
+    sizes_by_name = kept()
     if sizes:
-        rows = [(name, megabytes(size), str(aliases.cache_folder() / name)) for name, size in kept.items()]
-        print_table(("name", "size", "folder"), [*rows, ("all", megabytes(sum(kept.values())), "")])
+        rows = [(name, megabytes(size), str(aliases.cache_folder() / name)) for name, size in sizes_by_name.items()]
+        print_table(("name", "size", "folder"), [*rows, ("all", megabytes(sum(sizes_by_name.values())), "")])
         return
     rows = []
     for name, alias in aliases.known().items():
-        size = aliases.folder_size(Path(alias.model)) if alias.is_encoder else kept.get(name, 0)
+        size = folder_size(Path(alias.model)) if alias.is_encoder else sizes_by_name.get(name, 0)
         rows.append((name, str(alias), megabytes(size) if size else "-"))
     print_table(("name", "stands for", "on disk"), rows)
 
@@ -51,4 +53,18 @@ def remove(name: Annotated[str, typer.Argument(help="A name that --sizes lists."
     Example:
       st-llm2vec models remove llm2vec-mistral
     """
-    note(f"{name}: {megabytes(aliases.remove(name))} deleted.")
+    sizes = kept()
+    if name not in sizes:
+        raise ModelNotFoundError(
+            f"Nothing is kept of {name!r} in {aliases.cache_folder()}. Kept: {', '.join(sizes) or 'nothing'}."
+        )
+    with aliases.lock(name):
+        shutil.rmtree(aliases.cache_folder() / name)
+    note(f"{name}: {megabytes(sizes[name])} deleted.")
+
+
+def kept() -> dict[str, int]:
+    """Names that have something in the cache, and the bytes that it takes."""
+    folder = aliases.cache_folder()
+    sizes = {f.name: folder_size(f) for f in sorted(folder.iterdir()) if f.is_dir()} if folder.is_dir() else {}
+    return {name: size for name, size in sizes.items() if size}

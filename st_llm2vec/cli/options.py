@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,11 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
 
     logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
     return load(name, **options)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def megabytes(size: int) -> str:

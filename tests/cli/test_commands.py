@@ -14,6 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_llm2vec import aliases
+from st_llm2vec.cli.models import kept
 
 from .conftest import SENTENCES, Command, write_jsonl
 
@@ -77,7 +78,7 @@ def test_a_kept_name_is_sized_converted_and_removed(
     aliases.config_file().parent.mkdir()
     aliases.config_file().write_text(json.dumps({"mine": {"model": str(decoder), "prompts": {"query": "find: "}}}))
     assert command("convert", "mine", "-o", tmp_path / "direct").code == 0
-    assert aliases.kept() == {}  # written out, not kept
+    assert kept() == {}  # written out, not kept
     vectors = SentenceTransformer("mine", device="cpu").encode_query(SENTENCES)
     for line in (("models",), ("models", "--sizes")):
         done = command(*line)
@@ -93,7 +94,7 @@ def test_a_kept_name_is_sized_converted_and_removed(
     )
     assert command("convert", "mine").code == 2
     assert command("models", "remove", "mine").code == 0
-    assert aliases.kept() == {}
+    assert kept() == {}
     gone = command("models", "remove", "mine")
     assert gone.code == 1
     assert "Nothing is kept of 'mine'" in gone.err
