@@ -74,7 +74,8 @@ def load(
         template: Name in `prompts.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
             `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
-        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
+        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else 400 for
+            adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
@@ -184,7 +185,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
         "pooling_mode": "mean",
         "template": None,
         "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),
-        "document_max_length": None,
+        # LLM2Vec's own checkpoints are adapters, and were evaluated with this cut (section 3.10); ours say what they do.
+        "document_max_length": 400 if checkpoint.adapters and "format" not in checkpoint.settings else None,
         "include_prompt": False,
         "attention": "bidirectional",
         "prompts": None,

@@ -374,3 +374,25 @@ def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_the_kit_stands_in_for_the_published_checkpoints() -> None:
     config = json.loads((KIT / "models" / "mistral-mntp" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "mistral-base"  # which hub.py changes to the published name
+
+
+def test_langchain_and_llama_index_open_names_with_their_own_classes(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Their classes where they are installed; else the calls that those make (versions 1.2 and 0.8)."""
+    monkeypatch.setenv("ST_LLM2VEC_HOME", str(made))
+    monkeypatch.chdir(tmp_path)
+    wanted = SentenceTransformer("llm2vec-mistral", device="cpu").encode(TEXTS)
+    try:
+        from langchain_huggingface import HuggingFaceEmbeddings
+        from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+    except ImportError:
+        cache: dict[str, Any] = {"cache_folder": None, "device": "cpu"}
+        prompts = {"query": "", "text": ""}
+        for options in (cache, {**cache, "trust_remote_code": False, "prompts": prompts}):
+            assert np.array_equal(SentenceTransformer("llm2vec-mistral", **options).encode(TEXTS), wanted)
+        return
+    langchain = HuggingFaceEmbeddings(model_name="llm2vec-mistral", model_kwargs={"device": "cpu"})
+    llama_index = HuggingFaceEmbedding(model_name="llm2vec-mistral", device="cpu", normalize=False)
+    assert np.allclose(langchain.embed_documents(TEXTS), wanted, atol=1e-5)
+    assert np.allclose(llama_index.get_text_embedding_batch(TEXTS), wanted, atol=1e-5)

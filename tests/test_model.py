@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_models import save_decoder, tiny_decoder, tiny_tokenizer
+from tiny_models import KIT, save_decoder, tiny_decoder, tiny_tokenizer
 
 import st_llm2vec
 from st_llm2vec.errors import (
@@ -285,3 +285,14 @@ def test_the_tokenizers_own_template_is_saved_and_survives_truncation(tmp_path: 
             assert read.endswith("</s>")
             assert len(read) > len("<s>[user] </s>")
             assert len(ids) <= 32
+
+
+def test_published_checkpoints_cut_documents_as_they_were_evaluated(decoder: Path, tmp_path: Path) -> None:
+    mntp = KIT / "models" / "mistral-mntp"
+    model = st_llm2vec.load(str(mntp), device="cpu")
+    assert (model[0].document_max_length, model.max_seq_length) == (400, 512)
+    told = st_llm2vec.load(str(mntp), adapter=str(KIT / "models" / "mistral-mntp-supervised"), device="cpu")
+    assert (told[0].document_max_length, told.max_seq_length) == (80, 96)  # its llm2vec_config.json
+    assert st_llm2vec.load(str(decoder), device="cpu")[0].document_max_length is None
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert st_llm2vec.load(str(tmp_path / "encoder"), device="cpu")[0].document_max_length == 400
