@@ -28,11 +28,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import __version__, aliases
 from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, read_settings, require_inside, resolve
-from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_adapter, require_merged
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .packing import Row, batches, one_ahead
-from .prompts import Template, TokenizedText, choose_template, special_counts, with_eos
+from .prompts import CHAT, Template, TokenizedText, choose_template, own_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
 MODULE_CLASSES: dict[str, type[nn.Module]] = {
@@ -77,9 +77,11 @@ def load(
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
-        template: Name in `prompts.TEMPLATES` or a `Template`; None takes what the checkpoint is known for, else none.
+        template: Name in `prompts.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
+            `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
-        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
+        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else 400 for
+            adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
@@ -94,7 +96,7 @@ def load(
     """
     if not isinstance(name, str | os.PathLike):
         raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
-    name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
+    name = alias_folder(os.fspath(name), revision, local_files_only) or os.fspath(name)
     asked = {
         "pooling_mode": pooling_mode,
         "template": template,
@@ -115,7 +117,7 @@ def convert(
     *,
     adapter: str | None = None,
     base: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -142,6 +144,10 @@ def convert(
         As `load`; also OSError where the disk is full.
     """
     asked = {key: value for key, value in settings.items() if value is not None}
+    if isinstance(dtype, str):
+        if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
+            raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
+        dtype = found
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
     options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
     before = None
@@ -201,6 +207,8 @@ def _build(
         model_kwargs={"dtype": dtype, "use_safetensors": True, **model_kwargs},
         processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
+    if settings["template"] == CHAT:
+        settings["template"] = own_template(transformer.tokenizer)
     transformer.text_template = settings["template"]
     if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
@@ -225,6 +233,49 @@ def _build(
     return model
 
 
+def alias_folder(name: str, revision: str | None = None, local_files_only: bool = False) -> str | None:
+    """The folder of an alias, made from what it stands for at its first use; None if `name` is no alias.
+
+    Raises:
+        ModelNotFoundError: Not kept yet, and what it stands for cannot be reached.
+        CacheError, and what `load` raises.
+    """
+    alias = aliases.find(name)
+    if alias is None:
+        return None
+    if revision is not None:
+        raise InvalidInputError(
+            f"revision={revision!r} was given for the alias {name!r}, which stands for {alias}. Give an alias with "
+            f"that revision a name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
+        )
+    return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, local_files_only)))
+
+
+def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only: bool = False) -> None:
+    """Merges what an alias stands for, in the dtype of its decoder, and writes the portable folder."""
+    try:
+        convert(
+            alias.model,
+            folder,
+            adapter=alias.adapter,
+            base=alias.base,
+            revision=alias.revision,
+            local_files_only=local_files_only,
+            provenance={"alias": name},
+            prompts=dict(alias.prompts),
+            **alias.settings,
+        )
+    except ModelNotFoundError as error:
+        answered = getattr(error.__cause__, "response", None) is not None
+        hint = (
+            f" Run this where there is a network: st-llm2vec convert {name} -o {name}; in the working directory, "
+            "the folder that it writes is opened under this name."
+        )
+        raise ModelNotFoundError(
+            f"{name!r} stands for {alias}, and has not been made yet. {error}{'' if answered else hint}"
+        ) from error
+
+
 def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
@@ -232,7 +283,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
         "pooling_mode": "mean",
         "template": None,
         "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),
-        "document_max_length": None,
+        # LLM2Vec's own checkpoints are adapters, evaluated with this cut (section 3.10); ours say what they do.
+        "document_max_length": 400 if checkpoint.adapters and "format" not in checkpoint.settings else None,
         "include_prompt": False,
         "attention": "bidirectional",
         "prompts": None,
@@ -250,7 +302,9 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
             )
     if isinstance(settings["template"], dict):  # as we saved it
         settings["template"] = Template(**settings["template"])
-    settings["template"] = choose_template(settings["template"], checkpoint.original_name)
+    names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
+    if settings["template"] != CHAT:
+        settings["template"] = choose_template(settings["template"], *names)
     return settings
 
 

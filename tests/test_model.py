@@ -306,3 +306,34 @@ def test_both_directions_in_threads_on_one_set_of_weights(decoder: Path) -> None
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(same, [both, causal] * 4))
     assert all(a is b for a, b in zip(both.parameters(), causal.parameters(), strict=True))
+
+
+def test_the_tokenizers_own_template_is_saved_and_survives_truncation(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    save_decoder(tmp_path / "chat", tokenizer=tokenizer)
+    model = st_llm2vec.load(str(tmp_path / "chat"), template="chat", max_seq_length=32, device="cpu")
+    assert model[0].template == {"prefix": "[user] ", "suffix": "</s>"}
+    model.save_pretrained(str(tmp_path / "encoder"))
+    again = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    assert again[0].template == model[0].template
+    for inputs in (TEXTS, [["Find:", text] for text in TEXTS]):
+        assert np.abs(again.encode(inputs) - model.encode(inputs)).max() <= 1e-5
+        for text in inputs:  # whatever its length: the template around it, and something of the text
+            ids = again.preprocess([text])["input_ids"][0].tolist()
+            read = again.tokenizer.decode(ids)
+            assert read.startswith("<s>[user] ")
+            assert read.endswith("</s>")
+            assert len(read) > len("<s>[user] </s>")
+            assert len(ids) <= 32
+
+
+def test_published_checkpoints_cut_documents_as_they_were_evaluated(decoder: Path, tmp_path: Path) -> None:
+    mntp = KIT / "models" / "mistral-mntp"
+    model = st_llm2vec.load(str(mntp), device="cpu")
+    assert (model[0].document_max_length, model.max_seq_length) == (400, 512)
+    told = st_llm2vec.load(str(mntp), adapter=str(KIT / "models" / "mistral-mntp-supervised"), device="cpu")
+    assert (told[0].document_max_length, told.max_seq_length) == (80, 96)  # its llm2vec_config.json
+    assert st_llm2vec.load(str(decoder), device="cpu")[0].document_max_length is None
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert st_llm2vec.load(str(tmp_path / "encoder"), device="cpu")[0].document_max_length == 400
