@@ -119,7 +119,7 @@ def test_encode_npy_and_parquet_are_what_the_model_gives(command: Command, encod
 
     done = command("encode", jsonl, tmp_path / "v.npy", *options)
     assert done.code == 0, done.err
-    assert "it/s" in done.err  # a progress bar with its rate
+    assert " texts/s" in done.err  # a progress bar with its rate
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
     assert command("encode", jsonl, tmp_path / "v.parquet", *options, "--normalize", "--prompt", "a:").code == 0
