@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from . import __version__, aliases
+from . import __version__, aliases, kernels
 from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
@@ -59,6 +59,7 @@ def load(
     include_prompt: bool | None = None,
     attention: str | None = None,
     dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -76,7 +77,9 @@ def load(
         document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
-        dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
+        dtype: Default float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
+        quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
+            (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
         device: "cpu", "cuda", "mps"; default: the best there is.
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
@@ -98,10 +101,19 @@ def load(
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
     _require_two_modules(checkpoint.decoder)
     config = _read_config(checkpoint.decoder)
+    stored = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if quantize and (quantize != "int8" or stored):
+        raise InvalidInputError(
+            f"quantize={quantize!r} cannot be done to {name!r}: "
+            + (f"its weights are {stored} already; leave it out." if stored else "the only kind is 'int8'.")
+        )
     settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
-    if dtype is None:
+    rest = dtype  # of what is not quantized
+    if quantize:
+        device, dtype = device or "cpu", torch.float32
+    elif dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
-        dtype = torch.float32 if on_cpu else "auto"
+        dtype = torch.float32 if on_cpu and not stored else "auto"
     transformer = LLM2VecTransformer(
         str(checkpoint.decoder),
         attention="causal",  # adapters first: the audit is of what will run
@@ -126,7 +138,28 @@ def load(
         "license": _license(checkpoint.decoder),
     }
     model.model_card_data.license = model.provenance.get("license")
+    if model.device.type == "cpu" or quantize:
+        _use_kernels(model.eval(), quantize, rest)
     return model
+
+
+def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str | None) -> None:
+    """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
+    decoder = model[0].model
+    if quantize and model.device.type != "cpu":
+        raise InvalidInputError(f"quantize={quantize!r} is for CPUs, not for {model.device}. Leave it out.")
+    if quantize and not (missing := kernels.lacks("int8")):
+        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
+        rest = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=rest)
+        return
+    if quantize:
+        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
+    reason = kernels.prepack(decoder)
+    if reason and reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
+        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", reason)
+    elif reason:
+        log.info("The linear layers run without prepacked weights: %s.", reason)
 
 
 def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
@@ -301,6 +334,8 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
         transformer, pooling = self[0], self[1]
         if transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+            return False
+        if getattr(transformer.model, "is_quantized", False):  # stock transformers does not know our int8
             return False
         if needs_module_flags(transformer.model):  # stock transformers reads the config only
             return False
