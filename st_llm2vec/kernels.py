@@ -50,7 +50,7 @@ _ROOM = (1 + 2**-7) / 127
 
 def lacks(kind: str) -> str:
     """What this machine lacks for products in "float32", "bfloat16" or "int8" to pay off; empty if nothing."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
         return "torch without oneDNN"
     operators = (torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.onednn, "qlinear_pointwise")
     if not all(hasattr(namespace, name) for namespace, name in operators):
@@ -80,7 +80,7 @@ class Product:
 
     def weights(self) -> Sequence[Tensor]:
         """The weights as they were given, copied out of oneDNN's layout."""
-        return self._packed.to_dense().split(self.rows)
+        return torch.split(self._packed.to_dense(), self.rows)
 
     def __call__(self, x: Tensor, layer: int) -> Tensor:
         """What one of the layers makes of `x`, (..., width): (..., its rows)."""
@@ -88,7 +88,7 @@ class Product:
             return self._all(x)
         last = self._last  # one read: another thread may write it
         if last is None or last[0] is not x:
-            last = self._last = (x, self._all(x).split(self.rows, -1))
+            last = self._last = (x, torch.split(self._all(x), self.rows, -1))
         if layer == len(self.rows) - 1:
             self._last = None
         return last[1][layer]
@@ -101,7 +101,7 @@ class Product:
 
     # oneDNN's layout is this process's own.
     def __getstate__(self) -> dict[str, Any]:
-        biases = [None] * len(self.rows) if self.bias is None else self.bias.split(self.rows)
+        biases = [None] * len(self.rows) if self.bias is None else torch.split(self.bias, self.rows)
         return {"weights": self.weights(), "biases": biases}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Int8Product(Product):
         self._packed = torch.ops.onednn.qlinear_prepack(torch.cat(list(weights)).contiguous(), None)
 
     def weights(self) -> Sequence[Tensor]:
-        return self._plain if self._floats else self._packed.to_dense().t().contiguous().split(self.rows)
+        return self._plain if self._floats else torch.split(self._packed.to_dense().t().contiguous(), self.rows)
 
     def _all(self, x: Tensor) -> Tensor:
         if not x.numel():
@@ -200,14 +200,16 @@ class PackedLinear(nn.Linear):
     def train(self, mode: bool = True) -> PackedLinear:
         if mode:
             self.unpack()
-        return super().train(mode) if type(self) is PackedLinear else nn.Linear.train(self, mode)
+        nn.Module.train(self, mode)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         moved = fn(torch.empty(1, dtype=self._held.dtype))
         if moved.device.type == "cpu" and moved.dtype == self._held.dtype:
             return self
         self.unpack()
-        return nn.Module._apply(self, fn, recurse)
+        nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -267,7 +269,9 @@ class Int8Linear(nn.Linear):
                 f"A model in int8 runs on CPUs only and cannot go to {device}. Load the weights that it was made from "
                 f"with device={device.type!r} and without quantize."
             )
-        return self if self.product is not None else super()._apply(fn, recurse)
+        if self.product is None:  # being loaded
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
