@@ -1,6 +1,6 @@
 """Where the time of an encoding goes: matrix products, attention, the rest of the decoder, and everything around it.
 
-python benchmarks/profile.py --shape 135m --workload short --variant "stock float32" "ours bfloat16"
+python benchmarks/breakdown.py --shape 135m --workload short --variant "stock float32" "ours bfloat16"
 """
 
 from __future__ import annotations
