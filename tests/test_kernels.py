@@ -175,7 +175,7 @@ def test_int8_cannot_be_trained_moved_or_rounded_again(int8_model, decoder, tmp_
     model = copy.deepcopy(int8_model)
     np.testing.assert_array_equal(model.encode(TEXTS), int8_model.encode(TEXTS))
     with pytest.raises(InvalidInputError, match="runs on CPUs only"):
-        model.to("meta")
+        copy.deepcopy(model).to("meta")
     model.train()
     with pytest.raises(InvalidInputError, match="cannot be trained"):
         model(model.preprocess(TEXTS))
