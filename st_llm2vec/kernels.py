@@ -99,10 +99,11 @@ class Product:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return product
 
-    # oneDNN's layout is this process's own.
+    # oneDNN's layout is this process's own. Clones: views of one storage could not go to another process by its handle.
     def __getstate__(self) -> dict[str, Any]:
         biases = [None] * len(self.rows) if self.bias is None else torch.split(self.bias, self.rows)
-        return {"weights": self.weights(), "biases": biases}
+        clones = [None if bias is None else bias.clone() for bias in biases]
+        return {"weights": [weight.clone() for weight in self.weights()], "biases": clones}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
