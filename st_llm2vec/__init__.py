@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+from .aliases import register_alias, unregister_alias
 from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .errors import Llm2VecError
     from .model import LLM2Vec, load
     from .types import Encoder
+    from .words import encode_words
 
 _LAZY = {
     "Encoder": "types",
@@ -27,6 +29,7 @@ _LAZY = {
     "audit": "bidirectional",
     "doctor": "diagnosis",
     "enable_bidirectional_attention": "bidirectional",
+    "encode_words": "words",
     "load": "model",
     "restore_causal_attention": "bidirectional",
 }
@@ -41,8 +44,11 @@ __all__ = [
     "doctor",
     "enable_bidirectional_attention",
     "enable_plugin",
+    "encode_words",
     "load",
+    "register_alias",
     "restore_causal_attention",
+    "unregister_alias",
 ]
 
 

@@ -1,30 +1,286 @@
-"""Short names of encoders. A local folder of the same name always wins."""
+"""Short names of encoders: what each stands for, and the folder in which it is kept once it has been made.
+
+The first use of a name downloads and merges what it stands for (`st_llm2vec.model` does that) and keeps a portable
+folder; later uses open the folder and touch no network. A local folder of the same name always wins; then come
+`register_alias`, the user's file, and the table below.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from .errors import ModelNotFoundError
+from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundError
 
 PREFIX = "llm2vec-"
+SETTINGS = ("pooling_mode", "template", "max_seq_length", "document_max_length", "include_prompt")
+_FORMAT = 1  # of a kept folder; another number makes it anew
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+CONTENTS = "alias.json"
 
-# Name to the folder that holds the encoder.
-ALIASES: dict[str, Path] = {
-    "llm2vec-tiny": Path(__file__).parent / "tiny",
+
+@dataclass(frozen=True)
+class Alias:
+    """What a short name stands for: arguments of `load`, and prompts."""
+
+    model: str
+    adapter: str | None = None
+    base: str | None = None
+    revision: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "adapter", "base"):
+            value = getattr(self, name)
+            if value is None and name != "model":
+                continue
+            text = value if isinstance(value, str) else ""
+            # An absolute path may come and go with its disk; that is said when it is used.
+            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and Path(text).is_dir())):
+                raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
+            if Path(value).is_dir():
+                object.__setattr__(self, name, str(Path(value).absolute()))
+        if not all(isinstance(part, str) for prompt in self.prompts.items() for part in prompt):
+            raise InvalidInputError(f"prompts={self.prompts!r} must be texts by name, such as {{'query': '...'}}.")
+        if unknown := sorted(set(self.settings) - set(SETTINGS)):
+            raise InvalidInputError(f"settings {unknown} are not known. Use some of {SETTINGS}.")
+
+    def __str__(self) -> str:
+        return " + ".join(filter(None, (self.base, self.model, self.adapter)))
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether `model` is an encoder's folder that is opened where it lies."""
+        nothing_else = asdict(self) == asdict(Alias(self.model))
+        return nothing_else and (Path(self.model) / "modules.json").is_file()
+
+    @property
+    def digest(self) -> str:
+        """Changes with the definition, and with the files of local folders."""
+        folders = [Path(p) for p in (self.model, self.adapter, self.base) if p and Path(p).is_dir()]
+        stamps = [max((f.stat().st_mtime_ns for f in folder.iterdir()), default=0) for folder in folders]
+        meaning = json.dumps([_FORMAT, asdict(self), stamps], default=str)
+        return hashlib.sha256(meaning.encode()).hexdigest()[:12]
+
+
+# The retrieval instruction of the model cards; documents have none.
+_PROMPTS = {"query": "Given a web search query, retrieve relevant passages that answer the query: "}
+# Published MNTP stages, on top of which an adapter of the same name goes. No revision is pinned: none was seen.
+PUBLISHED = {
+    "llm2vec-mistral": "McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp",
+    "llm2vec-llama-3": "McGill-NLP/LLM2Vec-Meta-Llama-3-8B-Instruct-mntp",
+    "llm2vec-llama-2": "McGill-NLP/LLM2Vec-Llama-2-7b-chat-hf-mntp",
+    "llm2vec-sheared-llama": "McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp",
 }
+STAGES = {"": "-unsup-simcse", "-supervised": "-supervised", "-mntp": None}  # ending of the name: of the adapter
+
+ALIASES: dict[str, Alias] = {
+    "llm2vec-tiny": Alias(str(Path(__file__).parent / "tiny")),
+    **{
+        name + ending: Alias(mntp, adapter and mntp + adapter, prompts=_PROMPTS)
+        for name, mntp in PUBLISHED.items()
+        for ending, adapter in STAGES.items()
+    },
+}
+_registered: dict[str, Alias] = {}
 
 
-def folder_of(name: str) -> str | None:
-    """The folder that an alias stands for; None if `name` is no alias or is a folder itself.
+def register_alias(
+    name: str,
+    model: str,
+    *,
+    adapter: str | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Gives an encoder a short name, for this process; a name that is known already gets the new meaning.
+
+    Names for every process go into a file with the same arguments as keys (`config_file()` says where):
+    `{"my-encoder": {"model": "owner/decoder", "adapter": "owner/adapter", "prompts": {"query": "..."}}}`.
+
+    Args:
+        name: Letters, digits, dots, dashes and underscores.
+        model: Folder or hub id of a decoder, an LLM2Vec checkpoint or an encoder, as for `load`.
+        adapter: Second adapter on top.
+        base: What an adapter-only `model` belongs on.
+        revision: Branch, tag or commit of `model`.
+        prompts: By name; "query" and "document" are those of `encode_query` and `encode_document`.
+        settings: Arguments of `load` by name: pooling_mode, template, max_seq_length, ...
+
+    Raises:
+        InvalidInputError: A name or argument that cannot be used.
+
+    Example:
+        st_llm2vec.register_alias("my-encoder", "owner/decoder-mntp", adapter="owner/decoder-mntp-simcse")
+        SentenceTransformer("my-encoder")
+    """
+    _require_name(name)
+    _registered[name] = Alias(model, adapter, base, revision, dict(prompts or {}), dict(settings or {}))
+
+
+def unregister_alias(name: str) -> None:
+    """Takes back what `register_alias` gave; a kept folder stays (`st-llm2vec models remove NAME` deletes it).
+
+    Raises:
+        InvalidInputError: The name was not registered in this process.
+    """
+    if _registered.pop(name, None) is None:
+        raise InvalidInputError(f"{name!r} is not registered. Registered: {sorted(_registered) or 'nothing'}.")
+
+
+def config_file() -> Path:
+    """The user's names: `$ST_LLM2VEC_HOME/aliases.json`, else `st_llm2vec/aliases.json` in ~/.config."""
+    return _home("XDG_CONFIG_HOME", ".config") / "aliases.json"
+
+
+def cache_folder() -> Path:
+    """What was made for names: `$ST_LLM2VEC_HOME/models`, else `st_llm2vec/models` in ~/.cache."""
+    return _home("XDG_CACHE_HOME", ".cache") / "models"
+
+
+def _home(variable: str, default: str) -> Path:
+    if home := os.environ.get("ST_LLM2VEC_HOME"):
+        return Path(home).expanduser().absolute()
+    return Path(os.environ.get(variable) or Path.home() / default) / "st_llm2vec"
+
+
+def known() -> dict[str, Alias]:
+    """Every name and what it stands for.
+
+    Raises:
+        InvalidInputError: The user's file cannot be understood.
+    """
+    return ALIASES | _from_file(config_file()) | _registered
+
+
+def find(name: str) -> Alias | None:
+    """What a name stands for; None if it is no alias, or a folder here.
 
     Raises:
         ModelNotFoundError: A name of our kind that is neither known nor a folder; nothing is asked of the network.
+        InvalidInputError: The user's file cannot be understood.
     """
-    if name.count("/") or not name.startswith(PREFIX) or Path(name).is_dir():
+    if not name or "/" in name or os.sep in name or Path(name).is_dir():
         return None
-    if name not in ALIASES:
+    names = known()
+    if name not in names and name.startswith(PREFIX):
         raise ModelNotFoundError(
-            f"{name!r} is no folder here and no encoder that st_llm2vec knows. Known: {', '.join(sorted(ALIASES))}. "
+            f"{name!r} is no folder here and no encoder that st_llm2vec knows. Known: {', '.join(sorted(names))}. "
             "Any decoder can be loaded by its folder or hub id: st_llm2vec.load('owner/name')."
         )
-    return str(ALIASES[name])
+    return names.get(name)
+
+
+def _from_file(path: Path) -> dict[str, Alias]:
+    found = {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name, arguments in content.items():
+            _require_name(name)
+            if unknown := sorted(set(arguments) - {f.name for f in fields(Alias)}):
+                raise InvalidInputError(f"{name!r} has {unknown}; known are {[f.name for f in fields(Alias)]}.")
+            found[name] = Alias(**arguments)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidInputError(
+            f'{path} cannot be used: {error} It holds names like {{"my-encoder": {{"model": "owner/name"}}}}.'
+        ) from error
+    return found
+
+
+def _require_name(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise InvalidInputError(
+            f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, no dot first."
+        )
+
+
+def folder_of(name: str, alias: Alias, make: Callable[[Path], None]) -> Path:
+    """The folder of an alias; `make` writes it if it is not kept yet.
+
+    Two processes that come at once make it once. It appears complete or not at all.
+
+    Raises:
+        CacheError: The cache cannot be written, is full, or what is kept there is damaged.
+        Llm2VecError: What `make` raises.
+    """
+    if alias.is_encoder:
+        return Path(alias.model)
+    place = kept_folder(name, alias)
+    if not place.is_dir():
+        with lock(name):
+            if not place.is_dir():
+                _make(name, place, make)
+    _require_complete(name, place)
+    return place
+
+
+def kept_folder(name: str, alias: Alias) -> Path:
+    """Where an alias is kept once it has been made."""
+    return cache_folder() / name / alias.digest
+
+
+def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
+    from safetensors import SafetensorError
+
+    for left in place.parent.glob(".draft-*"):  # by a process that was killed: nobody else holds the lock
+        shutil.rmtree(left)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".draft-", dir=place.parent) as draft:
+            folder = Path(draft) / place.name
+            make(folder)
+            sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+            (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+            os.replace(folder, place)
+    except Llm2VecError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"{name!r} could not be written to {place.parent}: {error}. Nothing was left there. Free some space, or "
+            "set ST_LLM2VEC_HOME to a folder with room for it."
+        ) from error
+
+
+def _require_complete(name: str, place: Path) -> None:
+    try:
+        sizes = json.loads((place / CONTENTS).read_text(encoding="utf-8"))
+        wrong = [file for file, size in sizes.items() if (place / file).stat().st_size != size]
+    except (OSError, ValueError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise CacheError(
+            f"The kept {name!r} in {place} is damaged ({wrong[0]}). Delete it, and it is made again at the next use: "
+            f"st-llm2vec models remove {name}"
+        )
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """One process at a time makes or deletes what is kept of a name."""
+    from filelock import FileLock
+
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, and never deleted: a lock that is removed while another waits for it locks nothing.
+        lock = FileLock(folder.with_name(f".{name}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise CacheError(
+            f"The cache {folder.parent} cannot be written ({error}). Set ST_LLM2VEC_HOME to a folder that can."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,32 +1,45 @@
-"""What a name stands for: a decoder, and the LoRA adapters that are merged into it, in which order.
+"""What a name stands for: a decoder, and the LoRA adapters that are merged into it, in which order (merging.py).
 
 LLM2Vec publishes adapters only: base decoder + MNTP adapter + SimCSE or supervised adapter. The second adapter's own
 files name the raw decoder, so a loader that trusts them skips MNTP silently (defect Q18 of the original). Nothing of
-a checkpoint is executed, and only safetensors are read.
+a checkpoint is executed, only safetensors are read, and no file of a checkpoint can point outside of its folder.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
-import math
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from .errors import InvalidCheckpointError, ModelNotFoundError
 
 SETTINGS_FILE = "llm2vec_config.json"
 # Names of the original package's llm2vec_config.json, and ours.
 _ORIGINAL_SETTINGS = {"max_length": "max_seq_length", "doc_max_length": "document_max_length"}
-# What a snapshot needs; code and pickles stay on the hub.
+# What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "README.md", "LICENSE*"]
+_NOT_FILES = ["consolidated*", "original/*"]
+
+# The published second stages, and the MNTP stage that each belongs on: their own files name the raw decoder.
+SECOND_STAGES: dict[str, str] = {
+    f"McGill-NLP/LLM2Vec-{decoder}-mntp-{stage}": f"McGill-NLP/LLM2Vec-{decoder}-mntp"
+    for decoder in (
+        "Llama-2-7b-chat-hf",
+        "Meta-Llama-3-8B-Instruct",
+        "Meta-Llama-31-8B-Instruct",
+        "Mistral-7B-Instruct-v2",
+        "Sheared-LLaMA",
+    )
+    for stage in ("unsup-simcse", "supervised")
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,9 @@ class Checkpoint:
     sources: tuple[dict[str, str | None], ...]  # what was asked for, and the commit that it resolved to
 
     def __str__(self) -> str:
-        lines = [f"decoder    {self.decoder}"]
-        lines += [f"+ adapter  {folder}" for folder in self.adapters]
-        return "\n".join([*lines, f"tokenizer  {self.tokenizer}"])
+        lines = [f"decoder    {_shown(self.decoder)}"]
+        lines += [f"+ adapter  {_shown(folder)}" for folder in self.adapters]
+        return "\n".join([*lines, f"tokenizer  {_shown(self.tokenizer)}"])
 
 
 def resolve(
@@ -57,182 +70,246 @@ def resolve(
     """Finds the decoder and the adapters of a name; downloads what is not a local folder.
 
     Args:
-        name: Folder or hub id of a decoder, or of an MNTP stage (config.json and an adapter, no weights).
+        name: Folder or hub id of a decoder, of an MNTP stage (config.json and an adapter, no weights), or of a
+            published second stage. A hub id may carry its revision, here and below: "owner/name@revision".
         adapter: Folder or hub id of a second adapter on top.
         base: What the adapter in `name` belongs on; needed where its files cannot be trusted to say so.
         revision: Branch, tag or commit of `name`.
 
     Raises:
         ModelNotFoundError: Neither a folder nor a repository that can be reached.
-        InvalidCheckpointError: Files are missing, or are of a kind that is not read.
+        InvalidCheckpointError: Files are missing, are of a kind that is not read, point outside of their folder, or do
+            not belong on top of one another.
     """
-    sources: list[dict[str, str | None]] = []
-
-    def fetch(what: str, revision: str | None = None) -> Path:
-        folder, commit = _folder(what, revision, local_files_only)
-        sources.append({"name": folder.name if commit is None else what, "commit": commit})  # no local paths on cards
-        return folder
-
-    top = fetch(name, revision)
-    adapters: list[Path] = []
-    if adapter is not None:
-        adapters.append(fetch(adapter))
-        _require_adapter(adapters[0], adapter)
-    settings_folder = adapters[0] if adapters else top
-    names_itself = top
-    decoder = top
-    if (top / "adapter_config.json").is_file() and not _weights(top):
-        adapters.insert(0, top)
-        named = base
-        if named is None:
-            if not (top / "config.json").is_file():
-                raise InvalidCheckpointError(
-                    f"{name!r} holds an adapter only, and adapters of a second stage name the raw decoder although "
-                    "they belong on top of an MNTP stage. Say what it belongs on: "
-                    f"load({name!r}, base='<the MNTP stage or decoder>')."
-                )
-            named = str(_json(top / "adapter_config.json").get("base_model_name_or_path") or "")
-            beside = top.parent / named
-            named = str(beside) if named and not Path(named).is_absolute() and beside.is_dir() else named
-        below = resolve(named, local_files_only=local_files_only)
-        sources += below.sources
-        adapters = [*below.adapters, *adapters]
-        decoder = below.decoder
-        if not (top / "config.json").is_file():
-            names_itself = below.tokenizer
-    elif base is not None:
+    top = _folder(name, revision, local_files_only)
+    second = [] if adapter is None else [_folder(adapter, None, local_files_only)]
+    if second and not _is_adapter(second[0]):
         raise InvalidCheckpointError(
-            f"base={base!r} was given, but {name!r} has weights of its own; leave base out, or give the adapter."
+            f"adapter={adapter!r} has no adapter_config.json, but weights of its own; load it alone."
         )
-    if not _weights(decoder):
-        raise InvalidCheckpointError(_no_weights(decoder, name))
+    settings = read_settings(second[0] if second else top)
+    sources = tuple(_source(folder) for folder in (top, *second))
+    repository = _repository(top)
 
-    tokenizer = next((f for f in (names_itself, decoder) if (f / "tokenizer_config.json").is_file()), decoder)
-    original = _json(names_itself / "config.json").get("_name_or_path") or None
-    if original is None and not Path(name).is_dir():
-        original = name
-    return Checkpoint(decoder, tuple(adapters), tokenizer, original, read_settings(settings_folder), tuple(sources))
+    if not _is_adapter(top):
+        if base is not None:
+            raise InvalidCheckpointError(
+                f"base={base!r} was given, but {name!r} has weights of its own; leave base out, or give the adapter."
+            )
+        _require_order(top, second)
+        original = read_json(top / "config.json").get("_name_or_path") or repository
+        return Checkpoint(top, tuple(second), top, original, settings, sources)
+
+    below = resolve(base or _base_of(top), local_files_only=local_files_only)
+    adapters = (*below.adapters, top, *second)
+    _require_order(below.decoder, adapters)
+    original, tokenizer = below.original_name, below.tokenizer
+    if _is_first_stage(top):
+        # Section 3.4: what chooses a chat template is named by the adapter in a repository, by the config in a folder.
+        file, key = ("adapter_config", "base_model_name_or_path") if repository else ("config", "_name_or_path")
+        original = read_json(top / f"{file}.json").get(key) or original
+        tokenizer = top if (top / "tokenizer_config.json").is_file() else tokenizer
+    return Checkpoint(below.decoder, adapters, tokenizer, original, settings, (*sources, *below.sources))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Settings in `llm2vec_config.json`, ours or the original package's, under our names; empty if there is none."""
     path = folder / SETTINGS_FILE
-    settings = {_ORIGINAL_SETTINGS.get(key, key): value for key, value in _json(path).items()} if path.is_file() else {}
+    settings = (
+        {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(path).items()} if path.is_file() else {}
+    )
     if "skip_instruction" in settings:
         settings["include_prompt"] = not settings.pop("skip_instruction")
     return settings
 
 
-def _folder(name: str, revision: str | None, local_files_only: bool) -> tuple[Path, str | None]:
+def require_inside(folder: Path) -> None:
+    """Raises `InvalidCheckpointError` if a file of the folder names another one that lies outside of it."""
+    modules = read_json(folder / "modules.json", list)
+    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
+    weights = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    paths += [
+        ("model.safetensors.index.json", path) for path in (weights if isinstance(weights, dict) else {}).values()
+    ]
+    for file, path in paths:
+        if not isinstance(path, str) or _leaves(path):
+            raise InvalidCheckpointError(
+                f"{folder / file} names {path!r}, which is no path inside its own folder. Such a file was not written "
+                "by save_pretrained; do not use this checkpoint, or download it again from where you trust it."
+            )
+
+
+def _leaves(path: str) -> bool:
+    return os.path.isabs(path) or bool(re.match(r"[A-Za-z]:|[\\/]", path)) or ".." in re.split(r"[\\/]", path)
+
+
+def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
+    """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
     if Path(name).is_dir():
-        return Path(name), None
+        require_inside(Path(name))
+        return Path(name)
     if not name or Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelNotFoundError(f"There is no folder {name!r}. Check the path; hub ids look like 'owner/name'.")
+    repository, _, pinned = name.partition("@")
+    if pinned and revision:
+        raise ModelNotFoundError(f"{name!r} was given with revision={revision!r}, a second one. Give one of them.")
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=local_files_only)
+        found = snapshot_download(
+            repository,
+            revision=revision or pinned or None,
+            allow_patterns=_FILES,
+            ignore_patterns=_NOT_FILES,
+            local_files_only=local_files_only,
+        )
     except HFValidationError as error:
         raise ModelNotFoundError(f"{name!r} is neither a folder nor a hub id ('owner/name').") from error
     except (OSError, ValueError) as error:
         where = "the local cache (local_files_only=True)" if local_files_only else "the hub or its cache"
+        where = f"{where} at revision {revision!r}" if revision else where
         raise ModelNotFoundError(
             f"{name!r} is no folder here and could not be read from {where}: {type(error).__name__}: {error}. Gated "
-            f"repositories need their licence accepted at https://huggingface.co/{name} and a token: hf auth login."
+            f"repositories need their licence accepted at https://huggingface.co/{repository} and a token: "
+            "hf auth login."
         ) from error
-    return Path(found), Path(found).name
+    require_inside(Path(found))
+    return Path(found)
 
 
-def _weights(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("adapter_"))
+def _repository(folder: Path) -> str | None:
+    """The hub id of a snapshot in the hub's cache: models--owner--name/snapshots/commit."""
+    name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return name if folder.parent.name == "snapshots" else None
 
 
-def _no_weights(folder: Path, name: str) -> str:
-    pickles = [f.name for f in folder.glob("*.bin")] + [f.name for f in folder.glob("*.pt")]
+def _published_id(folder: Path) -> str | None:
+    """The hub id of a snapshot, or of a published stage's clone in a folder of its name."""
+    published = {stage.rpartition("/")[2]: stage for pair in SECOND_STAGES.items() for stage in pair}
+    return _repository(folder) or published.get(folder.name)
+
+
+def _shown(folder: Path) -> str:
+    repository = _repository(folder)
+    return f"{repository} at {folder.name[:12]}" if repository else str(folder)
+
+
+def _source(folder: Path) -> dict[str, str | None]:
+    repository = _repository(folder)  # no local paths on cards
+    return {"name": repository or folder.name, "commit": folder.name if repository else None}
+
+
+def _is_first_stage(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and _published_id(folder) not in SECOND_STAGES
+
+
+def _base_of(folder: Path) -> str:
+    """What an adapter belongs on: by the table if it is a published second stage, by its files if it is a first one."""
+    local = _repository(folder) is None
+    stage = SECOND_STAGES.get(_published_id(folder) or "")
+    if stage is not None:
+        beside = folder.parent / stage.rpartition("/")[2]
+        return str(beside) if local and beside.is_dir() else stage
+    shown = _repository(folder) or str(folder)
+    remedy = f"Say what it belongs on: load({shown!r}, base='<the MNTP stage or decoder>')."
+    if not _is_first_stage(folder):
+        raise InvalidCheckpointError(
+            f"{shown!r} holds an adapter only, and adapters of a second stage name the raw decoder although they "
+            f"belong on top of an MNTP stage. {remedy}"
+        )
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
+        raise InvalidCheckpointError(f"The adapter {shown!r} does not name its decoder. {remedy}")
+    if local and os.path.isabs(named):  # where it was trained, on this machine
+        return named
+    if _leaves(named):
+        raise InvalidCheckpointError(
+            f"{folder / 'adapter_config.json'} names {named!r} as its decoder, which is neither a folder beside it nor "
+            f"a hub id. {remedy}"
+        )
+    beside = folder.parent / named
+    return str(beside) if local and beside.is_dir() else named
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter; raises if it holds neither an adapter nor weights, or both."""
+    adapter, weights = (folder / "adapter_config.json").is_file(), weight_files(folder)
+    if adapter and weights:
+        raise InvalidCheckpointError(
+            f"{folder} holds weights ({weights[0].name}) and an adapter, so it is not clear whether the adapter is in "
+            "the weights already. Remove adapter_config.json if it is; else move the adapter into a folder of its own "
+            "and give that as adapter=."
+        )
+    if not adapter and (folder / "adapter_model.safetensors").is_file():
+        raise InvalidCheckpointError(f"{folder} has an adapter's tensors and no adapter_config.json to read them by.")
+    if not adapter and not weights:
+        raise InvalidCheckpointError(no_weights(folder))
+    return adapter
+
+
+def _require_order(decoder: Path, adapters: Sequence[Path]) -> None:
+    """A first stage, then at most one second stage, each on what it was trained on, as far as their files can tell."""
+    shown = [_repository(folder) or str(folder) for folder in adapters]
+    if len(adapters) > 2:
+        raise InvalidCheckpointError(
+            f"{' + '.join(shown)} are {len(adapters)} adapters, and the last two exclude each other: an encoder is a "
+            "decoder, an MNTP stage and one second stage. To build on two stages, save them merged and give that "
+            "folder as the decoder."
+        )
+    stage = SECOND_STAGES.get(_published_id(adapters[-1]) or "") if adapters else None
+    if len(adapters) == 2:
+        one, other = (folder / "adapter_model.safetensors" for folder in adapters)
+        if one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False):
+            raise InvalidCheckpointError(f"{shown[0]} and {shown[1]} are one adapter, which would be merged twice.")
+        if _is_first_stage(adapters[1]):
+            raise InvalidCheckpointError(
+                f"{shown[1]} would be merged after {shown[0]}, but has a config.json as first stages have. The MNTP "
+                f"stage goes first: load({shown[1]!r}, adapter={shown[0]!r}). If it is a second stage, remove its "
+                "config.json."
+            )
+    below = _published_id(adapters[0] if len(adapters) == 2 else decoder)
+    if stage is not None and below not in (stage, None):
+        raise InvalidCheckpointError(
+            f"{shown[-1]} was trained on top of {stage}, and {below} is something else. Load it by its name alone: "
+            f"load({shown[-1]!r})."
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a decoder, in the order of their names; empty if there are none.
+
+    Raises:
+        InvalidCheckpointError: The index names a file that is not there.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    named = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
+    files = sorted({folder / str(name) for name in named.values()})
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InvalidCheckpointError(
+            f"{folder} lacks {missing[0]}, one of the {len(files)} files that model.safetensors.index.json names. "
+            "Download it again."
+        )
+    return files
+
+
+def no_weights(folder: Path) -> str:
+    """What to say of a folder without safetensors."""
+    pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
     if pickles:
         return (
-            f"{name!r} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; only "
+            f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; only "
             "safetensors are read. Convert it where you trust it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
-    return f"{name!r} has no *.safetensors weights in {folder}. Give the folder that save_pretrained wrote."
+    return f"{folder} has no *.safetensors weights. Give the folder that save_pretrained wrote."
 
 
-def _require_adapter(folder: Path, name: str) -> None:
-    if not (folder / "adapter_config.json").is_file():
-        raise InvalidCheckpointError(f"adapter={name!r} has no adapter_config.json; give a folder that peft has saved.")
-
-
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file; empty if there is no such file."""
     if not path.is_file():
-        return {}
+        return kind()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidCheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise InvalidCheckpointError(f"{path} holds a {type(content).__name__}, not an object.")
+    if not isinstance(content, kind):
+        raise InvalidCheckpointError(f"{path} holds a {type(content).__name__}, not a {kind.__name__}.")
     return content
-
-
-def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Adds a LoRA adapter to the weights of `model`, in float32, rounded once to the weights' own dtype.
-
-    W = W + (alpha / r) B A, section 3.9. Every tensor of the file is used, or nothing is.
-
-    Raises:
-        InvalidCheckpointError: Another method than plain LoRA, a truncated file, or tensors that fit no weight.
-    """
-    config = _json(folder / "adapter_config.json")
-    unknown = [
-        k for k in ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices") if config.get(k)
-    ]
-    if config.get("peft_type") != "LORA" or unknown or config.get("bias", "none") != "none":
-        what = ", ".join(unknown) or f"peft_type={config.get('peft_type')!r}, bias={config.get('bias')!r}"
-        raise InvalidCheckpointError(
-            f"{folder} is not a plain LoRA adapter ({what}). Merge it with peft and load that."
-        )
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise InvalidCheckpointError(_no_weights(folder, str(folder)))
-    targets = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(".weight")}
-    try:
-        with safe_open(path, "pt") as file:
-            names = sorted(file.keys())
-            pairs = {name.removesuffix(".lora_A.weight") for name in names if name.endswith(".lora_A.weight")}
-            expected = sorted(f"{pair}.lora_{ab}.weight" for pair in pairs for ab in "AB")
-            found = {pair: _target(pair, targets) for pair in pairs}
-            missing = sorted(pair for pair, weight in found.items() if weight is None)
-            if names != expected or missing or not pairs:
-                odd = missing or sorted(set(names) ^ set(expected)) or ["(no tensors)"]
-                raise InvalidCheckpointError(
-                    f"The adapter {folder} does not fit this decoder: {odd[0]!r} and {len(odd) - 1} more tensors have "
-                    "no place. It was trained on another base; name the right one with base=."
-                )
-            deltas = []
-            for pair, weight in found.items():
-                a, b = file.get_tensor(f"{pair}.lora_A.weight"), file.get_tensor(f"{pair}.lora_B.weight")
-                assert weight is not None
-                if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
-                    raise InvalidCheckpointError(
-                        f"The adapter {folder} does not fit this decoder: {pair!r} is {b.shape[0]} x {a.shape[1]}, the "
-                        f"weight {tuple(weight.shape)}. It was trained on another base; name the right one with base=."
-                    )
-                deltas.append((weight, a, b, _scale(config, pair, a.shape[0])))
-    except SafetensorError as error:
-        raise InvalidCheckpointError(f"{path} is damaged: {error}. Download it again.") from error
-    with torch.no_grad():
-        for weight, a, b, scale in deltas:
-            delta = scale * (b.float() @ a.float())
-            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
-
-
-def _target(pair: str, targets: dict[str, Tensor]) -> Tensor | None:
-    # peft writes base_model.model.<path>; the path starts at the inner decoder, or at the causal LM around it.
-    path = pair.removeprefix("base_model.model.")
-    return targets.get(path, targets.get(path.removeprefix("model.")))
-
-
-def _scale(config: dict[str, Any], pair: str, rank: int) -> float:
-    def value(patterns: dict[str, float] | None, default: float) -> float:
-        return next((v for k, v in (patterns or {}).items() if pair == k or pair.endswith(f".{k}")), default)
-
-    alpha = value(config.get("alpha_pattern"), config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
-from .bidirectional import ARCHITECTURES, Audit, audit, twin
+from .bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
@@ -88,7 +88,7 @@ def doctor(model: SentenceTransformer) -> Report:
     model.eval()
     try:
         checks = [*map(_attention, audits), *_invariance(model), _reload(model), _span(model)]
-        rows = (*checks, *_settings(model), *_diagnostics(model))
+        rows = (*checks, *_settings(model), _batches(model), *_diagnostics(model))
     finally:
         model.train(was_training)
     name = (getattr(model, "provenance", None) or {}).get("base_model") or model[0].model.config.model_type
@@ -96,7 +96,7 @@ def doctor(model: SentenceTransformer) -> Report:
 
 
 def _audits(decoder: Any) -> Iterator[Audit]:
-    current = str(decoder.config._attn_implementation)
+    current = kernel_of(decoder)
     known = ARCHITECTURES[decoder.config.model_type].kernels if decoder.config.model_type in ARCHITECTURES else ()
     # flex is compiled for minutes on a CPU, so it is examined where it is in use.
     for kernel in dict.fromkeys([current, *(kernel for kernel in known if kernel != "flex_attention")]):
@@ -176,6 +176,11 @@ def _settings(model: SentenceTransformer) -> Iterator[Row]:
     yield Row("pooling", str(getattr(model[1], "pooling_mode", type(model[1]).__name__)))
     yield Row("template", f"{template.prefix!r} text {template.suffix!r}" if template else "none")
     yield Row("prompts", ", ".join(f"{k}: {v!r}" for k, v in model.prompts.items() if v) or "none")
+
+
+def _batches(model: SentenceTransformer) -> Row:
+    because = getattr(model[0], "unpacked_because", "the stock module pads")  # known since texts were encoded above
+    return Row("batches", f"padded because {because}" if because else "packed", meaning="" if because else "no padding")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@
     │   └── StillCausalError
     ├── InvalidInputError             (also ValueError)
     ├── MissingExtraError             (also ImportError)
+    ├── CacheError                    (also OSError)
     └── StoreError
         ├── StoreExistsError          (also FileExistsError)
         ├── StoreNotFoundError        (also FileNotFoundError)
@@ -46,6 +47,10 @@ class InvalidInputError(Llm2VecError, ValueError):
 
 class MissingExtraError(Llm2VecError, ImportError):
     """An optional dependency is not installed."""
+
+
+class CacheError(Llm2VecError, OSError):
+    """What is kept of an alias is damaged, or cannot be written."""
 
 
 class StoreError(Llm2VecError):

@@ -10,10 +10,7 @@ import math
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,20 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__, aliases, kernels
 from .bidirectional import needs_module_flags, refuse_encoders
-from .checkpoints import SETTINGS_FILE, Checkpoint, merge_adapter, read_settings, resolve
-from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .checkpoints import SETTINGS_FILE, Checkpoint, read_settings, require_inside, resolve
+from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
+from .merging import Sample, merge_adapters, merge_to_folder, published, require_adapter, require_merged
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
-from .prompts import Template, choose_template, special_counts, with_eos
+from .packing import Row, batches, one_ahead
+from .prompts import CHAT, Template, TokenizedText, choose_template, own_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
 MODULE_CLASSES: dict[str, type[nn.Module]] = {
@@ -43,6 +44,9 @@ STOCK_CLASSES: dict[str, type[nn.Module]] = {
     f"{Pooling.__module__}.Pooling": LLM2VecPooling,
 }
 log = logging.getLogger(__name__)
+
+CHUNK = 8192  # texts that are tokenized at once, ahead of the model
+TOKENS_PER_TEXT = 64  # a batch holds batch_size times as many; from 512 to 4,096 tokens make no difference on a CPU
 
 _PROBES = ["a", "The quick brown fox jumps over the lazy dog.", "x = [3.14159, 1e-05]  # ≤ 100%", "naïve café 编码器"]
 
@@ -60,7 +64,9 @@ def load(
     attention: str | None = None,
     dtype: torch.dtype | str | None = None,
     quantize: str | None = None,
+    packing: bool = True,
     device: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> LLM2Vec:
@@ -72,15 +78,19 @@ def load(
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
-        template: Name in `prompts.TEMPLATES` or a `Template`; None takes what the checkpoint is known for, else none.
+        template: Name in `prompts.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
+            `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
-        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else not.
+        document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else 400 for
+            adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         dtype: Default float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
         quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
             (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
+        packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         device: "cpu", "cuda", "mps"; default: the best there is.
+        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
 
@@ -89,7 +99,7 @@ def load(
     """
     if not isinstance(name, str | os.PathLike):
         raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
-    name = aliases.folder_of(os.fspath(name)) or os.fspath(name)
+    name = alias_folder(os.fspath(name), revision, local_files_only) or os.fspath(name)
     asked = {
         "pooling_mode": pooling_mode,
         "template": template,
@@ -99,55 +109,147 @@ def load(
         "attention": attention,
     }
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
-    _require_two_modules(checkpoint.decoder)
-    config = _read_config(checkpoint.decoder)
-    stored = (getattr(config, "quantization_config", None) or {}).get("quant_method")
-    if quantize and (quantize != "int8" or stored):
-        raise InvalidInputError(
-            f"quantize={quantize!r} cannot be done to {name!r}: "
-            + (f"its weights are {stored} already; leave it out." if stored else "the only kind is 'int8'.")
-        )
-    settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
+    if quantize not in (None, "int8"):
+        raise InvalidInputError(f"quantize={quantize!r} is not known. The only kind is 'int8'.")
     rest = dtype  # of what is not quantized
     if quantize:
         device, dtype = device or "cpu", torch.float32
-    elif dtype is None:
+    model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
+    model[0].packing = packing
+    if model.device.type == "cpu" or quantize:
+        _use_kernels(model.eval(), quantize, rest)
+    return model
+
+
+def convert(
+    name: str,
+    folder: str | os.PathLike[str],
+    *,
+    adapter: str | None = None,
+    base: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    provenance: dict[str, Any] | None = None,
+    **settings: Any,
+) -> LLM2Vec:
+    """As `load(...).save_pretrained(folder)`, in the memory of one shard: reads, merges and writes file by file.
+
+    Before the folder appears, its encoder is opened and compared with the decoder without adapters on probe texts.
+
+    Args:
+        name: A folder or hub id, as for `load`, but no alias.
+        adapter, base, revision, local_files_only: As for `load`.
+        folder: Folder to write; it appears complete or not at all.
+        dtype: Of the weights; default: as they are stored.
+        device: Where the probe texts run; default: the CPU.
+        provenance: What llm2vec_config.json shall say of the encoder's origin besides decoder, adapters and commits.
+        **settings: `prompts`, and `pooling_mode`, `template`, ... as for `load`.
+
+    Returns:
+        The encoder in the folder.
+
+    Raises:
+        As `load`; also OSError where the disk is full.
+    """
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if isinstance(dtype, str):
+        if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
+            raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
+        dtype = found
+    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
+    before = None
+    if checkpoint.adapters:
+        before = _probe(_build(replace(checkpoint, adapters=()), **options))
+    with published(Path(folder)) as new:
+        merged = new / "merged"
+        merged.mkdir()
+        model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
+        after = _probe(model)
+        if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
+            raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
+        model.provenance |= provenance or {}
+        model._write(new, model._stock_copy(), with_weights=False)
+        for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
+            os.replace(file, new / file.name)
+        shutil.rmtree(merged)
+    model[0].model.name_or_path = os.fspath(folder)
+    return model
+
+
+def _probe(model: LLM2Vec) -> np.ndarray:
+    vectors: np.ndarray = model.encode(_PROBES, show_progress_bar=False)
+    if not np.isfinite(vectors).all():
+        raise InvalidCheckpointError("Vectors of probe texts are not finite; the weights are damaged.")
+    return vectors
+
+
+def _build(
+    checkpoint: Checkpoint,
+    asked: dict[str, Any],
+    *,
+    dtype: torch.dtype | str | None,
+    device: str | None,
+    model_kwargs: dict[str, Any] | None = None,
+    merged: tuple[Path, Sample] | None = None,
+) -> LLM2Vec:
+    """The encoder of a checkpoint, its adapters merged here, or in the folder `merged` already."""
+    folder, sample = merged or (checkpoint.decoder, None)
+    model_kwargs = model_kwargs or {}
+    if model_kwargs.get("quantization_config") and checkpoint.adapters and not merged:
+        raise InvalidInputError(
+            "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
+            "that folder quantized."
+        )
+    _require_two_modules(checkpoint.decoder)
+    config = _read_config(folder)
+    settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
+    stored = getattr(config, "quantization_config", None)
+    if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
         dtype = torch.float32 if on_cpu and not stored else "auto"
     transformer = LLM2VecTransformer(
-        str(checkpoint.decoder),
+        str(folder),
         attention="causal",  # adapters first: the audit is of what will run
         document_max_length=settings["document_max_length"],
         tokenizer_folder=str(checkpoint.tokenizer),
-        model_kwargs={"dtype": dtype, "use_safetensors": True},
+        model_kwargs={"dtype": dtype, "use_safetensors": True, **model_kwargs},
         processor_kwargs={"model_max_length": settings["max_seq_length"]},
     )
+    if settings["template"] == CHAT:
+        settings["template"] = own_template(transformer.tokenizer)
     transformer.text_template = settings["template"]
     if settings["pooling_mode"] == "eos_token":
         eos = transformer.tokenizer.eos_token
         transformer.text_template = with_eos(settings["template"], checkpoint.original_name, config.model_type, eos)
-    for folder in checkpoint.adapters:
-        merge_adapter(transformer.model, folder)
+    if checkpoint.adapters and sample is None:
+        sample = merge_adapters(transformer.model, checkpoint.adapters)
+        # A next stage's adapter names its base. On the raw decoder, that would lose these stages without a word.
+        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}-merged-but-not-saved"
     transformer.attention = settings["attention"]
+    require_merged(transformer.model, sample or {})
     mode = POOLING_MODES[settings["pooling_mode"]]
     pooling = LLM2VecPooling(transformer.get_embedding_dimension(), mode, settings["include_prompt"])
+    if model_kwargs.keys() & {"device_map", "quantization_config"}:
+        device = str(transformer.model.device)  # the weights are where they were asked to be
     model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings["prompts"])
     model.provenance = settings.get("provenance") or {
-        "base_model": checkpoint.original_name or Path(name).name,
+        "base_model": checkpoint.original_name or checkpoint.sources[0]["name"],
         "checkpoints": list(checkpoint.sources),
         "license": _license(checkpoint.decoder),
     }
     model.model_card_data.license = model.provenance.get("license")
-    if model.device.type == "cpu" or quantize:
-        _use_kernels(model.eval(), quantize, rest)
     return model
 
 
 def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str | None) -> None:
     """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
     decoder = model[0].model
-    if quantize and model.device.type != "cpu":
-        raise InvalidInputError(f"quantize={quantize!r} is for CPUs, not for {model.device}. Leave it out.")
+    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
+        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
+        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
         rest = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -162,6 +264,49 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
         log.info("The linear layers run without prepacked weights: %s.", reason)
 
 
+def alias_folder(name: str, revision: str | None = None, local_files_only: bool = False) -> str | None:
+    """The folder of an alias, made from what it stands for at its first use; None if `name` is no alias.
+
+    Raises:
+        ModelNotFoundError: Not kept yet, and what it stands for cannot be reached.
+        CacheError, and what `load` raises.
+    """
+    alias = aliases.find(name)
+    if alias is None:
+        return None
+    if revision is not None:
+        raise InvalidInputError(
+            f"revision={revision!r} was given for the alias {name!r}, which stands for {alias}. Give an alias with "
+            f"that revision a name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
+        )
+    return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, local_files_only)))
+
+
+def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only: bool = False) -> None:
+    """Merges what an alias stands for, in the dtype of its decoder, and writes the portable folder."""
+    try:
+        convert(
+            alias.model,
+            folder,
+            adapter=alias.adapter,
+            base=alias.base,
+            revision=alias.revision,
+            local_files_only=local_files_only,
+            provenance={"alias": name},
+            prompts=dict(alias.prompts),
+            **alias.settings,
+        )
+    except ModelNotFoundError as error:
+        answered = getattr(error.__cause__, "response", None) is not None
+        hint = (
+            f" Run this where there is a network: st-llm2vec convert {name} -o {name}; in the working directory, "
+            "the folder that it writes is opened under this name."
+        )
+        raise ModelNotFoundError(
+            f"{name!r} stands for {alias}, and has not been made yet. {error}{'' if answered else hint}"
+        ) from error
+
+
 def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
@@ -169,7 +314,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
         "pooling_mode": "mean",
         "template": None,
         "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),
-        "document_max_length": None,
+        # LLM2Vec's own checkpoints are adapters, evaluated with this cut (section 3.10); ours say what they do.
+        "document_max_length": 400 if checkpoint.adapters and "format" not in checkpoint.settings else None,
         "include_prompt": False,
         "attention": "bidirectional",
         "prompts": None,
@@ -187,7 +333,9 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
             )
     if isinstance(settings["template"], dict):  # as we saved it
         settings["template"] = Template(**settings["template"])
-    settings["template"] = choose_template(settings["template"], checkpoint.original_name)
+    names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
+    if settings["template"] != CHAT:
+        settings["template"] = choose_template(settings["template"], *names)
     return settings
 
 
@@ -200,8 +348,12 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     provenance: dict[str, Any]
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
-        super().__init__(model_name_or_path, **kwargs)
         folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
+        if folder:
+            require_inside(folder)
+        super().__init__(model_name_or_path, **kwargs)
+        if folder and (folder / "adapter_config.json").is_file():
+            require_adapter(self[0].model, folder)
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
         if license_name := self.provenance.get("license"):
             self.model_card_data.license = license_name
@@ -224,6 +376,63 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         if isinstance(vectors, np.ndarray) and vectors.size == 0 and vectors.ndim == 1:
             return vectors.reshape(0, self.get_embedding_dimension()).astype(np.float32)
         return vectors
+
+    @torch.inference_mode()
+    def _inference(
+        self,
+        inputs: list[Any],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in `SentenceTransformer`, in batches of tokens: read ahead in a thread, sorted by length, packed."""
+        place = self._resolve_inference_device(device)
+        transformer = self[0]
+        ours = isinstance(transformer, LLM2VecTransformer) and transformer.packing and place.type != "hpu"
+        if not ours or output_value != "sentence_embedding":
+            return super()._inference(
+                inputs,
+                prompt=prompt,
+                batch_size=batch_size,
+                show_progress_bar=show_progress_bar,
+                output_value=output_value,
+                save_to_cpu=save_to_cpu,
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                device=device,
+                **kwargs,
+            )
+        self.eval()
+        starts = range(0, len(inputs), CHUNK)
+        found = torch.empty(0, device="cpu" if save_to_cpu else place)
+        bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
+
+        def tokenized(first: int) -> list[TokenizedText]:
+            return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
+
+        with bar, one_ahead(tokenized, starts) as chunks:
+            for first, rows in zip(starts, chunks, strict=True):
+                for batch in batches([len(row.input_ids) for row in rows], batch_size * TOKENS_PER_TEXT):
+                    features = transformer.collate([rows[i] for i in batch])
+                    row = Row.of(features["attention_mask"]).to(place)
+                    features = {**batch_to_device(features, place), "row": row}
+                    vectors = self(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                    if truncate_dim is not None:
+                        vectors = truncate_embeddings(vectors, truncate_dim)
+                    if normalize_embeddings:
+                        vectors = nn.functional.normalize(vectors, p=2, dim=1)
+                    if not len(found):
+                        found = vectors.new_empty((len(inputs), vectors.shape[1]), device=found.device)
+                    found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
+                    bar.update(len(batch))
+        return found
 
     @property
     def pooling_mode(self) -> str:
@@ -293,12 +502,19 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
                 "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
                 "trust_remote_code=True."
             )
-        with _published(Path(path)) as folder:
-            super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
-            settings = {"format": 1, **self._settings(), "provenance": self.provenance}
-            if audit := self[0].audit:
-                settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
-            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+        with published(Path(path)) as folder:
+            self._write(folder, saved, *args, **kwargs)
+
+    def _write(self, folder: Path, saved: LLM2Vec, *args: Any, with_weights: bool = True, **kwargs: Any) -> None:
+        if not with_weights:  # they are there already
+            first = next(iter(saved._modules.values()))
+            assert first is not None
+            first._modules["model"] = _ConfigOnly(self[0].model)
+        super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
+        settings = {"format": 1, **self._settings(), "provenance": self.provenance}
+        if audit := self[0].audit:
+            settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def _stock_copy(self) -> LLM2Vec:
         """A shallow copy to be saved: adapters merged, modules under stock names where probes show the same vectors."""
@@ -345,6 +561,19 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             return False
         bos_is_excluded, _ = special_counts(transformer.tokenizer)
         return bool(pooling.include_prompt or not bos_is_excluded)
+
+
+class _ConfigOnly(nn.Module):
+    """Saves the config of a decoder whose weights lie in the folder already."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.config = copy.copy(model.config)
+        self.config.architectures = [type(model).__name__]
+        self.config.dtype = model.dtype
+
+    def save_pretrained(self, folder: str, **_: Any) -> None:
+        self.config.save_pretrained(folder)
 
 
 def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -401,23 +630,3 @@ def _license(folder: Path) -> str | None:
     card = folder / "README.md"
     found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     return found.group(1) if found else None
-
-
-@contextmanager
-def _published(target: Path) -> Iterator[Path]:
-    """A temporary folder whose content becomes `target` when the block ends without an error."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.is_dir():
-            for item in sorted(folder.iterdir()):
-                if item.is_dir():
-                    shutil.rmtree(target / item.name, ignore_errors=True)
-                os.replace(item, target / item.name)
-        else:
-            os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -207,14 +207,15 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         inputs: Sequence[Any],
         prompt: str | None = None,
         processing_kwargs: dict[str, Any] | None = None,
+        first: int = 0,
         **kwargs: Any,
     ) -> list[TokenizedText]:
-        """Token ids and pooled span of each input; arguments and errors as for `preprocess`."""
+        """Token ids and pooled span of each input; as for `preprocess`. Errors count inputs from `first`."""
         task_length = {"query": self.query_length, "document": self.document_length}.get(kwargs.get("task") or "")
         asked = (processing_kwargs or {}).get("text", {}).get("max_length")
         return tokenize(
             self.tokenizer,
-            [split_input(item, i, prompt or "") for i, item in enumerate(inputs)],
+            [split_input(item, i, prompt or "") for i, item in enumerate(inputs, first)],
             self.text_template,
             max_length=asked or kwargs.get("max_length") or task_length or self.max_seq_length,
             document_max_length=self.document_max_length,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -76,9 +77,40 @@ class Row:
         return batch.flatten()[self.positions][None]
 
     def scatter(self, row: Tensor, shape: torch.Size) -> Tensor:
-        """Values of the row, (1, total, width), back in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
+        """Values of the row, (1, total, width), in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
         flat = row.new_zeros(shape.numel(), row.shape[-1])
         return flat.index_copy(0, self.positions, row[0]).view(*shape, -1)
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        # counted as if padded to the longest, which is what a model that cannot pack will do
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
+    """The function's values, the next of which is worked out in a thread while the caller has the last."""
+    if len(items) < 2:  # a single query should not wait for a thread
+        yield map(function, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+
+        def values() -> Iterator[Any]:
+            coming = pool.submit(function, items[0])
+            for item in items[1:]:
+                value, coming = coming.result(), pool.submit(function, item)
+                yield value
+            yield coming.result()
+
+        yield values()
 
 
 _current: ContextVar[Row | None] = ContextVar("st_llm2vec_row", default=None)
@@ -99,7 +131,9 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # eager is no entry of transformers' table: each architecture has its own, with its caps, sinks and biases
-        function = ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        function: Callable[..., tuple[Tensor, Any]] = (
+            ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        )
         row = _current.get()
         if row is None:
             return function(module, query, key, value, attention_mask, **kwargs)
@@ -111,7 +145,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         heads = []
         for where, count, length in row.runs:
             # (1, heads, count * length, dim) -> (count, heads, length, dim), all views
-            parts = (x[0, :, where].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+            parts = (x[0, :, where].view(-1, count, length, x.shape[-1]).transpose(0, 1) for x in (query, key, value))
             mask = _mask(module, kernel, query, length, kwargs)
             heads.append(function(module, *parts, mask, **kwargs)[0].flatten(0, 1))
         return torch.cat(heads)[None], None  # (1, total, heads, dim)
@@ -222,7 +256,7 @@ def enable_packing(model: PreTrainedModel) -> str:
         try:
             reason = _difference(model, PACKED + kernel)
         except Exception as error:  # third-party code, called in a way that it may not be made for
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            reason = f"its code takes no rows ({type(error).__name__}: {str(error)[:200]})"
         finally:
             model.train(was_training)
             if reason:
@@ -238,8 +272,8 @@ def disable_packing(model: PreTrainedModel) -> None:
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    found = {id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PretrainedConfig)}
-    return list(found.values())
+    found = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
 
 
 @torch.no_grad()

@@ -59,7 +59,11 @@ def _patch(module: ModuleType) -> None:
         self: Any, model_name_or_path: str | None = None, *args: Any, **kwargs: Any
     ) -> None:
         name = os.fspath(model_name_or_path) if isinstance(model_name_or_path, os.PathLike) else model_name_or_path
-        folder = aliases.folder_of(name) if isinstance(name, str) else None
+        folder = None
+        if isinstance(name, str) and aliases.find(name):
+            from .model import alias_folder
+
+            folder = alias_folder(name, kwargs.get("revision"), bool(kwargs.get("local_files_only")))
         if type(self) is host and isinstance(name, str) and (folder or _is_ours(name)):
             from .model import LLM2Vec
 

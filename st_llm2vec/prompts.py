@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,8 @@ TEMPLATES: dict[str, Template] = {
     "chatml": Template("<|im_start|>user\n", "<|im_end|>"),
 }
 
+CHAT = "chat"  # the name of the tokenizer's own template
+
 # Templates that the published checkpoints were evaluated with, by the name of their original model.
 KNOWN_TEMPLATES: dict[str, str] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3",
@@ -57,18 +60,56 @@ KNOWN_EOS: dict[str, str] = {
 }
 
 
-def choose_template(template: str | Template | None, original_name: str | None) -> Template:
-    """The template of a model: the one asked for, else the one its original name is known for, else none.
+def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The user's turn of the tokenizer's own chat template, without system message and generation prompt.
+
+    Raises:
+        InvalidInputError: There is no chat template, or it does not show where the text stands.
+    """
+    texts = "FIRST", "REPLY", "SECOND"
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)]
+
+    def render(turns: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+    if not tokenizer.chat_template:
+        raise InvalidInputError(
+            f"template={CHAT!r} was asked for, and the tokenizer has no chat template. Use one of {sorted(TEMPLATES)}."
+        )
+    try:
+        # The second turn of the user: a system message stands before the first one only.
+        closing = render(turns[:2]).partition(texts[1])[2]
+        between, found, suffix = render(turns).partition(texts[1])[2].partition(texts[2])
+        prefix = between.removeprefix(closing)
+        if prefix == between:  # the last turn ends in another way (phi3): what both turns of the user begin with
+            first = render(turns[:1]).partition(texts[0])[0]
+            prefix = commonprefix([first[::-1], between[::-1]])[::-1]  # noqa: RUF071 - of texts, not of paths
+    except Exception as error:  # whatever a template raises that wants other turns
+        raise InvalidInputError(
+            f"The tokenizer's chat template cannot be used ({error}). Give a Template(prefix, suffix)."
+        ) from error
+    if not found:
+        raise InvalidInputError("The tokenizer's chat template changes the text. Give a Template(prefix, suffix).")
+    if special_counts(tokenizer)[0]:
+        prefix = prefix.removeprefix(tokenizer.bos_token or "")  # the tokenizer adds it by itself
+    return Template(prefix, suffix.rstrip())
+
+
+def choose_template(template: str | Template | None, *names: str | None) -> Template:
+    """The template of a model: the one asked for, else the one that a name of it is known for, else none.
 
     Args:
         template: A name of `TEMPLATES`, a `Template`, or None.
-        original_name: Hub name of the decoder that the weights come from, if known.
+        names: Hub names of the decoder that the weights come from, the surest first.
     """
     if isinstance(template, Template):
         return template
-    name = KNOWN_TEMPLATES.get(original_name or "", "none") if template is None else template
+    known = (KNOWN_TEMPLATES[name] for name in names if name in KNOWN_TEMPLATES)
+    name = next(known, "none") if template is None else template
     if name not in TEMPLATES:
-        raise InvalidInputError(f"template={name!r} is not known. Use one of {sorted(TEMPLATES)}, or a Template.")
+        raise InvalidInputError(
+            f"template={name!r} is not known. Use one of {sorted([*TEMPLATES, CHAT])}, or a Template."
+        )
     return TEMPLATES[name]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["ST_LLM2VEC_HOME"] = tempfile.mkdtemp()  # not the user's names, nor the user's cache
 
 from pathlib import Path
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from tiny_models import KIT
 
 import st_llm2vec
 from st_llm2vec.checkpoints import resolve
-from st_llm2vec.errors import InvalidCheckpointError, ModelNotFoundError
+from st_llm2vec.errors import InvalidCheckpointError
 
 MODELS = KIT / "models"
 TEXT = ["how much protein should a female eat"]
@@ -33,8 +34,12 @@ def test_a_plan_prints_the_order(models: Path) -> None:
     assert [folder.name for folder in plan.adapters] == ["llama-mntp", "llama-mntp-supervised"]
     assert plan.tokenizer == models / "llama-mntp"
     assert plan.original_name == "meta-llama/Meta-Llama-3-8B-Instruct"
-    lines = str(plan).splitlines()
-    assert [line.split()[0] for line in lines] == ["decoder", "+", "+", "tokenizer"]
+    assert str(plan) == (
+        f"decoder    {models}/llama-base\n"
+        f"+ adapter  {models}/llama-mntp\n"
+        f"+ adapter  {models}/llama-mntp-supervised\n"
+        f"tokenizer  {models}/llama-mntp"
+    )
 
 
 def test_a_second_stage_alone_does_not_skip_mntp(models: Path) -> None:
@@ -101,19 +106,90 @@ def test_a_folder_without_an_adapter_is_named(models: Path) -> None:
         resolve(str(models / "llama-base"), adapter=str(models / "llama-base"))
 
 
-def test_a_hub_id_is_read_from_the_cache_with_its_commit(
-    models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The layout of a real hub cache, filled by hand; nothing is downloaded."""
-    commit = "0" * 39 + "1"
-    cache = tmp_path / "hub" / "models--owner--decoder"
-    shutil.copytree(models / "llama-base", cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    plan = resolve("owner/decoder", local_files_only=True)
-    assert plan.sources == ({"name": "owner/decoder", "commit": commit},)
-    from_hub = st_llm2vec.load("owner/decoder", local_files_only=True, device="cpu")
-    assert np.array_equal(from_hub.encode(TEXT), st_llm2vec.load(str(models / "llama-base"), device="cpu").encode(TEXT))
-    with pytest.raises(ModelNotFoundError, match="owner/other"):
-        resolve("owner/other", local_files_only=True)
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"model.norm.weight": "../other/model.safetensors"}, "no path inside"),
+        ({"model.norm.weight": "/etc/model.safetensors"}, "no path inside"),
+        ({"model.norm.weight": "..\\\\model.safetensors"}, "no path inside"),
+        ({"model.norm.weight": 3}, "no path inside"),
+        ({"model.norm.weight": "model-00002-of-00002.safetensors"}, "lacks model-00002-of-00002"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_index_names_files_of_its_own_folder(models: Path, weight_map: dict, message: str) -> None:
+    (models / "llama-base" / "model.safetensors").unlink()
+    (models / "llama-base" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("llama-base", "llama-mntp"):
+        with pytest.raises(InvalidCheckpointError, match=message):
+            resolve(str(models / name))
+
+
+@pytest.mark.parametrize("named", ["../../elsewhere", "x/../../elsewhere", "", None, 3])
+def test_an_adapter_names_a_neighbour_or_a_hub_id(models: Path, named: object) -> None:
+    path = models / "llama-mntp" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": named}))
+    (models.parent / "elsewhere").mkdir(exist_ok=True)
+    with pytest.raises(InvalidCheckpointError, match=r"base="):
+        resolve(str(models / "llama-mntp"))
+    assert resolve(str(models / "llama-mntp"), base=str(models / "llama-base")).decoder == models / "llama-base"
+
+
+def test_modules_outside_of_a_saved_folder_are_refused(models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    st_llm2vec.load(str(models / "llama-base"), device="cpu").save_pretrained(str(folder))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "../1_Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for opener in (SentenceTransformer, st_llm2vec.load):
+        with pytest.raises(InvalidCheckpointError, match=r"'../1_Pooling', which is no path inside"):
+            opener(str(folder), device="cpu")
+
+
+def test_code_of_an_unknown_architecture_is_not_run(models: Path, tmp_path: Path) -> None:
+    folder, trace = models / "llama-base", tmp_path / "was-run"
+    (folder / "modeling_evil.py").write_text(f"open({str(trace)!r}, 'w').close()\nraise SystemExit('run')\n")
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {name: f"modeling_evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto_map}))
+    with pytest.raises(InvalidCheckpointError, match="without running the checkpoint's own code"):
+        st_llm2vec.load(str(folder), device="cpu")
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"auto_map": {"AutoTokenizer": [None, "modeling_evil.AutoTokenizer"]}})
+    )
+    st_llm2vec.load(str(folder), device="cpu")  # an architecture that transformers has itself
+    assert not trace.exists()
+
+
+def test_stages_that_exclude_each_other(models: Path) -> None:
+    mntp, simcse, supervised = (
+        str(models / f"llama-{name}") for name in ("mntp", "mntp-unsup-simcse", "mntp-supervised")
+    )
+    with pytest.raises(InvalidCheckpointError, match="3 adapters, and the last two exclude each other"):
+        resolve(simcse, base=mntp, adapter=supervised)
+    with pytest.raises(InvalidCheckpointError, match="one adapter, which would be merged twice"):
+        resolve(mntp, adapter=mntp)
+    with pytest.raises(InvalidCheckpointError, match=r"The MNTP stage goes first: load\('.*llama-mntp'"):
+        resolve(supervised, base=str(models / "llama-base"), adapter=mntp)
+    shutil.copy(models / "llama-base" / "model.safetensors", mntp)
+    with pytest.raises(InvalidCheckpointError, match=r"holds weights .* and an adapter"):
+        resolve(mntp)
+    (Path(supervised) / "adapter_config.json").unlink()
+    with pytest.raises(InvalidCheckpointError, match=r"no adapter_config.json to read them by"):
+        resolve(supervised)
+
+
+@pytest.mark.parametrize("odd", [{"init_lora_weights": "pissa"}, {"lora_bias": True}, {"peft_type": "LOHA"}], ids=str)
+def test_other_methods_than_plain_lora_are_refused(models: Path, odd: dict) -> None:
+    path = models / "llama-mntp" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    with pytest.raises(InvalidCheckpointError, match=f"not a plain LoRA adapter .*{next(iter(odd))}"):
+        st_llm2vec.load(str(models / "llama-mntp"), device="cpu")
+
+
+def test_an_adapter_of_another_family_is_refused_although_it_would_fit(models: Path) -> None:
+    other = str(MODELS / "gemma-mntp-supervised")  # the kit's families share their shapes
+    with pytest.raises(InvalidCheckpointError, match=r"trained on 'GemmaBiModel', and this is 'LlamaModel'"):
+        st_llm2vec.load(str(models / "llama-mntp"), adapter=other, device="cpu")

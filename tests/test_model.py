@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_models import save_decoder, tiny_decoder, tiny_tokenizer
+from tiny_models import KIT, save_decoder, tiny_decoder, tiny_tokenizer
 
 import st_llm2vec
+from st_llm2vec.bidirectional import twin
 from st_llm2vec.errors import (
     InvalidCheckpointError,
     InvalidInputError,
@@ -265,3 +267,73 @@ def test_the_eos_of_an_over_long_text_survives_whatever_is_pooled(bos_decoder: P
     suffix = model.tokenizer(model[0].text_template.suffix, add_special_tokens=False)["input_ids"]
     features = model.preprocess(["lazy dog " * 300])
     assert features["input_ids"][0, -len(suffix) :].tolist() == suffix
+
+
+def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:
+    expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
+    eager = st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attn_implementation": "eager"})
+    assert {row.kernel for row in eager[0].audit.rows} == {"eager"}
+    mapped = st_llm2vec.load(str(decoder), model_kwargs={"device_map": "cpu"}, dtype=torch.float32)
+    assert mapped.device.type == "cpu"
+    for model in (eager, mapped):
+        assert np.abs(model.encode(TEXTS) - expected).max() <= 1e-5
+    with pytest.raises(TypeError, match="attention_is_all"):
+        st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attention_is_all": True})
+
+
+def test_adapters_are_merged_before_weights_are_quantized(decoder: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    quantized = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    with pytest.raises(InvalidInputError, match="Merge first"):
+        st_llm2vec.load(str(KIT / "models" / "llama-mntp"), model_kwargs=quantized)
+    with pytest.raises((ImportError, RuntimeError), match=r"bitsandbytes|GPU"):  # it reaches transformers
+        st_llm2vec.load(str(decoder), model_kwargs=quantized)
+
+
+def test_both_directions_in_threads_on_one_set_of_weights(decoder: Path) -> None:
+    both = st_llm2vec.load(str(decoder), device="cpu")
+    causal = twin(both)
+    causal[0].attention = "causal"
+    expected = {
+        id(model): st_llm2vec.load(str(decoder), attention=direction, device="cpu").encode(TEXTS)
+        for model, direction in ((both, "bidirectional"), (causal, "causal"))
+    }
+
+    def same(model: st_llm2vec.LLM2Vec) -> bool:
+        return bool(np.abs(model.encode(TEXTS, show_progress_bar=False) - expected[id(model)]).max() <= 1e-5)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(same, [both, causal] * 4))
+    assert all(a is b for a, b in zip(both.parameters(), causal.parameters(), strict=True))
+
+
+def test_the_tokenizers_own_template_is_saved_and_survives_truncation(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+    save_decoder(tmp_path / "chat", tokenizer=tokenizer)
+    model = st_llm2vec.load(str(tmp_path / "chat"), template="chat", max_seq_length=32, device="cpu")
+    assert model[0].template == {"prefix": "[user] ", "suffix": "</s>"}
+    model.save_pretrained(str(tmp_path / "encoder"))
+    again = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    assert again[0].template == model[0].template
+    for inputs in (TEXTS, [["Find:", text] for text in TEXTS]):
+        assert np.abs(again.encode(inputs) - model.encode(inputs)).max() <= 1e-5
+        for text in inputs:  # whatever its length: the template around it, and something of the text
+            ids = again.preprocess([text])["input_ids"][0].tolist()
+            read = again.tokenizer.decode(ids)
+            assert read.startswith("<s>[user] ")
+            assert read.endswith("</s>")
+            assert len(read) > len("<s>[user] </s>")
+            assert len(ids) <= 32
+
+
+def test_published_checkpoints_cut_documents_as_they_were_evaluated(decoder: Path, tmp_path: Path) -> None:
+    mntp = KIT / "models" / "mistral-mntp"
+    model = st_llm2vec.load(str(mntp), device="cpu")
+    assert (model[0].document_max_length, model.max_seq_length) == (400, 512)
+    told = st_llm2vec.load(str(mntp), adapter=str(KIT / "models" / "mistral-mntp-supervised"), device="cpu")
+    assert (told[0].document_max_length, told.max_seq_length) == (80, 96)  # its llm2vec_config.json
+    assert st_llm2vec.load(str(decoder), device="cpu")[0].document_max_length is None
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert st_llm2vec.load(str(tmp_path / "encoder"), device="cpu")[0].document_max_length == 400

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.prompts import TEMPLATES, Template, choose_template, split_input, tokenize, with_eos
+from st_llm2vec.prompts import TEMPLATES, Template, choose_template, own_template, split_input, tokenize, with_eos
 
 TOKENIZERS = {
     name: tiny_tokenizer(**{k: True for k in name.split("+") if k != "plain"}) for name in ("plain", "bos", "bos+eos")
@@ -93,6 +93,44 @@ def test_pairs_of_the_original_package() -> None:
     assert split_input("text", 0, "prompt: ") == ("prompt: ", "text")
 
 
+CHATS = {  # the chat formats of each family, in short
+    "llama-3": "<s>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
+    "{% endfor %}",
+    "llama-2": "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %}"
+    " {{ m.content }} </s>{% endif %}{% endfor %}",
+    "mistral": "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    "{{ m.content }}</s>{% endif %}{% endfor %}",
+    "gemma": "<s>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}",
+    "chatml": "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}",
+    "phi3": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}</s>",
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_the_tokenizers_own_template_is_the_users_turn(name: str) -> None:
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = CHATS[name]
+    assert own_template(tokenizer) == (TEMPLATES | {"phi3": Template("<|user|>\n", "<|end|>\n</s>")})[name]
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (None, "the tokenizer has no chat template"),
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{{ messages[0].content | lower }}", "changes the text"),
+    ],
+)
+def test_a_tokenizer_without_a_usable_template_is_refused(chat: str | None, said: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = chat
+    with pytest.raises(InvalidInputError, match=said):
+        own_template(tokenizer)
+
+
 @pytest.mark.parametrize("item", [None, 3, b"bytes", ["one"], ["a", 2], ["a", "b", 0, 1]])
 def test_other_inputs_are_named(item: object) -> None:
     with pytest.raises(InvalidInputError, match=f"Input 7 is {type(item).__name__}"):
@@ -108,6 +146,7 @@ def test_templates_by_name_and_for_known_models() -> None:
     assert choose_template(None, "Qwen/Qwen2-7B-Instruct") == TEMPLATES["chatml"]
     assert choose_template(None, "some/other") == NONE
     assert choose_template("none", "Qwen/Qwen2-7B-Instruct") == NONE
+    assert choose_template(None, "a/b", "Qwen/Qwen2-7B-Instruct") == TEMPLATES["chatml"]
     with pytest.raises(InvalidInputError, match="chatml"):
         choose_template("chat-ml", None)
     assert with_eos(NONE, None, "qwen3", "<eot>").suffix == "<eot>"

@@ -22,6 +22,7 @@ ORDER = [
     "kernels",
     "modules",
     "checkpoints",
+    "merging",
     "model",
     "words",
     "plugin",

@@ -2,7 +2,8 @@
 
     files.py      texts from .txt, .jsonl, .csv and .parquet; files that appear complete or not at all
     options.py    options that several commands share, and how a model is opened
-    convert.py    convert, models
+    convert.py    convert
+    models.py     models, models remove
     train.py      train mntp, train simcse, train supervised; stages.py is what each of them does
     encode.py     encode
     store.py      index, search
@@ -23,7 +24,7 @@ import typer
 
 from .. import __version__
 from ..errors import Llm2VecError
-from . import convert, doctor, encode, evaluate, store, train
+from . import convert, doctor, encode, evaluate, models, store, train
 
 app = typer.Typer(
     name="st-llm2vec",
@@ -38,7 +39,7 @@ app.command("index")(store.index)
 app.command("search")(store.search)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
-app.command("models")(convert.models)
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,19 +1,23 @@
-"""`convert`: a decoder or checkpoint becomes a portable encoder folder. `models`: the names that are known."""
+"""`convert`: an alias, a decoder or a checkpoint becomes a portable encoder folder."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .. import aliases
 from . import options
-from .options import note, open_model, print_table
+from .files import published
+from .options import folder_size, megabytes, note, open_model
 
 
 def convert(
     model: Annotated[str, typer.Argument(help="Alias, folder or hub id of a decoder or LLM2Vec checkpoint.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write; new, or empty.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="OUTPUT", help="Folder to write; new, or empty.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUTPUT", help="The same.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Second LoRA adapter (SimCSE or supervised) to merge.")] = None,
     base: Annotated[str | None, typer.Option(help="What an adapter-only MODEL belongs on.")] = None,
     pooling_mode: options.PoolingMode = None,
@@ -25,50 +29,58 @@ def convert(
 ) -> None:
     """Make a decoder bidirectional, prove it, and save it as a sentence-transformers folder.
 
-    Adapters are merged. Plain SentenceTransformer(OUTPUT) opens the folder, or the last line says what it needs.
+    Adapters are merged. Plain SentenceTransformer(OUTPUT) opens the folder, or a line says what it needs.
+    An alias without options is written as it is kept in the cache, which is not filled for it.
 
     \b
     Examples:
+      st-llm2vec convert llm2vec-mistral -o llm2vec-mistral
       st-llm2vec convert Qwen/Qwen3-0.6B my-encoder
       st-llm2vec convert ./mntp-checkpoint my-encoder --adapter ./simcse-adapter
       st-llm2vec convert ./llama my-encoder --pooling-mode weighted_mean --dtype bfloat16
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} exists already and was left as it is. Choose another folder.")
-    encoder = open_model(
-        model,
-        adapter=adapter,
-        base=base,
-        pooling_mode=pooling_mode,
-        template=template,
-        max_seq_length=max_seq_length,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-    )
-    encoder.save_pretrained(str(output))
-    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    if (folder is None) == (output is None):
+        raise typer.BadParameter("give it once, as the second argument or with -o", param_hint="OUTPUT")
+    target = Path(folder or output or "")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already and was left as it is. Choose another folder.")
+    asked = {
+        "adapter": adapter,
+        "base": base,
+        "pooling_mode": pooling_mode,
+        "template": template,
+        "max_seq_length": max_seq_length,
+        "dtype": dtype,
+        "device": device,
+        "revision": revision,
+    }
+    alias = aliases.find(model)
+    if alias and not alias.is_encoder and not any(asked.values()):
+        _write(model, alias, target)
+        return
+    if alias:
+        encoder = open_model(model, **asked)
+        encoder.save_pretrained(str(target))
+    else:
+        from ..model import convert as write
+
+        note(f"Converting {model} ...")
+        encoder = write(model, target, **asked)
     layers = {row.layer for row in encoder[0].audit.rows}
     note(
-        f"{output}: {encoder[0].config.model_type}, {encoder.get_embedding_dimension()} dimensions, "
-        f"{encoder.pooling_mode} pooling, {len(layers)} layers audited, {size / 1e6:.1f} MB."
+        f"{target}: {encoder[0].config.model_type}, {encoder.get_embedding_dimension()} dimensions, "
+        f"{encoder.pooling_mode} pooling, {len(layers)} layers audited, {megabytes(folder_size(target))}."
     )
 
 
-def models() -> None:
-    """List the encoders that have a name of their own.
+def _write(name: str, alias: aliases.Alias, target: Path) -> None:
+    """The folder of an alias: a copy of the one that is kept, or made here without filling the cache."""
+    note(f"Writing {name}, which stands for {alias} ...")
+    from ..model import alias_folder, write_alias
 
-    Any decoder works, too: give its folder or hub id wherever a command takes a model.
-
-    \b
-    Examples:
-      st-llm2vec models
-      st-llm2vec encode texts.txt vectors.npy --model llm2vec-tiny
-    """
-    from ..aliases import ALIASES
-
-    rows = []
-    for name, folder in sorted(ALIASES.items()):
-        weights = [file.stat().st_size for file in folder.glob("*.safetensors")]
-        rows.append((name, f"{sum(weights) / 1e6:.1f} MB" if weights else "not installed", str(folder)))
-    print_table(("name", "weights", "folder"), rows)
+    if aliases.kept_folder(name, alias).is_dir():
+        with published(target) as draft:
+            shutil.copytree(str(alias_folder(name)), draft, ignore=shutil.ignore_patterns(aliases.CONTENTS))
+    else:
+        write_alias(name, alias, target)
+    note(f"{target}: {megabytes(folder_size(target))}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +25,8 @@ PoolingMode = Annotated[
     str | None, typer.Option("--pooling-mode", help="mean, weighted_mean, last_token, eos_token or bos_token.")
 ]
 Template = Annotated[
-    str | None, typer.Option("--template", help="Chat template: none, llama-3, llama-2, mistral, gemma or chatml.")
+    str | None,
+    typer.Option("--template", help="none, llama-3, llama-2, mistral, gemma, chatml; chat: the tokenizer's own."),
 ]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of the text (a .txt file has one: text).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -39,6 +41,16 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
 
     logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
     return load(name, **options)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def megabytes(size: int) -> str:
+    """A size in bytes, as people read it."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def note(text: str) -> None:

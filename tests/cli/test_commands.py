@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from sentence_transformers import SentenceTransformer
+
+from st_llm2vec import aliases
+from st_llm2vec.cli.models import kept
 
 from .conftest import SENTENCES, Command, write_jsonl
 
@@ -53,15 +57,47 @@ def test_an_error_is_one_message_and_debug_shows_the_traceback(command: Command,
 def test_unknown_model_is_exit_code_1(command: Command, texts: Path, tmp_path: Path) -> None:
     done = command("encode", texts, tmp_path / "v.npy", "--model", "llm2vec-nonsense")
     assert done.code == 1
-    assert "Known: llm2vec-tiny" in done.err
+    assert "llm2vec-tiny" in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "v.npy").exists()
 
 
-def test_models_lists_the_alias(command: Command) -> None:
+def test_models_lists_what_names_stand_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     done = command("models")
-    assert done.code == 0
+    assert done.code == 0, done.err
     assert "llm2vec-tiny" in done.out
+    assert "unsup-simcse" in done.out
+
+
+def test_a_kept_name_is_sized_converted_and_removed(
+    command: Command, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ST_LLM2VEC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "250")
+    aliases.config_file().parent.mkdir()
+    aliases.config_file().write_text(json.dumps({"mine": {"model": str(decoder), "prompts": {"query": "find: "}}}))
+    assert command("convert", "mine", "-o", tmp_path / "direct").code == 0
+    assert kept() == {}  # written out, not kept
+    vectors = SentenceTransformer("mine", device="cpu").encode_query(SENTENCES)
+    for line in (("models",), ("models", "--sizes")):
+        done = command(*line)
+        assert done.code == 0, done.err
+        assert re.search(r"mine .* [0-9.]+ MB", done.out), done.out
+    done = command("convert", "mine", tmp_path / "copied")
+    assert done.code == 0, done.err
+    for folder in ("direct", "copied"):
+        again = SentenceTransformer(str(tmp_path / folder), device="cpu")
+        assert np.array_equal(again.encode_query(SENTENCES), vectors)
+    assert sorted(f.name for f in (tmp_path / "direct").iterdir()) == sorted(
+        f.name for f in (tmp_path / "copied").iterdir()
+    )
+    assert command("convert", "mine").code == 2
+    assert command("models", "remove", "mine").code == 0
+    assert kept() == {}
+    gone = command("models", "remove", "mine")
+    assert gone.code == 1
+    assert "Nothing is kept of 'mine'" in gone.err
 
 
 def test_convert_writes_a_folder_once(command: Command, decoder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,372 @@
+"""Merges LoRA adapters into a decoder: in memory for `load`, or shard by shard from file to file.
+
+Sums are taken in float32 and rounded once to the weights' own dtype. Afterwards, rows of every merged weight are
+compared with the files, so that an adapter that was ignored or misplaced cannot go unseen.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+from .checkpoints import Checkpoint, no_weights, read_json, weight_files
+from .errors import InvalidCheckpointError
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+_NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
+_OTHER_BASE = "It belongs on another base; name the right one with base=."
+SHARD = 1 << 30  # bytes, at most, of one file
+_SAMPLE = 3  # rows of every merged weight that are compared with the files after loading
+Sample = dict[str, tuple[list[int], Tensor]]
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """A temporary folder whose content becomes `target` when the block ends without an error; else nothing changes.
+
+    Files of the same names are replaced, and weights that were in `target` before are removed: a folder with two sets
+    of weights opens with either.
+
+    Raises:
+        OSError: The disk is full, among others; `target` is as it was.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.is_dir():
+            new = sorted(folder.iterdir())
+            stale = [file for pattern in _WEIGHTS for file in target.glob(pattern)]
+            for item in new:
+                if item.is_dir():
+                    shutil.rmtree(target / item.name, ignore_errors=True)
+                os.replace(item, target / item.name)
+            for file in {file for file in stale if file.name not in {item.name for item in new}}:
+                file.unlink()
+        else:
+            os.replace(folder, target)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise OSError(
+                errno.ENOSPC, f"No space left on device for {target}, which is as it was before: {error}"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Adapter:
+    """A plain LoRA adapter on disk, checked against the weights that it is for; nothing is read before it is used.
+
+    Args:
+        folder: Holds adapter_config.json and adapter_model.safetensors.
+        model: The decoder; its weights may be on the meta device.
+
+    Raises:
+        InvalidCheckpointError: Another method than plain LoRA, a damaged file, or tensors that fit no weight.
+    """
+
+    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        self.folder = folder
+        self.config = read_json(folder / "adapter_config.json")
+        self.path = folder / "adapter_model.safetensors"
+        self.changes_anything = False  # known once its deltas have been read
+        self._require_plain_lora()
+        trained_on = (self.config.get("auto_mapping") or {}).get("base_model_class") or ""
+        if _family(trained_on) not in (None, _family(type(model).__name__)):  # two families can have the same shapes
+            raise InvalidCheckpointError(
+                f"The adapter {folder} does not fit this decoder: it was trained on {trained_on!r}, and this is "
+                f"{type(model).__name__!r}. {_OTHER_BASE}"
+            )
+        if not self.path.is_file():
+            raise InvalidCheckpointError(no_weights(folder))
+        with self.file() as file:
+            ranks = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
+        pairs = {name.removesuffix(".lora_A.weight") for name in ranks if name.endswith(".lora_A.weight")}
+        expected = {f"{pair}.lora_{ab}.weight" for pair in pairs for ab in "AB"}
+        self.pairs = {target: pair for pair in sorted(pairs) if (target := _target(pair, shapes)) is not None}
+        odd = sorted(pairs - set(self.pairs.values())) or sorted(set(ranks) ^ expected)
+        if odd or not pairs:
+            raise InvalidCheckpointError(
+                f"The adapter {folder} does not fit this decoder: {(odd or ['(no tensors)'])[0]!r} and "
+                f"{max(0, len(odd) - 1)} more tensors have no place. {_OTHER_BASE}"
+            )
+        for target, pair in self.pairs.items():
+            a, b = ranks[f"{pair}.lora_A.weight"], ranks[f"{pair}.lora_B.weight"]
+            shape = (b[0], a[1])[:: -1 if self.config.get("fan_in_fan_out") else 1]
+            if shape != tuple(shapes[target]) or a[0] != b[1]:
+                raise InvalidCheckpointError(
+                    f"The adapter {folder} does not fit this decoder: {pair!r} is {b[0]} x {a[1]}, the weight "
+                    f"{tuple(shapes[target])}. {_OTHER_BASE}"
+                )
+
+    def file(self) -> Any:
+        """The open file of the tensors."""
+        return _opened(self.path)
+
+    def delta(self, file: Any, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
+        """What the adapter adds to `rows` of a weight: (alpha / r) B A in float32, section 3.9."""
+        a, b = (file.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
+        scale = _scale(self.config, self.pairs[target], a.shape[0])
+        delta: Tensor = scale * (a.T[rows] @ b.T if self.config.get("fan_in_fan_out") else b[rows] @ a)
+        return delta
+
+    def _require_plain_lora(self) -> None:
+        config = self.config
+        odd = {key: config.get(key) for key in _NOT_PLAIN if config.get(key)}
+        if config.get("peft_type") != "LORA":
+            odd["peft_type"] = config.get("peft_type")
+        if config.get("bias", "none") != "none":
+            odd["bias"] = config["bias"]
+        start = config.get("init_lora_weights")
+        if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
+            odd["init_lora_weights"] = start  # pissa, olora, corda, loftq: the weights below were changed, too
+        if odd:
+            what = ", ".join(f"{key}={value!r}" for key, value in odd.items())
+            raise InvalidCheckpointError(
+                f"{self.folder} is not a plain LoRA adapter ({what}). Merge it with peft and load that."
+            )
+
+
+def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Sample:
+    """Adds LoRA adapters to the weights of `model`, in float32, rounded once to the weights' own dtype.
+
+    Every tensor of every file is used; an adapter that does not fit is found before the model is changed.
+
+    Returns:
+        Some rows of every weight that changed, computed apart from the files, for `require_merged`.
+
+    Raises:
+        InvalidCheckpointError: An adapter that does not fit, was never trained, or holds numbers that are not finite.
+    """
+    weights = dict(model.named_parameters())
+    adapters = [Adapter(folder, model) for folder in folders]
+    sample: Sample = {}
+    with ExitStack() as stack, torch.no_grad():
+        files = [(adapter, stack.enter_context(adapter.file())) for adapter in adapters]
+        for name in sorted({name for adapter in adapters for name in adapter.pairs}):
+            sample[name] = _sampled(weights[name].detach(), name, files)
+            weights[name].copy_(_merged(weights[name].detach(), name, files))
+    _require_trained(adapters)
+    return sample
+
+
+def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Sample:
+    """Writes the decoder with its adapters merged, without its language-model head, one shard at a time.
+
+    Reads and writes tensor by tensor, so that it needs memory for one shard (1 GB) and one weight in float32, however
+    large the decoder is. `folder` then opens with `AutoModel` and `AutoTokenizer`, as an ordinary (causal) decoder.
+
+    Args:
+        checkpoint: What `resolve` returned.
+        folder: Written into; see `published` for one that appears complete or not at all.
+        dtype: Default: that of each weight in the decoder's own files.
+
+    Returns, Raises:
+        As `merge_adapters`; also OSError where the disk is full.
+    """
+    config = AutoConfig.from_pretrained(checkpoint.decoder, trust_remote_code=False)
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(config)
+    adapters = [Adapter(path, skeleton) for path in checkpoint.adapters]
+    stored = _stored_names(checkpoint.decoder, f"{skeleton.base_model_prefix}.")
+    if lost := sorted({name for adapter in adapters for name in adapter.pairs} - stored.keys()):
+        raise InvalidCheckpointError(
+            f"{checkpoint.decoder} has no tensor named {lost[0]!r}, which an adapter changes. Merge it in memory: "
+            "load(...).save_pretrained(...)."
+        )
+    needed = sum(file.stat().st_size for file in weight_files(checkpoint.decoder))
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+
+    sample: Sample = {}
+    shards = _Shards(folder)
+    with ExitStack() as stack, torch.no_grad():
+        files = [(adapter, stack.enter_context(adapter.file())) for adapter in adapters]
+        for name, (path, stored_name) in stored.items():
+            with _opened(path) as file:
+                weight = file.get_tensor(stored_name)
+            changing = [(adapter, opened) for adapter, opened in files if name in adapter.pairs]
+            if changing:
+                sample[name] = _sampled(weight, name, changing, dtype)
+                weight = _merged(weight, name, changing, dtype)
+            shards.add(name, weight.to(dtype) if dtype and weight.is_floating_point() else weight)
+    shards.close()
+    _require_trained(adapters)
+    raw = read_json(checkpoint.decoder / "config.json")
+    raw.pop("auto_map", None)
+    if dtype is not None:
+        raw["dtype"] = raw["torch_dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    for file in (file for pattern in _TOKENIZER for file in checkpoint.tokenizer.glob(pattern)):
+        shutil.copyfile(file, folder / file.name)
+    return sample
+
+
+def require_merged(model: PreTrainedModel, sample: Sample) -> None:
+    """Compares merged weights, as they lie in the model, with the sum of the files' tensors.
+
+    Raises:
+        InvalidCheckpointError: A weight is not what its files say.
+    """
+    weights = dict(model.named_parameters())
+    for name, (rows, expected) in sample.items():
+        found = weights[name].detach()[rows].float().cpu()
+        coarsest = max(torch.finfo(dtype).eps for dtype in (weights[name].dtype, expected.dtype))
+        difference = float((found - expected.float()).abs().max())
+        if not difference <= 2 * coarsest * float(expected.abs().max()):
+            raise InvalidCheckpointError(
+                f"After merging, {name!r} differs from the sum of the decoder's and the adapters' tensors by "
+                f"{difference:.1e}. The model is not what its files say; load it again."
+            )
+
+
+def require_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Compares an adapter that is kept beside the weights, as it lies in the model, with its file.
+
+    Raises:
+        InvalidCheckpointError: A tensor was not loaded, or is another one.
+    """
+    loaded = model.get_adapter_state_dict()
+    with _opened(folder / "adapter_model.safetensors") as file:
+        names = {name.removeprefix("base_model.model."): name for name in file.keys()}  # noqa: SIM118 - no dict
+        wrong = sorted(names.keys() ^ loaded.keys())
+        wrong += [n for n in names.keys() & loaded.keys() if not _same(file.get_tensor(names[n]), loaded[n])]
+    if wrong:
+        raise InvalidCheckpointError(
+            f"The adapter in {folder} was not loaded as its file has it: {wrong[0]!r} and {len(wrong) - 1} more "
+            "tensors are missing or differ. It was trained on another base."
+        )
+
+
+def _same(stored: Tensor, loaded: Tensor) -> bool:
+    return stored.shape == loaded.shape and torch.equal(stored.to(loaded.dtype), loaded.detach().cpu())
+
+
+class _Shards:
+    """Writes tensors into files of about 1 GB, as `save_pretrained` of transformers would name them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, Tensor] = {}
+        self.files: list[tuple[Path, list[str]]] = []
+        self.size = self.total = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self.tensors and self.size + size > SHARD:
+            self._write()
+        self.tensors[name] = tensor.contiguous()
+        self.size += size
+        self.total += size
+
+    def close(self) -> None:
+        self._write()
+        if len(self.files) == 1:
+            os.replace(self.files[0][0], self.folder / "model.safetensors")
+            return
+        names: dict[str, str] = {}
+        for i, (path, tensors) in enumerate(self.files, 1):
+            final = f"model-{i:05}-of-{len(self.files):05}.safetensors"
+            os.replace(path, self.folder / final)
+            names |= dict.fromkeys(tensors, final)
+        index = {"metadata": {"total_size": self.total}, "weight_map": names}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def _write(self) -> None:
+        path = self.folder / f"shard-{len(self.files) + 1}"
+        save_file(self.tensors, path, metadata={"format": "pt"})
+        self.files.append((path, list(self.tensors)))
+        self.tensors, self.size = {}, 0
+
+
+def _opened(path: Path) -> Any:
+    """The file, to be used in a `with`; a truncated one is found here, before any tensor is read."""
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise InvalidCheckpointError(f"{path} is damaged: {error}. Download it again.") from error
+
+
+def _stored_names(decoder: Path, prefix: str) -> dict[str, tuple[Path, str]]:
+    """Parameter of the headless decoder -> file and name of its tensor, in the order of the files."""
+    found: dict[str, tuple[Path, str]] = {}
+    for path in weight_files(decoder):
+        with _opened(path) as file:
+            found |= {name: (path, name) for name in file.offset_keys()}
+    if not any(name.startswith(prefix) for name in found):
+        return found
+    return {name.removeprefix(prefix): where for name, where in found.items() if name.startswith(prefix)}
+
+
+def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The weight with the deltas of the adapters that change it, summed in float32 and rounded once."""
+    if not weight.is_floating_point() or weight.is_meta:
+        raise InvalidCheckpointError(
+            f"{name!r} is {weight.dtype} on {weight.device}, and adapters can only be merged into weights that are "
+            "there in full. Convert first (st-llm2vec convert), and load the result quantized or offloaded."
+        )
+    total = weight.float()
+    for adapter, file in files:
+        if name in adapter.pairs:
+            delta = adapter.delta(file, name)
+            adapter.changes_anything |= bool(delta.any())
+            total = total + delta.to(total.device)
+    if not total.isfinite().all():
+        raise InvalidCheckpointError(f"{name!r} is not finite after merging: damaged files. Download them again.")
+    return total.to(dtype or weight.dtype)
+
+
+def _sampled(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> tuple[list[int], Tensor]:
+    rows = sorted({round(i * (weight.shape[0] - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
+    expected = weight[rows].float().cpu()
+    for adapter, file in files:
+        if name in adapter.pairs:
+            expected = expected + adapter.delta(file, name, rows)
+    return rows, expected.to(dtype or weight.dtype)
+
+
+def _family(class_name: str) -> str | None:
+    """ "Llama" of "LlamaModel", "LlamaForCausalLM" and the original's "LlamaBiModel"; None if transformers has none."""
+    known = (name.removesuffix("Model") for name in MODEL_MAPPING_NAMES.values() if isinstance(name, str))
+    return max((name for name in known if class_name.startswith(name)), key=len, default=None)
+
+
+def _require_trained(adapters: Sequence[Adapter]) -> None:
+    for adapter in adapters:
+        if not adapter.changes_anything:
+            raise InvalidCheckpointError(f"{adapter.folder} adds nothing to the decoder: it was never trained.")
+
+
+def _target(pair: str, shapes: Mapping[str, torch.Size]) -> str | None:
+    # peft writes base_model.model.<path>; the path starts at the inner decoder, or at the causal LM around it.
+    path = pair.removeprefix("base_model.model.")
+    names = (f"{path}.weight", f"{path.removeprefix('model.')}.weight")
+    return next((name for name in names if name in shapes), None)
+
+
+def _scale(config: dict[str, Any], pair: str, rank: int) -> float:
+    def value(patterns: dict[str, float] | None, default: float) -> float:
+        return next((v for k, v in (patterns or {}).items() if pair == k or pair.endswith(f".{k}")), default)
+
+    alpha = value(config.get("alpha_pattern"), config["lora_alpha"])
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -1,0 +1,136 @@
+"""Vectors of words: for tagging, alignment and looking inside, rather than for search.
+
+Sub-tokens are averaged. A model that was trained with masked next-token prediction predicts a token from the position
+before it, so its word may be read there, too (section 3.13 of the parity kit).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from .errors import InvalidInputError
+from .model import LLM2Vec
+from .prompts import TokenizedText
+
+Reading = Literal["same_token", "next_token"]
+
+
+class _Sentence(NamedTuple):
+    """Token ids, and the positions of each word's tokens among them."""
+
+    input_ids: list[int]
+    words: list[list[int]]
+
+
+def encode_words(
+    model: LLM2Vec,
+    sentences: str | Sequence[str] | Sequence[Sequence[str]],
+    *,
+    prompt: str = "",
+    reading: Reading = "same_token",
+    batch_size: int = 32,
+) -> Any:
+    """A vector for every word of every sentence: the mean of the last hidden states of its tokens.
+
+    Args:
+        model: An encoder of `load`; its template and pooling are not used.
+        sentences: Texts, whose words stand between blanks and are found by their character offsets; or lists of
+            words, which are tokenized one by one as tagging data sets are; or one text.
+        prompt: An instruction that is read before each sentence, and has no vectors. A list of words gets it as words.
+        reading: "same_token" reads a token where it stands, "next_token" one position before, from which masked
+            next-token prediction predicts it.
+        batch_size: Sentences at once.
+
+    Returns:
+        For each sentence float32 (words, hidden), in the order of the words; for one text that array alone.
+
+    Raises:
+        InvalidInputError: A sentence that is longer than the model reads, a word without tokens, or "next_token" for a
+            first word that nothing stands before.
+
+    Example:
+        nice, cat = st_llm2vec.encode_words(model, "nice cat")
+    """
+    if isinstance(sentences, str):
+        (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, batch_size=batch_size)
+        return vectors
+    if reading not in ("same_token", "next_token"):
+        raise InvalidInputError(f"reading={reading!r} is not known. Use 'same_token' or 'next_token'.")
+    rows = [_tokenize(model, sentence, prompt, reading, i) for i, sentence in enumerate(sentences)]
+    vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(rows)
+    order = sorted((i for i, row in enumerate(rows) if row.words), key=lambda i: len(rows[i].input_ids))
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            hidden = _hidden(model, [rows[i].input_ids for i in batch])  # (batch, length, hidden), padded on the right
+            for i, states in zip(batch, hidden, strict=True):
+                means = [states[positions].mean(0) for positions in rows[i].words]
+                vectors[i] = torch.stack(means).cpu().numpy()
+    finally:
+        model.train(was_training)
+    return vectors
+
+
+@torch.no_grad()
+def _hidden(model: LLM2Vec, ids: list[list[int]]) -> torch.Tensor:
+    features = model[0].collate([TokenizedText(row, len(row)) for row in ids])
+    features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+    return torch.as_tensor(model[0](features)["token_embeddings"]).float()
+
+
+def _tokenize(model: LLM2Vec, sentence: str | Sequence[str], prompt: str, reading: Reading, index: int) -> _Sentence:
+    if isinstance(sentence, str):
+        words, ids, positions = _by_offsets(model.tokenizer, sentence, prompt)
+    elif isinstance(sentence, (list, tuple)) and all(isinstance(word, str) for word in sentence):
+        words, ids, positions = _word_by_word(model.tokenizer, list(sentence), prompt)
+    else:
+        raise InvalidInputError(f"Sentence {index} is {sentence!r:.60}. Give a text, or a list of words.")
+    if len(ids) > model.max_seq_length:
+        raise InvalidInputError(
+            f"Sentence {index} has {len(ids)} tokens, {prompt and 'prompt included, '}and the model reads "
+            f"{model.max_seq_length}; words beyond would have no vector. Split it, or raise model.max_seq_length."
+        )
+    if empty := [word for word, where in zip(words, positions, strict=True) if not where]:
+        raise InvalidInputError(f"Word {empty[0]!r} of sentence {index} has no token of its own. Leave it out.")
+    if reading == "next_token":
+        positions = [[position - 1 for position in word] for word in positions]
+        if positions and positions[0][0] < 0:
+            raise InvalidInputError(
+                f"reading='next_token' reads the token before each word, and nothing stands before the first word of "
+                f"sentence {index}: the tokenizer adds no BOS token. Give a prompt, or read 'same_token'."
+            )
+    return _Sentence(ids, positions)
+
+
+def _by_offsets(tokenizer: Any, text: str, prompt: str) -> tuple[list[str], list[int], list[list[int]]]:
+    found = list(re.finditer(r"\S+", text))
+    encoding = tokenizer(prompt + text, return_offsets_mapping=True, verbose=False)
+    positions: list[list[int]] = [[] for _ in found]
+    word = 0
+    for position, (start, end) in enumerate(encoding["offset_mapping"]):
+        start, end = start - len(prompt), end - len(prompt)  # noqa: PLW2901 - in the text, as the words are
+        while word < len(found) and found[word].end() <= start:
+            word += 1
+        # A token may hold the end of one word and the start of the next.
+        for i in range(word, len(found)):
+            if max(start, found[i].start()) >= min(end, found[i].end()):
+                break
+            positions[i].append(position)
+    return [match.group() for match in found], encoding["input_ids"], positions
+
+
+def _word_by_word(tokenizer: Any, words: list[str], prompt: str) -> tuple[list[str], list[int], list[list[int]]]:
+    before = prompt.split()
+    encoding = tokenizer([*before, *words], is_split_into_words=True, verbose=False)
+    positions: list[list[int]] = [[] for _ in words]
+    for position, word in enumerate(encoding.word_ids()):
+        if word is not None and word >= len(before):
+            positions[word - len(before)].append(position)
+    return words, encoding["input_ids"], positions

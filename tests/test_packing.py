@@ -1,0 +1,253 @@
+"""A row gives the vectors of its texts alone: over architectures, poolings, prompts, precisions and lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
+from torch.nn.functional import cosine_similarity
+
+import st_llm2vec
+from st_llm2vec import modules, packing
+from st_llm2vec.bidirectional import ARCHITECTURES, enable_bidirectional_attention, kernel_of
+from st_llm2vec.errors import Llm2VecError
+from st_llm2vec.packing import Row, batches, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.training import MNTPDataCollator, MNTPLoss
+
+# Their attention never asks transformers for a function, so there is nothing to hand a row to.
+UNPACKED = {"bloom", "codegen", "falcon", "gpt_neox_japanese", "gptj", "xglm"}
+TEXTS = ["", "a", "seven wizards", WORDS, "the quick brown fox " * 40, "search and find", "compress files", "é ∑ 编码"]
+
+
+def hidden_states(model: Any, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(alone, in one row), both (total tokens, hidden), in the order of `ids`."""
+    longest = max(map(len, ids))
+    mask = torch.arange(longest) < torch.tensor([len(text) for text in ids])[:, None]
+    padded = torch.zeros(mask.shape, dtype=torch.long)
+    padded[mask] = torch.cat(ids)
+    row = Row.of(mask)
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=text[None])[0][0] for text in ids])
+        with packed(row):
+            together = model(input_ids=row.gather(padded), position_ids=row.position_ids)[0]
+    return alone, row.scatter(together, mask.shape)[mask]
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_architecture(model_type: str, kernel: str, attention: str) -> None:
+    try:
+        model = tiny_decoder(model_type, kernel)
+        if attention == "bidirectional":
+            enable_bidirectional_attention(model)
+    except (ValueError, Llm2VecError):
+        return  # no such kernel, as docs/architectures.md says and test_bidirectional.py checks
+    reason = enable_packing(model)
+    if model_type in UNPACKED or (model_type == "llama4_text" and attention == "causal"):
+        assert reason
+        assert not is_packing(model)
+        return
+    assert reason == ""
+    torch.manual_seed(1)
+    alone, together = hidden_states(model, [torch.randint(3, 300, (n,)) for n in (1, 7, 7, 19, 2, 30)])
+    assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_causal_window() -> None:
+    model = tiny_decoder("mistral", sliding_window=5)
+    assert enable_packing(model) == ""
+    alone, together = hidden_states(model, [torch.arange(3, 3 + n) for n in (1, 4, 5, 6, 40)])
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+def without_positions(row: Row) -> Row:
+    return Row(row.positions, torch.zeros_like(row.position_ids), row.lengths)
+
+
+@pytest.mark.parametrize("fault", ["leaks", "ignores positions", "is not called"])
+def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
+    model = tiny_decoder("llama")
+    enable_bidirectional_attention(model)
+    patch = {
+        "leaks": mock.patch.object(Row, "runs", property(lambda row: [(slice(None), 1, sum(row.lengths))])),
+        "ignores positions": mock.patch.object(Row, "of", lambda mask, of=Row.of: without_positions(of(mask))),
+        "is not called": mock.patch.dict(
+            packing.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"packed_sdpa": packing.ALL_ATTENTION_FUNCTIONS["sdpa"]},
+        ),
+    }[fault]
+    with patch:
+        assert enable_packing(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert enable_packing(model) == ""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_decoder(tmp_path_factory.mktemp("packing") / "llama", tokenizer=tiny_tokenizer(bos=True))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> st_llm2vec.LLM2Vec:
+    return st_llm2vec.load(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def padded(folder: Path) -> st_llm2vec.LLM2Vec:
+    return st_llm2vec.load(str(folder), device="cpu", packing=False)
+
+
+def test_load_says_so(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec) -> None:
+    model.encode("a")
+    padded.encode("a")
+    assert model[0].packing
+    assert model[0].unpacked_because == ""
+    assert is_packing(model[0].model)
+    assert kernel_of(model[0].model) == "sdpa"
+    assert not padded[0].packing
+    assert padded[0].unpacked_because == "packing=False"
+    assert not is_packing(padded[0].model)
+
+
+@pytest.mark.parametrize("prompt", ["", "Find what answers: "])
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last_token", "eos_token", "bos_token"])
+def test_poolings_and_prompts(folder: Path, pooling: str, prompt: str) -> None:
+    one, other = (
+        st_llm2vec.load(str(folder), device="cpu", pooling_mode=pooling, max_seq_length=50, packing=packing)
+        for packing in (True, False)
+    )
+    expected = other.encode(TEXTS, prompt=prompt)
+    for batch_size in (1, 3, 32):
+        assert np.allclose(one.encode(TEXTS, prompt=prompt, batch_size=batch_size), expected, atol=1e-5)
+    assert np.allclose(one.encode(TEXTS[::-1], prompt=prompt)[::-1], expected, atol=1e-5)
+    assert one[0].unpacked_because == ""
+
+
+def test_bfloat16(folder: Path) -> None:
+    one, other = (st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16", packing=p) for p in (True, False))
+    a, b = (m.encode(TEXTS, convert_to_tensor=True).float() for m in (one, other))
+    assert one[0].unpacked_because == ""
+    assert cosine_similarity(a, b).min() >= 0.9999
+
+
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=24), batch_size=st.integers(1, 40))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_lengths(
+    model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec, lengths: list[int], batch_size: int
+) -> None:
+    words = (WORDS + " ") * 4
+    texts = [words[3 * i : 3 * i + 3 * n] for i, n in enumerate(lengths)]
+    assert np.allclose(model.encode(texts, batch_size=batch_size), padded.encode(texts), atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2048))
+def test_batches_hold_every_text_once(lengths: list[int], budget: int) -> None:
+    found = list(batches(lengths, budget))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        sizes = [lengths[i] for i in batch]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(batch) == 1 or len(batch) * sizes[0] <= budget
+
+
+def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.encode(TEXTS)
+    monkeypatch.setattr("st_llm2vec.model.CHUNK", 3)
+    assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
+    with pytest.raises(Llm2VecError, match="7"):
+        model.encode([*TEXTS[:7], 5])
+
+
+@pytest.mark.parametrize("how", ["tensor", "list", "normalized", "truncated", "tokens"])
+def test_every_form_of_the_result(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec, how: str) -> None:
+    arguments: dict[str, Any] = {
+        "tensor": {"convert_to_tensor": True},
+        "list": {"convert_to_numpy": False},
+        "normalized": {"normalize_embeddings": True},
+        "truncated": {"truncate_dim": 8},
+        "tokens": {"output_value": "token_embeddings"},
+    }[how]
+    one, other = model.encode(TEXTS, **arguments), padded.encode(TEXTS, **arguments)
+    assert type(one) is type(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert np.allclose(a, b, atol=1e-5)
+
+
+def test_two_threads(model: st_llm2vec.LLM2Vec) -> None:
+    inputs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
+    expected = [model.encode(texts) for texts in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for found, one in zip(pool.map(model.encode, inputs * 3), expected * 3, strict=True):
+            assert np.allclose(found, one, atol=1e-5)
+
+
+def test_an_architecture_that_cannot_pack_is_padded(tmp_path: Path) -> None:
+    source = str(save_decoder(tmp_path / "falcon", "falcon"))
+    one, other = (st_llm2vec.load(source, device="cpu", packing=packing) for packing in (True, False))
+    assert np.allclose(one.encode(TEXTS), other.encode(TEXTS), atol=1e-5)
+    assert "its code takes no rows" in str(one[0].unpacked_because)
+
+
+def losses(model: st_llm2vec.LLM2Vec) -> tuple[float, torch.Tensor]:
+    torch.manual_seed(0)
+    collator = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, mlm_probability=0.3)
+    batch = collator([{"text": text} for text in TEXTS])
+    model.train()
+    model.zero_grad()
+    features = {name.removeprefix("text_"): value for name, value in batch.items() if name != "label"}
+    loss = MNTPLoss(model)([features], batch["label"])
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_training_sees_the_same_loss_and_gradients(folder: Path) -> None:
+    one, other = (st_llm2vec.load(str(folder), device="cpu", packing=packing) for packing in (True, False))
+    (loss, gradient), (expected_loss, expected) = losses(one), losses(other)
+    assert one[0].unpacked_because == ""
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_checkpointed_layers_are_padded(folder: Path) -> None:
+    model = st_llm2vec.load(str(folder), device="cpu")
+    decoder = model[0].model
+    name = "activation" if hasattr(decoder, "activation_checkpointing_enable") else "gradient"
+    getattr(decoder, f"{name}_checkpointing_enable")()
+    with mock.patch.object(modules, "packed", side_effect=AssertionError):
+        losses(model)
+
+
+def test_switching_off_gives_the_plain_kernel_back(folder: Path, tmp_path: Path) -> None:
+    model = st_llm2vec.load(str(folder), device="cpu")
+    packed_vectors = model.encode(TEXTS)
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert "packed_" not in (tmp_path / "saved" / "config.json").read_text()
+    assert "packed_" not in json.dumps(model[0].model.config.to_dict(), default=str)
+    disable_packing(model[0].model)
+    assert model[0].model.config._attn_implementation == "sdpa"
+    model[0].packing = False
+    assert np.allclose(model.encode(TEXTS), packed_vectors, atol=1e-5)
+
+
+@pytest.fixture
+def pool(model: st_llm2vec.LLM2Vec) -> Iterator[dict[str, Any]]:
+    started = model.start_multi_process_pool(["cpu"])
+    yield started
+    model.stop_multi_process_pool(started)
+
+
+def test_worker_process(model: st_llm2vec.LLM2Vec, pool: dict[str, Any]) -> None:
+    assert np.allclose(model.encode(TEXTS, pool=pool, chunk_size=3), model.encode(TEXTS), atol=1e-5)

@@ -1,0 +1,131 @@
+"""Vectors of words: the original's numbers, and alignment whatever the tokenizer and the padding side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tiny_models import KIT, save_decoder, tiny_tokenizer
+
+import st_llm2vec
+from st_llm2vec import encode_words
+from st_llm2vec.errors import InvalidInputError
+
+TAGGED = json.loads((KIT / "training" / "word_level.json").read_text(encoding="utf-8"))
+SENTENCES = ["the quick brown fox", "a", "  seven wizards\n compress files  ", "naïve café 编码器 👨‍👩‍👧"]
+
+
+@pytest.fixture(scope="module")
+def model(bos_decoder: Path) -> SentenceTransformer:
+    return st_llm2vec.load(str(bos_decoder), device="cpu")
+
+
+def hidden(model: SentenceTransformer, text: str) -> np.ndarray:
+    """Last hidden states of a text as the tokenizer gives it, without our modules."""
+    ids = model.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model[0].model(input_ids=ids).last_hidden_state[0].float().numpy()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma"])
+@pytest.mark.parametrize("reading", ["same_token", "next_token"])
+def test_words_give_the_originals_logits(family: str, reading: str) -> None:
+    """Section 3.13: a fixed classifier on merged sub-tokens, chain `mntp`."""
+    model = st_llm2vec.load(str(KIT / "models" / f"{family}-mntp"), device="cpu")
+    words = [item["tokens"] for item in TAGGED["items"]]
+    if family == "qwen2" and reading == "next_token":  # no BOS: the original loses the first word (defect Q26)
+        with pytest.raises(InvalidInputError, match="nothing stands before the first word of sentence 0"):
+            encode_words(model, words, reading=reading)
+        return
+    vectors = encode_words(model, words, reading=reading)
+    with np.load(KIT / "training" / "word_level.npz") as golden:
+        weight, bias = golden[f"{family}__classifier_weight"], golden[f"{family}__classifier_bias"]
+        logits = golden[f"{family}__{reading}__merge1__logits"]
+        ids = golden[f"{family}__{reading}__token_type_ids"]
+    for sentence, found, wanted, word_ids in zip(words, vectors, logits, ids, strict=True):
+        assert found.shape == (len(sentence), 64)
+        assert found.dtype == np.float32
+        for i, vector in enumerate(found):
+            position = word_ids.tolist().index(i)
+            assert np.abs(vector @ weight.T + bias - wanted[position]).max() <= 1e-4
+
+
+def test_words_between_blanks_are_the_means_of_their_tokens(model: SentenceTransformer) -> None:
+    text = SENTENCES[2]
+    states = hidden(model, text)
+    offsets = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    vectors = encode_words(model, text)
+    assert len(vectors) == 4
+    start = 0
+    for word, vector in zip(text.split(), vectors, strict=True):
+        start = text.index(word, start)
+        inside = [i for i, (a, b) in enumerate(offsets) if a < start + len(word) and b > start]
+        assert np.abs(states[inside].mean(0) - vector).max() <= 1e-5
+        start += len(word)
+    shifted = encode_words(model, text, reading="next_token")
+    first = [i - 1 for i, (a, b) in enumerate(offsets) if a < 7 and b > 2]  # "seven"; the BOS token is before it
+    assert np.abs(states[first].mean(0) - shifted[0]).max() <= 1e-5
+
+
+def test_batches_prompts_and_padding_sides(model: SentenceTransformer) -> None:
+    alone = [encode_words(model, text) for text in SENTENCES]
+    assert [len(vectors) for vectors in alone] == [4, 1, 4, 4]
+    prompted = encode_words(model, SENTENCES, prompt="Find the names: ")
+    assert [len(vectors) for vectors in prompted] == [4, 1, 4, 4]
+    assert np.abs(prompted[0] - alone[0]).max() > 1e-3  # it is read, and has no vectors
+    lists = encode_words(model, [text.split() for text in SENTENCES], prompt="Find the names: ")
+    assert [len(vectors) for vectors in lists] == [4, 1, 4, 4]
+    try:
+        for side in ("left", "right"):
+            model.tokenizer.padding_side = side
+            for size in (1, 3, 32):
+                together = encode_words(model, SENTENCES, batch_size=size)
+                assert max(np.abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1e-5
+    finally:
+        model.tokenizer.padding_side = "right"
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_token_embeddings_are_right_under_both_padding_sides(
+    model: SentenceTransformer, side: str, packing: bool
+) -> None:
+    try:
+        model.tokenizer.padding_side, model[0].packing = side, packing
+        found = model.encode(SENTENCES, output_value="token_embeddings")
+        for text, states in zip(SENTENCES, found, strict=True):
+            assert np.abs(states.cpu().numpy() - hidden(model, text)).max() <= 1e-5
+    finally:
+        model.tokenizer.padding_side, model[0].packing = "right", True
+
+
+def test_nothing_is_cut_or_left_out_silently(model: SentenceTransformer, tmp_path: Path) -> None:
+    assert encode_words(model, []) == []
+    assert [vectors.shape for vectors in encode_words(model, ["", "  ", "a"])] == [(0, 32), (0, 32), (1, 32)]
+    assert encode_words(model, [[]])[0].shape == (0, 32)
+    long = "word " * 300
+    with pytest.raises(InvalidInputError, match=r"Sentence 1 has \d+ tokens, and the model reads 256"):
+        encode_words(model, ["a", long])
+    with pytest.raises(InvalidInputError, match="prompt included"):
+        encode_words(model, [long.split()], prompt="Find: ")
+    with pytest.raises(InvalidInputError, match="Word '' of sentence 0 has no token"):
+        encode_words(model, [["a", "", "b"]])
+    with pytest.raises(InvalidInputError, match="Sentence 1 is 3"):
+        encode_words(model, ["a", 3])
+    with pytest.raises(InvalidInputError, match="reading='before'"):
+        encode_words(model, ["a"], reading="before")
+    no_bos = st_llm2vec.load(str(save_decoder(tmp_path / "no-bos", tokenizer=tiny_tokenizer())), device="cpu")
+    with pytest.raises(InvalidInputError, match="Give a prompt"):
+        encode_words(no_bos, ["a fox"], reading="next_token")
+    assert encode_words(no_bos, ["a fox"], reading="next_token", prompt="Find: ")[0].shape == (2, 32)
+
+
+def test_training_mode_is_left_as_it_was(model: SentenceTransformer) -> None:
+    model.train()
+    encode_words(model, "a fox")
+    assert model.training
+    model.eval()
