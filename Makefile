@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test lint typecheck bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -17,6 +17,15 @@ lint: $(READY)
 
 typecheck: $(READY)
 	$(BIN)/mypy
+
+# Other packages are measured in environments of their own, which it makes below build/bench.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/scaling.py $(if $(DATA),--data $(DATA))
+
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

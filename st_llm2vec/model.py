@@ -25,7 +25,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from . import __version__, aliases
+from . import __version__, aliases, kernels
 from .bidirectional import needs_module_flags, refuse_encoders
 from .checkpoints import SETTINGS_FILE, Checkpoint, read_settings, require_inside, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
@@ -63,6 +63,7 @@ def load(
     include_prompt: bool | None = None,
     attention: str | None = None,
     dtype: torch.dtype | str | None = None,
+    quantize: str | None = None,
     packing: bool = True,
     device: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -84,7 +85,9 @@ def load(
             adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
-        dtype: Default float32 on a CPU, the checkpoint's own elsewhere.
+        dtype: Default float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
+        quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
+            (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         device: "cpu", "cuda", "mps"; default: the best there is.
         model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
@@ -106,8 +109,15 @@ def load(
         "attention": attention,
     }
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    if quantize not in (None, "int8"):
+        raise InvalidInputError(f"quantize={quantize!r} is not known. The only kind is 'int8'.")
+    rest = dtype  # of what is not quantized
+    if quantize:
+        device, dtype = device or "cpu", torch.float32
     model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
     model[0].packing = packing
+    if model.device.type == "cpu" or quantize:
+        _use_kernels(model.eval(), quantize, rest)
     return model
 
 
@@ -196,9 +206,10 @@ def _build(
     _require_two_modules(checkpoint.decoder)
     config = _read_config(folder)
     settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
+    stored = getattr(config, "quantization_config", None)
     if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
-        dtype = torch.float32 if on_cpu else "auto"
+        dtype = torch.float32 if on_cpu and not stored else "auto"
     transformer = LLM2VecTransformer(
         str(folder),
         attention="causal",  # adapters first: the audit is of what will run
@@ -231,6 +242,26 @@ def _build(
     }
     model.model_card_data.license = model.provenance.get("license")
     return model
+
+
+def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str | None) -> None:
+    """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
+    decoder = model[0].model
+    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
+        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
+        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
+    if quantize and not (missing := kernels.lacks("int8")):
+        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
+        rest = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=rest)
+        return
+    if quantize:
+        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
+    reason = kernels.prepack(decoder)
+    if reason and reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
+        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", reason)
+    elif reason:
+        log.info("The linear layers run without prepacked weights: %s.", reason)
 
 
 def alias_folder(name: str, revision: str | None = None, local_files_only: bool = False) -> str | None:
@@ -519,6 +550,8 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
         transformer, pooling = self[0], self[1]
         if transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+            return False
+        if getattr(transformer.model, "is_quantized", False):  # stock transformers does not know our int8
             return False
         if needs_module_flags(transformer.model):  # stock transformers reads the config only
             return False

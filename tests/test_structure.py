@@ -19,6 +19,7 @@ ORDER = [
     "bidirectional",
     "packing",
     "prompts",
+    "kernels",
     "modules",
     "checkpoints",
     "merging",

@@ -1,0 +1,518 @@
+"""One variant in a process of its own: reads commands from standard input, answers with seconds and vectors.
+
+    python benchmarks/worker.py VARIANT MODEL_FOLDER DEVICE [--prepare]
+
+Runs in the variant's own environment, so nothing is imported here that another environment might not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_LENGTH = 2048
+BATCH_SIZES = (8, 16, 32, 128)
+HERE = Path(__file__).resolve().parent
+
+
+class Ours:
+    """st_llm2vec."""
+
+    def __init__(self, folder: Path, device: str, kind: str, attention: str = "bidirectional") -> None:
+        import st_llm2vec
+
+        options = {"quantize": "int8"} if kind == "int8" else {"dtype": kind}
+        self.model = st_llm2vec.load(
+            str(folder), device=device, attention=attention, max_seq_length=MAX_LENGTH, **options
+        )
+
+    def tune(self, texts: list[str]) -> str:
+        return ""
+
+    def encode(self, texts: list[str]) -> Any:
+        return self.model.encode(texts, show_progress_bar=False)
+
+
+class Stock:
+    """sentence-transformers, made bidirectional by config.json, at whichever batch size is fastest."""
+
+    def __init__(self, folder: Path, device: str, kind: str, attention: str | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        options = {"dtype": kind, **({"attn_implementation": attention} if attention else {})}
+        transformer = Transformer(str(folder), model_kwargs=options, max_seq_length=MAX_LENGTH)
+        assert transformer.model.config.is_causal is False
+        pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+        self.model = SentenceTransformer(modules=[transformer, pooling], device=device)
+        self.batch_size = 32
+
+    def tune(self, texts: list[str]) -> str:
+        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        return f"batch size {self.batch_size}"
+
+    def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
+        return self.model.encode(texts, batch_size=batch_size or self.batch_size, show_progress_bar=False)
+
+
+class Original:
+    """The llm2vec package, bidirectional Llama of its own."""
+
+    def __init__(self, folder: Path, device: str, kind: str) -> None:
+        import torch
+        from llm2vec import LLM2Vec
+        from llm2vec.models import LlamaBiModel
+        from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+        settings = json.loads((folder / "config.json").read_text())
+        settings["rope_theta"] = (settings.pop("rope_parameters", None) or {}).get("rope_theta", 10000.0)
+        config = LlamaConfig(**{key: value for key, value in settings.items() if key not in ("dtype", "is_causal")})
+        model = LlamaBiModel.from_pretrained(folder, config=config, torch_dtype=getattr(torch, kind))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left")
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        self.model = LLM2Vec(model, tokenizer, pooling_mode="mean", max_length=MAX_LENGTH, doc_max_length=MAX_LENGTH)
+        self.device = device
+        self.batch_size = 32
+
+    def tune(self, texts: list[str]) -> str:
+        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        return f"batch size {self.batch_size}"
+
+    def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
+        return self.model.encode(
+            texts, batch_size=batch_size or self.batch_size, show_progress_bar=False, device=self.device
+        )
+
+
+class Padded:
+    """What runners of exported graphs share: tokens in batches sorted by length, mean over the tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(MAX_LENGTH)
+        self.batch_size = 32
+
+    def hidden(self, ids: Any, mask: Any) -> Any:
+        raise NotImplementedError
+
+    def tune(self, texts: list[str]) -> str:
+        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        return f"batch size {self.batch_size}"
+
+    def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        size = batch_size or self.batch_size
+        vectors: list[Any] = [None] * len(rows)
+        for start in range(0, len(rows), size):
+            batch = order[start : start + size]
+            longest = len(rows[batch[-1]])
+            ids = np.zeros((len(batch), longest), dtype=np.int64)
+            mask = np.zeros((len(batch), longest), dtype=np.int64)
+            for at, i in enumerate(batch):
+                ids[at, : len(rows[i])], mask[at, : len(rows[i])] = rows[i], 1
+            hidden = self.hidden(ids, mask)
+            means = (hidden * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]
+            for at, i in enumerate(batch):
+                vectors[i] = means[at]
+        return np.stack(vectors)
+
+
+class OnnxRuntime(Padded):
+    """ONNX Runtime, dynamic int8 (per channel)."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        super().__init__(folder)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others wait for their turn
+        self.session = onnxruntime.InferenceSession(
+            str(folder / "export" / "int8.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+
+    def hidden(self, ids: Any, mask: Any) -> Any:
+        return self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        target = folder / "export" / "int8.onnx"
+        if not target.is_file():
+            target.parent.mkdir(exist_ok=True)
+            _export_onnx(folder, target.with_name("float.onnx"))
+            quantize_dynamic(
+                target.with_name("float.onnx"),
+                target,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["MatMul"],
+                extra_options={"MatMulConstBOnly": True},
+            )
+
+
+class OpenVino(Padded):
+    """OpenVINO, bfloat16 inference, of float or of int8 weights."""
+
+    def __init__(self, folder: Path, device: str, kind: str) -> None:
+        super().__init__(folder)
+        import openvino
+
+        core = openvino.Core()
+        settings = {"INFERENCE_NUM_THREADS": _threads(), "INFERENCE_PRECISION_HINT": "bf16"}
+        if kind == "int8":
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(2**32 - 1)
+        self.model = core.compile_model(folder / "export" / f"{kind}.xml", "CPU", settings)
+
+    def hidden(self, ids: Any, mask: Any) -> Any:
+        return self.model({"input_ids": ids, "attention_mask": mask})[0]
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        import openvino
+
+        target = folder / "export" / "bfloat16.xml"
+        target.parent.mkdir(exist_ok=True)
+        if not target.is_file():
+            model, example = _explicit_mask(folder)
+            converted = openvino.convert_model(model, example_input=example)
+            for port, name in zip(converted.inputs, example, strict=True):
+                port.get_tensor().set_names({name})
+            openvino.save_model(converted, target, compress_to_fp16=False)
+        if not target.with_name("int8.xml").is_file():
+            import nncf
+
+            converted = openvino.Core().read_model(target)
+            int8 = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_SYM)
+            openvino.save_model(int8, target.with_name("int8.xml"), compress_to_fp16=False)
+
+
+class LlamaCpp:
+    """llama.cpp, bfloat16 weights, all sequences of a batch in one row, mean pooling of its own."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        import llama_cpp
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.api = llama_cpp
+        llama_cpp.llama_backend_init()
+        path = str(folder / "export" / "bfloat16.gguf").encode()
+        self.model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = MAX_LENGTH
+        settings.n_seq_max = 64
+        settings.kv_unified = True
+        settings.n_threads = settings.n_threads_batch = _threads()
+        settings.embeddings, settings.pooling_type = True, llama_cpp.LLAMA_POOLING_TYPE_MEAN
+        settings.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        self.width = llama_cpp.llama_model_n_embd(self.model)
+        self.batch = llama_cpp.llama_batch_init(MAX_LENGTH, 0, 1)
+
+    def tune(self, texts: list[str]) -> str:
+        return ""
+
+    def encode(self, texts: list[str]) -> Any:
+        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        vectors = np.empty((len(rows), self.width), dtype=np.float32)
+        batch: list[int] = []
+        for i, row in enumerate(rows):
+            if batch and (len(batch) == 64 or sum(len(rows[j]) for j in batch) + len(row) > MAX_LENGTH):
+                self._run(batch, rows, vectors)
+                batch = []
+            batch.append(i)
+        self._run(batch, rows, vectors)
+        return vectors
+
+    def _run(self, members: list[int], rows: list[list[int]], vectors: Any) -> None:
+        api, at = self.api, 0
+        api.llama_memory_clear(api.llama_get_memory(self.context), True)
+        for sequence, i in enumerate(members):
+            for position, token in enumerate(rows[i]):
+                self.batch.token[at], self.batch.pos[at] = token, position
+                self.batch.n_seq_id[at], self.batch.seq_id[at][0], self.batch.logits[at] = 1, sequence, True
+                at += 1
+        self.batch.n_tokens = at
+        if api.llama_decode(self.context, self.batch):
+            raise RuntimeError("llama_decode failed")
+        for sequence, i in enumerate(members):
+            found = api.llama_get_embeddings_seq(self.context, sequence)
+            vectors[i] = np.ctypeslib.as_array(found, shape=(self.width,))
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        import gguf
+        import torch
+        from safetensors.torch import load_file
+
+        target = folder / "export" / "bfloat16.gguf"
+        if target.is_file():
+            return
+        target.parent.mkdir(exist_ok=True)
+        config = json.loads((folder / "config.json").read_text())
+        if config["model_type"] != "llama":
+            raise SystemExit("only written for the llama shapes")
+        tensors = load_file(folder / "model.safetensors")
+        heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+        writer = gguf.GGUFWriter(str(target), "llama")
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(groups)
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_freq_base((config.get("rope_parameters") or config).get("rope_theta", 10000.0))
+        writer.add_rope_dimension_count(config["hidden_size"] // heads)
+        writer.add_vocab_size(config["vocab_size"])
+        writer.add_tokenizer_model("none")
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+        for name, tensor in tensors.items():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp rotates neighbours, transformers halves
+                n = heads if "q_proj" in name else groups
+                tensor = tensor.view(n, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)  # noqa: PLW2901
+            there = names.get_name(f"model.{name}", try_suffixes=(".weight",))
+            if tensor.ndim == 1:
+                writer.add_tensor(there, tensor.float().numpy())
+            else:
+                half = tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint8)
+                writer.add_tensor(there, half, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+class Limit:
+    """The decoder's matrix products alone, on rows of 2,048 tokens, with weights laid out in advance."""
+
+    def __init__(self, folder: Path, device: str, kind: str) -> None:
+        import torch
+        from transformers import AutoConfig, AutoTokenizer
+
+        sys.path.insert(0, str(HERE))
+        from workloads import shape_of
+
+        self.torch, self.device, self.kind = torch, device, kind
+        config = AutoConfig.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.layers = config.num_hidden_layers
+        dtype = torch.float32 if kind == "int8" else getattr(torch, kind)
+        # As many weights as the model has: they must not stay in the cache.
+        self.products = [
+            self._product(torch.randn(rows, width, dtype=dtype))
+            for _ in range(self.layers)
+            for rows, width in shape_of(config)
+        ]
+
+    def _product(self, weight: Any) -> Any:
+        torch = self.torch
+        width = weight.shape[1]
+        if self.kind == "int8":
+            from st_llm2vec.kernels import Int8Product, _round
+
+            whole = Int8Product(*zip(*[(_round(weight)[0], None)], strict=True), scales=[_round(weight)[1]])
+            arguments = (
+                1.0,
+                128,
+                whole._packed,
+                whole._scale,
+                whole._zeros,
+                None,
+                1.0,
+                0,
+                torch.bfloat16,
+                "none",
+                [],
+                "",
+            )
+
+            def product(rows: int) -> Any:
+                return torch.ops.onednn.qlinear_pointwise(self.inputs(rows, width), *arguments)
+
+        elif self.device == "cpu":
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+            def product(rows: int) -> Any:
+                return torch.ops.mkldnn._linear_pointwise(self.inputs(rows, width), packed, None, "none", [], "")
+
+        else:
+            there = weight.to(self.device)
+
+            def product(rows: int) -> Any:
+                return torch.nn.functional.linear(self.inputs(rows, width), there)
+
+        return product
+
+    def inputs(self, rows: int, width: int) -> Any:
+        key = (rows, width)
+        if not hasattr(self, "_inputs"):
+            self._inputs: dict[Any, Any] = {}
+        if key not in self._inputs:
+            if self.kind == "int8":
+                self._inputs[key] = self.torch.randint(1, 255, key, dtype=self.torch.uint8)
+            else:
+                self._inputs[key] = self.torch.randn(key, dtype=getattr(self.torch, self.kind), device=self.device)
+        return self._inputs[key]
+
+    def tune(self, texts: list[str]) -> str:
+        return ""
+
+    def encode(self, texts: list[str]) -> Any:
+        # The tokens are counted outside the time that is taken, see `answer`.
+        with self.torch.inference_mode():
+            for start in range(0, self.tokens, MAX_LENGTH):
+                rows = min(MAX_LENGTH, self.tokens - start)
+                for product in self.products:
+                    product(rows)
+        if self.device != "cpu":
+            self.torch.cuda.synchronize()
+        return np.zeros((len(texts), 1), dtype=np.float32)
+
+    def count(self, texts: list[str]) -> None:
+        self.tokens = sum(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+
+
+VARIANTS: dict[str, Any] = {
+    "ours float32": lambda folder, device: Ours(folder, device, "float32"),
+    "ours float32 causal": lambda folder, device: Ours(folder, device, "float32", "causal"),
+    "ours bfloat16": lambda folder, device: Ours(folder, device, "bfloat16"),
+    "ours int8": lambda folder, device: Ours(folder, device, "int8"),
+    "stock float32": lambda folder, device: Stock(folder, device, "float32"),
+    "stock bfloat16": lambda folder, device: Stock(folder, device, "bfloat16"),
+    "stock flash bfloat16": lambda folder, device: Stock(folder, device, "bfloat16", "flash_attention_2"),
+    "original bfloat16": lambda folder, device: Original(folder, device, "bfloat16"),
+    "onnxruntime int8": OnnxRuntime,
+    "openvino bfloat16": lambda folder, device: OpenVino(folder, device, "bfloat16"),
+    "openvino int8": lambda folder, device: OpenVino(folder, device, "int8"),
+    "llama.cpp bfloat16": LlamaCpp,
+    "limit float32": lambda folder, device: Limit(folder, device, "float32"),
+    "limit bfloat16": lambda folder, device: Limit(folder, device, "bfloat16"),
+    "limit int8": lambda folder, device: Limit(folder, device, "int8"),
+}
+PREPARE = {"onnxruntime": OnnxRuntime.prepare, "openvino": OpenVino.prepare, "llama.cpp": LlamaCpp.prepare}
+
+
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def _fastest(sizes: tuple[int, ...], run: Any) -> int:
+    """The batch size of the smallest of two times each."""
+    times = {}
+    for _ in range(2):
+        for size in sizes:
+            start = time.perf_counter()
+            run(size)
+            times[size] = min(times.get(size, 1e9), time.perf_counter() - start)
+    return min(times, key=times.__getitem__)
+
+
+def _explicit_mask(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The decoder as a graph of ids and mask; the mask is explicit, as an export would bake `is_causal` in."""
+    import torch
+    from transformers import AutoModel
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            lowest = torch.finfo(torch.float32).min
+            mask = (1.0 - attention_mask[:, None, None, :].float()) * lowest
+            mask = mask.expand(-1, 1, input_ids.shape[1], -1)
+            positions = torch.arange(input_ids.shape[1])[None]
+            return self.model(
+                input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
+
+    example = {"input_ids": torch.ones(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    return Graph().eval(), example
+
+
+def _export_onnx(folder: Path, target: Path) -> None:
+    import torch
+
+    model, example = _explicit_mask(folder)
+    axes = {0: "texts", 1: "tokens"}
+    with torch.inference_mode():
+        torch.onnx.export(
+            model,
+            tuple(example.values()),
+            str(target),
+            input_names=list(example),
+            output_names=["hidden"],
+            dynamic_axes=dict.fromkeys((*example, "hidden"), axes),
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def answer(runner: Any, command: dict[str, Any]) -> dict[str, Any]:
+    """Does what a command asks for: tune or warm up, encode all texts at once, or each alone."""
+    texts = json.loads(Path(command["texts"]).read_text(encoding="utf-8"))
+    if isinstance(runner, Limit):
+        runner.count(texts[:1] if command["do"] in ("each", "warm") else texts)
+    if command["do"] in ("tune", "warm"):
+        told = runner.tune(texts) if command["do"] == "tune" else ""
+        runner.encode(texts)
+        _forget_peak()
+        return {"told": told}
+    seconds, vectors = [], []
+    for part in [[text] for text in texts] if command["do"] == "each" else [texts]:
+        start = time.perf_counter()
+        vectors.append(runner.encode(part))
+        seconds.append(time.perf_counter() - start)
+    if command.get("vectors"):
+        np.save(command["vectors"], np.concatenate(vectors).astype(np.float32))
+    return {"seconds": seconds}
+
+
+def _forget_peak() -> None:
+    """From here on the peak is that of encoding: not of loading, and not of other batch sizes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib(device: str) -> float:
+    if device != "cpu":
+        import torch
+
+        return float(torch.cuda.max_memory_allocated() / 2**20)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    name, folder, device = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    if "--prepare" in sys.argv:
+        PREPARE[name.split()[0]](folder)
+        return
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    runner = VARIANTS[name](folder, device)
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        reply = answer(runner, json.loads(line))
+        reply["peak_mib"] = _peak_mib(device)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+"""Matrix products of a decoder on a CPU: weights laid out once for oneDNN, in float32, bfloat16 or int8.
+
+`prepack` swaps the class of the linear layers that a forward pass calls, and nothing of the architecture's code. Layers
+that read one input (queries, keys and values; gate and up) become one product. Whatever needs the weights themselves
+gets them: training, another device or dtype, a copy to be edited, a state dict, a pickle.
+
+`quantize` replaces those weights by int8, one scale per output channel, and quantizes what enters them by one scale per
+token. `save_pretrained` then writes the int8 file (docs/performance.md has its format), and transformers reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .errors import InvalidInputError
+
+INT8 = "llm2vec_int8"
+MIN_COSINE = 0.998
+# What enters the check of `quantize`: from one word to a page, prose, code, figures, other scripts.
+PROBES = [
+    "a",
+    "How long does it take to boil an egg?",
+    "The quick brown fox jumps over the lazy dog.",
+    "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # m²",
+    "naïve café, 编码器, Übergrößenträger, 12.5 % of 1,024",
+    "In 1869 Mendeleev left gaps in his table for elements that nobody had seen. " * 3,
+    "Whales sleep with one half of their brain at a time, so that the other half can remember to breathe. " * 9,
+]
+
+# What a processor must have for a kind of product, and by which of torch's names.
+_INSTRUCTIONS = {
+    "float32": (),
+    "bfloat16": ("avx512_bf16", "amx_tile"),
+    "int8": ("vnni", "amx_tile"),
+}
+# A scale of eight bits of precision is exact in float32 and bfloat16; rounded upwards, no value exceeds 127 of it.
+_ROOM = (1 + 2**-7) / 127
+
+
+def lacks(kind: str) -> str:
+    """What this machine lacks for products in "float32", "bfloat16" or "int8" to pay off; empty if nothing."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[no-untyped-call]
+        return "torch without oneDNN"
+    operators = (torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.onednn, "qlinear_pointwise")
+    if not all(hasattr(namespace, name) for namespace, name in operators):
+        return "a torch whose oneDNN has no products of prepacked weights"
+    names = _INSTRUCTIONS[kind]
+    if names and not any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in names):
+        return f"a processor without {' or '.join(name.upper() for name in names)} instructions"
+    return ""
+
+
+class Product:
+    """One matrix product for the linear layers, one or several, that read the same input.
+
+    Args:
+        weights: (rows, width) of each layer, all of one dtype.
+        biases: (rows,) of each layer, or all None.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.rows = [len(weight) for weight in weights]
+        self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+        self._last: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._pack(weights)
+
+    def _pack(self, weights: Sequence[Tensor]) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(list(weights)).contiguous())
+
+    def weights(self) -> Sequence[Tensor]:
+        """The weights as they were given, copied out of oneDNN's layout."""
+        return torch.split(self._packed.to_dense(), self.rows)
+
+    def __call__(self, x: Tensor, layer: int) -> Tensor:
+        """What one of the layers makes of `x`, (..., width): (..., its rows)."""
+        if len(self.rows) == 1:
+            return self._all(x)
+        last = self._last  # one read: another thread may write it
+        if last is None or last[0] is not x:
+            last = self._last = (x, torch.split(self._all(x), self.rows, -1))
+        if layer == len(self.rows) - 1:
+            self._last = None
+        return last[1][layer]
+
+    def _all(self, x: Tensor) -> Tensor:
+        if not x.numel():  # an expert without tokens
+            return x.new_empty(*x.shape[:-1], sum(self.rows))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return product
+
+    # oneDNN's layout is this process's own. Clones: views of one storage could not go to another process by its handle.
+    def __getstate__(self) -> dict[str, Any]:
+        biases = [None] * len(self.rows) if self.bias is None else torch.split(self.bias, self.rows)
+        clones = [None if bias is None else bias.clone() for bias in biases]
+        return {"weights": [weight.clone() for weight in self.weights()], "biases": clones}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Product:
+        return self  # never changes
+
+
+class Int8Product(Product):
+    """As `Product`, of weights that are int8 (rows, width) with a float32 scale (rows, 1) each.
+
+    Where the processor has no int8 products it multiplies the same weights in float32.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, scales: Sequence[Tensor]) -> None:
+        self.scales = list(scales)
+        self._floats: Product | None = None
+        super().__init__(weights, biases)
+
+    def _pack(self, weights: Sequence[Tensor]) -> None:
+        if lacks("int8"):
+            self._plain = [weight.clone() for weight in weights]
+            floats = [weight * scale for weight, scale in zip(weights, self.scales, strict=True)]
+            self._floats = Product(floats, [None] * len(floats))
+            return
+        self._scale = torch.cat(self.scales).flatten()
+        self._zeros = torch.zeros(len(self._scale), dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack(torch.cat(list(weights)).contiguous(), None)
+
+    def weights(self) -> Sequence[Tensor]:
+        return self._plain if self._floats else torch.split(self._packed.to_dense().t().contiguous(), self.rows)
+
+    def _all(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x.new_empty(*x.shape[:-1], sum(self.rows))
+        if self._floats:
+            product = self._floats._all(x.float()).to(x.dtype)
+        else:
+            flat = x.reshape(-1, x.shape[-1])
+            top = flat.abs().amax(1, keepdim=True).float().clamp_min_(1e-30)
+            scale = (top * _ROOM).bfloat16()  # (tokens, 1); NaN and infinity live on in it
+            # Divided in float32: bfloat16 could round to 128. oneDNN has no fast path for signed activations, so the
+            # bytes go from -127..127 to 1..255, zero at 128; torch casts to int8 nine times as fast as to uint8.
+            quantized = (flat * scale.float().reciprocal_()).round_().to(torch.int8).view(torch.uint8)
+            product = torch.ops.onednn.qlinear_pointwise(
+                *(quantized.bitwise_xor_(128), 1.0, 128),
+                *(self._packed, self._scale, self._zeros, None),
+                *(1.0, 0, x.dtype, "none", [], ""),
+            )
+            product = product.mul_(scale.to(x.dtype)).view(*x.shape[:-1], -1)
+        return product if self.bias is None else product.add_(self.bias.to(x.dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "scales": self.scales}
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that runs as part of a `Product`; whoever reads `weight` makes an ordinary layer of it again."""
+
+    product: Product
+    layer: int  # which of the product's
+
+    def pack(self, product: Product, layer: int) -> None:
+        """Hands the weight over to a product."""
+        self.product, self.layer = product, layer
+        # The Parameter stays, as optimizers hold it; what it stands for until `unpack` are NaN that take no memory.
+        held = self._held
+        held.data = torch.full((1, 1), torch.nan, dtype=held.dtype).expand(held.shape)
+
+    @torch.inference_mode(False)
+    def unpack(self) -> None:
+        """Makes an ordinary linear layer of this one again."""
+        if type(self) is PackedLinear:
+            self._held.data = self.product.weights()[self.layer].clone()
+            del self.product, self.layer
+            self.__class__ = nn.Linear  # type: ignore[assignment]
+
+    @property
+    def _held(self) -> nn.Parameter:
+        held = self._parameters["weight"]
+        assert held is not None
+        return held
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]
+        held = self._held
+        self.unpack()
+        return held
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return functional.linear(x, self.weight, self.bias)
+        return self.product(x, self.layer)
+
+    def train(self, mode: bool = True) -> PackedLinear:
+        if mode:
+            self.unpack()
+        nn.Module.train(self, mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        moved = fn(torch.empty(1, dtype=self._held.dtype))
+        if moved.device.type == "cpu" and moved.dtype == self._held.dtype:
+            return self
+        self.unpack()
+        nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.product.weights()[self.layer]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        nn.Module._load_from_state_dict(self, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        is_twin = id(self._held) in memo  # a second tree over the same weights, which nobody will edit
+        new = memo[id(self)] = PackedLinear.__new__(PackedLinear)
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        if not is_twin:
+            new.unpack()
+        return new
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer of int8 weights; until it is packed, `weight_int8` (rows, width) and `weight_scale` (rows, 1)."""
+
+    product: Int8Product | None = None
+    layer = 0
+
+    def hollow(self) -> None:
+        """Puts empty buffers where the weight was, to be loaded."""
+        shape = self.weight.shape
+        self.weight = None  # type: ignore[assignment]
+        self.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.empty(shape[0], 1))
+
+    def pack(self, product: Int8Product, layer: int) -> None:
+        """Hands the weight over to a product."""
+        self.product, self.layer = product, layer
+        self.weight = None  # type: ignore[assignment]
+        self._buffers.pop("weight_int8", None)
+        self._buffers.pop("weight_scale", None)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """int8 (rows, width) and its scale (rows, 1)."""
+        if self.product is not None:
+            return self.product.weights()[self.layer], self.product.scales[self.layer]
+        return self.get_buffer("weight_int8"), self.get_buffer("weight_scale").float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (self.training or x.requires_grad):
+            raise InvalidInputError(
+                "A model in int8 cannot be trained: its weights are rounded. Load it without quantize, train that, "
+                "and quantize the result: load(folder, quantize='int8')."
+            )
+        assert self.product is not None
+        return self.product(x, self.layer)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if self.product is not None and (device := fn(torch.empty(1)).device).type != "cpu":
+            raise InvalidInputError(
+                f"A model in int8 runs on CPUs only and cannot go to {device}. Load the weights that it was made from "
+                f"with device={device.type!r} and without quantize."
+            )
+        if self.product is None:  # being loaded
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight_int8"], destination[f"{prefix}weight_scale"] = self.parts()
+
+
+def prepack(model: PreTrainedModel) -> str:
+    """Lays the weights of a decoder's linear layers out for oneDNN; its vectors stay the same.
+
+    For encoding: training, gradients, `.to(...)` and whoever reads a weight get ordinary layers back by themselves.
+
+    Returns:
+        Why it is left as it is; empty if it is done.
+    """
+    kind = str(model.dtype).removeprefix("torch.")
+    if model.device.type != "cpu":
+        return f"it is on {model.device}"
+    if kind not in ("float32", "bfloat16"):
+        return f"oneDNN's products are not for {kind}"
+    if missing := lacks(kind):
+        return missing
+    reason = ""
+    for fused in (True, False):
+        before, groups = _groups(model, nn.Linear, fused)
+        for group in groups:
+            _pack(PackedLinear, group, Product([layer.weight.detach() for layer in group], [*map(_bias, group)]))
+        reason = _difference(model, before)
+        if not reason and any(type(layer) is nn.Linear for group in groups for layer in group):
+            reason = "its code reads the weights of its linear layers"
+        if not reason:
+            return ""
+        for layer in model.modules():
+            if isinstance(layer, PackedLinear):
+                layer.unpack()
+    return reason
+
+
+def quantize(
+    model: PreTrainedModel,
+    vectors: Callable[[], Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    bound: float = MIN_COSINE,
+) -> float:
+    """Replaces the weights of a decoder's linear layers by int8, if its vectors stay close to those of float32.
+
+    Args:
+        model: A decoder in float32 on a CPU.
+        vectors: Encodes the probe texts with `model`: (n, dimension).
+        dtype: Of everything else; default bfloat16 where the processor multiplies it, else float32.
+        bound: The smallest cosine that is accepted.
+
+    Returns:
+        The smallest cosine between a probe's vectors before and after.
+
+    Raises:
+        InvalidInputError: It falls below `bound`; the model is then of no more use.
+    """
+    before = vectors().float()
+    _, groups = _groups(model, nn.Linear, fused=False)
+    for (layer,) in groups:
+        weight, scale = _round(layer.weight)
+        _pack(Int8Linear, [layer], Int8Product([weight], [_bias(layer)], scales=[scale]))
+    plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32, as when they are loaded
+        parameter.data = parameter.data.to(dtype or (torch.float32 if lacks("bfloat16") else torch.bfloat16))
+    model.hf_quantizer = Int8Quantizer(Int8Config(modules_to_not_convert=plain))
+    model.hf_quantizer.postprocess_model(model)
+    model.is_quantized = True
+    cosine = float(functional.cosine_similarity(before, vectors().float()).nan_to_num(-1.0).min())
+    if cosine < bound:
+        raise InvalidInputError(
+            f"quantize='int8' would move this model's vectors too far: the smallest cosine to float32 over "
+            f"{len(before)} probe texts is {cosine:.4f}, at least {bound} is required. Use dtype='bfloat16' instead."
+        )
+    return cosine
+
+
+def _round(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (rows, width) and its scale (rows, 1)."""
+    weight = weight.detach().float()
+    scale = (weight.abs().amax(1, keepdim=True) * _ROOM).bfloat16().float().clamp_min_(1e-30)
+    return (weight / scale).round_().to(torch.int8), scale
+
+
+def _bias(layer: nn.Linear) -> Tensor | None:
+    return None if layer.bias is None else layer.bias.detach()
+
+
+def _pack(kind: type[PackedLinear | Int8Linear], group: Sequence[nn.Linear], product: Any) -> None:
+    for i, layer in enumerate(group):
+        layer.__class__ = kind
+        layer.pack(product, i)  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> tuple[Tensor, list[list[Any]]]:
+    """Hidden states of a few tokens, and the layers of one kind that made them: siblings that read one input, together.
+
+    A layer that runs more than once, shares its weight or is given another dtype than its own is in no group.
+    """
+    calls: list[tuple[str, nn.Linear, Tensor]] = []  # holds the inputs: identities are compared while all are alive
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda layer, inputs: calls.append((name.rpartition(".")[0], layer, inputs[0]))
+
+    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is kind]
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers]
+    try:
+        hidden = _hidden(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    times = Counter(id(layer) for _, layer, _ in calls)
+    owners = Counter(id(weight) for part in model.modules() for weight in part._parameters.values())
+    groups: list[list[Any]] = []
+    last: tuple[Any, ...] = ()
+    for parent, layer, x in calls:
+        weight = layer._parameters["weight"]
+        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or weight.dtype != x.dtype)):
+            continue
+        key = (parent, id(x), layer.bias is None)
+        if fused and key == last:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        last = key
+    return hidden, groups
+
+
+@torch.inference_mode()
+def _hidden(model: PreTrainedModel) -> Tensor:
+    ids = torch.arange(3, 10)[None] % model.config.get_text_config(decoder=True).vocab_size
+    hidden: Tensor = model(input_ids=ids, use_cache=False)[0]
+    return hidden.float()
+
+
+def _difference(model: PreTrainedModel, before: Tensor) -> str:
+    try:
+        difference = float((_hidden(model) - before).abs().max() / before.abs().max())
+    except Exception as error:  # third-party code, given layers that it may not be made for
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    limit = 1e-4 if model.dtype == torch.float32 else 0.05
+    return "" if difference <= limit else f"its hidden states differ by {difference:.1e} of their scale"
+
+
+@register_quantization_config(INT8)
+class Int8Config(QuantizationConfigMixin):  # type: ignore[misc]
+    """What config.json says about int8 weights.
+
+    Args:
+        modules_to_not_convert: Linear layers whose weights are not int8.
+    """
+
+    def __init__(self, modules_to_not_convert: Sequence[str] = (), **_: Any) -> None:
+        self.quant_method = INT8
+        self.modules_to_not_convert = list(modules_to_not_convert)
+
+
+@register_quantizer(INT8)
+class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
+    """Reads int8 files through transformers' `from_pretrained`."""
+
+    is_trainable = False
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        for name, layer in model.named_modules():
+            if type(layer) is nn.Linear and name not in self.quantization_config.modules_to_not_convert:
+                layer.__class__ = Int8Linear
+                layer.hollow()  # type: ignore[operator]
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        for layer in model.modules():
+            if isinstance(layer, Int8Linear) and layer.product is None:
+                weight, scale = layer.parts()
+                layer.pack(Int8Product([weight], [_bias(layer)], scales=[scale]), 0)
+        before, groups = _groups(model, Int8Linear, fused=True)
+        single = [(layer, layer.product) for group in groups for layer in group]
+        for group in groups:
+            weights, scales = zip(*(layer.parts() for layer in group), strict=True)
+            _pack(Int8Linear, group, Int8Product(weights, [*map(_bias, group)], scales=scales))
+        if _difference(model, before):
+            for layer, product in single:
+                layer.pack(product, 0)
+        model.requires_grad_(False)

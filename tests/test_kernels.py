@@ -1,0 +1,308 @@
+"""Prepacked and int8 weights give the vectors that plain ones give, and step aside for whoever needs the weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tiny_models import save_decoder, tiny_decoder
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+import st_llm2vec
+from st_llm2vec import kernels
+from st_llm2vec.errors import InvalidInputError
+
+TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
+needs = {
+    kind: pytest.mark.skipif(bool(kernels.lacks(kind)), reason=f"this is {kernels.lacks(kind)}")
+    for kind in ("float32", "bfloat16", "int8")
+}
+FOLDED = {"llama": {1, 2, 3}, "qwen3": {1, 2, 3}, "gemma2": {1, 2, 3}, "gpt_neox": {1}, "phi3": {1}, "mixtral": {1, 3}}
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+def cosine(a, b) -> float:
+    return float(cosine_similarity(torch.as_tensor(a).float(), torch.as_tensor(b).float(), dim=-1).min())
+
+
+def packed(model) -> list[nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, kernels.PackedLinear)]
+
+
+def hidden(model) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 40)[None], use_cache=False)[0]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=needs["float32"]), pytest.param(torch.bfloat16, marks=needs["bfloat16"])],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize("model_type", FOLDED)
+def test_prepacked_weights_give_the_same_hidden_states(model_type, dtype):
+    model = tiny_decoder(model_type, "eager").to(dtype)
+    before = hidden(model)
+    assert kernels.prepack(model) == ""
+    assert {len(layer.product.rows) for layer in packed(model)} == FOLDED[model_type]
+    after = hidden(model)
+    if dtype == torch.float32:
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    else:
+        assert cosine(after, before) >= 0.9999
+
+
+def test_layers_whose_weights_are_read_stay_ordinary():
+    class Reader(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return nn.functional.linear(self.inner(x), torch.eye(len(self.inner.weight)))
+
+    model = tiny_decoder("llama")
+    model.layers[0].mlp.down_proj = Reader(model.layers[0].mlp.down_proj)
+    before = hidden(model)
+    assert "reads the weights" in (kernels.prepack(model) or "reads the weights")
+    torch.testing.assert_close(hidden(model), before)
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("name", ["decoder", "llm2vec-tiny"])
+def test_bfloat16_is_close_to_float32(name, request):
+    folder = str(request.getfixturevalue(name)) if name == "decoder" else name
+    full, half = (st_llm2vec.load(folder, device="cpu", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert half[0].model.dtype == torch.bfloat16
+    assert packed(half)
+    assert cosine(full.encode(TEXTS), half.encode(TEXTS)) >= 0.999
+
+
+@pytest.fixture(scope="module")
+def int8_model(decoder):
+    return st_llm2vec.load(str(decoder), quantize="int8")
+
+
+@needs["int8"]
+def test_int8_is_close_to_float32(decoder, int8_model):
+    assert cosine(st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS), int8_model.encode(TEXTS)) >= 0.998
+    tiny, small = st_llm2vec.load("llm2vec-tiny", device="cpu"), st_llm2vec.load("llm2vec-tiny", quantize="int8")
+    assert cosine(tiny.encode(kernels.PROBES), small.encode(kernels.PROBES)) >= 0.998
+
+
+@needs["int8"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(24, 64)
+    rounded, scale = kernels._round(weight)
+    assert rounded.abs().max() in (126, 127)
+    bias = torch.randn(24)
+    product = kernels.Int8Product([rounded], [bias], scales=[scale])
+    # the extremes of every size must not wrap round: oneDNN gets bytes
+    x = (torch.randn(200, 64) * torch.logspace(-6, 6, 200)[:, None]).to(dtype)
+    s = (x.abs().amax(1, keepdim=True).float() * kernels._ROOM).bfloat16().float()
+    expected = (x.float() / s).round() * s @ (rounded * scale).T + bias
+    got = product(x, 0)
+    assert got.dtype == dtype
+    assert cosine(got, expected) > (0.999999 if dtype == torch.float32 else 0.9999)
+    x[3, 5] = torch.nan
+    assert product(x, 0)[3].isnan().all()
+    assert not product(x, 0)[4].isnan().any()
+    assert product(x[:0], 0).shape == (0, 24)
+
+
+@needs["int8"]
+def test_a_model_that_rounds_badly_is_refused(tmp_path):
+    folder = save_decoder(tmp_path / "bad", tie_word_embeddings=False)
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.endswith("layernorm.weight"):
+            tensor[0] = 0  # channel 0 carries nothing,
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            tensor[:, 0] = 1000.0  # and takes the whole range of int8
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InvalidInputError, match=r"smallest cosine to float32 over 7 probe texts is .*0\.998 is required"
+    ):
+        st_llm2vec.load(str(folder), quantize="int8")
+
+
+@needs["int8"]
+def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
+    before = int8_model.encode(TEXTS)
+    int8_model.save_pretrained(tmp_path / "int8")
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    name = "layers.0.self_attn.q_proj"
+    assert stored[f"{name}.weight_int8"].dtype == torch.int8
+    assert stored[f"{name}.weight_scale"].shape == (32, 1)
+    assert f"{name}.weight" not in stored
+    for reopened in (
+        st_llm2vec.load(str(tmp_path / "int8")),
+        SentenceTransformer(str(tmp_path / "int8"), device="cpu"),
+    ):
+        np.testing.assert_array_equal(reopened.encode(TEXTS), before)
+        assert reopened.fingerprint == int8_model.fingerprint
+    reopened.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[key], stored[key]) for key in stored)
+
+
+@needs["int8"]
+def test_plain_sentence_transformers_refuses_an_int8_folder(int8_model, tmp_path):
+    int8_model.save_pretrained(tmp_path / "int8")
+    st_llm2vec.disable_plugin()
+    try:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            SentenceTransformer(str(tmp_path / "int8"), device="cpu")
+    finally:
+        st_llm2vec.enable_plugin()
+
+
+@needs["int8"]
+def test_int8_cannot_be_trained_moved_or_rounded_again(int8_model, decoder, tmp_path):
+    model = copy.deepcopy(int8_model)
+    np.testing.assert_array_equal(model.encode(TEXTS), int8_model.encode(TEXTS))
+    with pytest.raises(InvalidInputError, match="runs on CPUs only"):
+        copy.deepcopy(model).to("meta")
+    model.train()
+    with pytest.raises(InvalidInputError, match="cannot be trained"):
+        model(model.preprocess(TEXTS))
+    int8_model.save_pretrained(tmp_path / "int8")
+    with pytest.raises(InvalidInputError, match="int8 already"):
+        st_llm2vec.load(str(tmp_path / "int8"), quantize="int8")
+    with pytest.raises(InvalidInputError, match="'int8'"):
+        st_llm2vec.load(str(decoder), quantize="int4")
+
+
+def without(monkeypatch, *names):
+    for name in names:
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+
+
+def test_a_processor_without_int8_products_encodes_in_float32_and_says_so(decoder, monkeypatch, caplog):
+    expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
+    without(monkeypatch, "vnni", "amx_tile")
+    model = st_llm2vec.load(str(decoder), quantize="int8")
+    np.testing.assert_array_equal(model.encode(TEXTS), expected)
+    assert "a processor without VNNI or AMX_TILE instructions; the model encodes in float32" in caplog.text
+
+
+@needs["int8"]
+def test_an_int8_folder_opens_on_a_processor_without_int8_products(int8_model, tmp_path, monkeypatch):
+    before = int8_model.encode(TEXTS)
+    int8_model.save_pretrained(tmp_path / "int8")
+    without(monkeypatch, "vnni", "amx_tile")
+    model = st_llm2vec.load(str(tmp_path / "int8"))
+    assert cosine(model.encode(TEXTS), before) > 0.999
+    assert model.fingerprint == int8_model.fingerprint
+
+
+def test_a_processor_without_bfloat16_says_that_float32_is_faster(decoder, monkeypatch, caplog):
+    without(monkeypatch, "avx512_bf16", "amx_tile")
+    model = st_llm2vec.load(str(decoder), device="cpu", dtype="bfloat16")
+    assert not packed(model)
+    assert "bfloat16 is slower than float32 here" in caplog.text
+
+
+def test_without_onednn_nothing_is_packed(decoder, monkeypatch):
+    expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    assert not packed(model)
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+
+
+@pytest.fixture
+def model(decoder):
+    return st_llm2vec.load(str(decoder), device="cpu")
+
+
+@needs["float32"]
+def test_a_pickled_model_is_packed_again(model):
+    copied = pickle.loads(pickle.dumps(model))
+    assert len(packed(copied)) == len(packed(model)) == 21
+    np.testing.assert_array_equal(copied.encode(TEXTS), model.encode(TEXTS))
+
+
+@needs["int8"]
+def test_a_pickled_int8_model_gives_the_same_vectors(int8_model):
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(int8_model)).encode(TEXTS), int8_model.encode(TEXTS))
+
+
+@needs["float32"]
+def test_threads_share_a_model(model):
+    texts = [" ".join(TEXTS[i % 3].split()[: 1 + i % 7]) for i in range(24)]
+    alone = [model.encode(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for vector, expected in zip(pool.map(model.encode, texts), alone, strict=True):
+            np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+
+@needs["float32"]
+def test_saved_weights_are_the_ones_that_were_loaded(model, decoder, tmp_path):
+    model.encode(TEXTS)
+    model.save_pretrained(tmp_path / "saved")
+    stored = load_file(decoder / "model.safetensors")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved
+    assert all(torch.equal(saved[name], stored[f"model.{name}"]) for name in saved)
+    assert len(packed(model)) == 21
+
+
+@needs["float32"]
+def test_an_optimizer_made_before_training_gets_the_weights(model):
+    before = model.encode(TEXTS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()
+    assert not packed(model)
+    model(model.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
+    weight = model[0].model.layers[0].mlp.up_proj.weight
+    assert weight.grad.abs().sum() > 0
+    old = weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(weight, old)
+    assert np.abs(model.encode(TEXTS) - before).max() > 1e-4
+
+
+@needs["float32"]
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: model.to(torch.float64),
+        lambda model: model(model.preprocess(["a"])),  # with gradients
+        lambda model: [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)],
+        lambda model: model.load_state_dict(model.state_dict()),
+    ],
+    ids=["dtype", "gradients", "reading", "loading"],
+)
+def test_who_needs_the_weights_gets_them(model, use):
+    before = model.encode(TEXTS)
+    use(model)
+    assert not packed(model)
+    assert not any(parameter.isnan().any() for parameter in model.parameters())
+    np.testing.assert_allclose(model.encode(TEXTS), before, atol=1e-5)
+
+
+@needs["float32"]
+def test_a_copy_can_be_edited_and_a_twin_shares(model):
+    before = model.encode(TEXTS)
+    edited, twin = copy.deepcopy(model), st_llm2vec.bidirectional.twin(model)
+    assert not packed(edited)
+    assert len(packed(twin)) == 21
+    np.testing.assert_array_equal(twin.encode(TEXTS), before)
+    with torch.no_grad():
+        edited[0].model.layers[0].mlp.up_proj.weight.mul_(2)
+    assert np.abs(edited.encode(TEXTS) - before).max() > 1e-4
+    np.testing.assert_array_equal(model.encode(TEXTS), before)
