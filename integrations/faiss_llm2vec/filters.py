@@ -68,14 +68,17 @@ class _Source(NamedTuple):
     everything: Callable[[], Ids]
 
 
-def matching(sql: Connection, where: Mapping[str, Any]) -> Ids:
+def matching(sql: Connection, where: Mapping[str, Any], everything: Callable[[], Ids]) -> Ids:
     """Returns the ids of all documents that match `where`, ascending.
+
+    Args:
+        everything: returns the ids of all documents, ascending.
 
     Raises:
         InvalidInputError: Unknown operator, or an operand that the operator cannot take.
     """
     try:
-        return _matching(sql, where)
+        return _matching(_Source(sql, everything), where)
     except RecursionError:
         raise InvalidInputError("where is nested too deeply; a few hundred levels is the limit.") from None
 

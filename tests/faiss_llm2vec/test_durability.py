@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import runpy
 import shutil
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from faiss_llm2vec import FaissStore, database
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreLockedError, StoreMismatchError
 
 BLOCK = 4096
+CRASH = runpy.run_path(str(Path(__file__).with_name("crash.py")))
 
 
 def content(path, **options):
@@ -49,6 +51,7 @@ def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_done(tmp_path
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "8 kills" in run.stdout
+    assert "torn or missing last writes: each store opened" in run.stdout
 
 
 def change_add(store):
@@ -70,56 +73,30 @@ def change_compact(store):
 
 @pytest.mark.parametrize("change", [change_add, change_upsert, change_delete, change_compact])
 def test_a_torn_last_write_leaves_the_state_before_or_after(tmp_path, encoder, change):
-    """Cuts each file that the last change wrote at every block boundary, as a power cut can."""
+    """Cuts each file that the last change wrote at every block boundary, or leaves it out, as a power cut can."""
     live, names = tmp_path / "live", [str(i) for i in range(5)]
     with FaissStore.create(live, encoder) as store:
         for name in names:  # five segments
             store.add([f"text {name} " * 300], ids=[name], metadata=[{"v": 1}])
         if change is change_compact:
             store.delete(["3"])
-        before, files_before = content(live), read_all(live)
+        before, files_before = content(live), CRASH["read_all"](live)
         change(store)
-        after, files_after = content(live), read_all(live)
-    changed = sorted(name for name in files_after if files_after[name] != files_before.get(name))
-    log = Path("store.db-wal")
-    assert log in changed
-    outcomes = set()
-    for name in changed:
-        start = 0 if name not in files_before else shared(files_before[name], files_after[name])
-        for size in {start, *range(start - start % BLOCK, len(files_after[name]), BLOCK), len(files_after[name]) - 1}:
-            if size < start:
-                continue
-            # The log is written after the new segment is flushed: a torn segment means that the log has nothing new.
-            log_too = {} if name == log else {log: files_before[log]}
-            torn = tmp_path / "torn"
-            shutil.rmtree(torn, ignore_errors=True)
-            write_all(torn, files_before | files_after | {name: files_after[name][:size]} | log_too)
-            found = content(torn)
-            assert found in (before, after), f"{name} cut at {size}"
-            if name != log:
-                assert found == before
-            outcomes.add(found == after)
-            with FaissStore.open(torn, encoder) as store:  # and life goes on
-                store.upsert(["next"], ids=["next"])
-                assert len(segments(store)) == store.stats()["segments"]  # what the torn change left is swept
-            assert content(torn).keys() == found.keys() | {"next"}
+        after, files_after = content(live), CRASH["read_all"](live)
+    outcomes, torn = [], tmp_path / "torn"
+    for name, files in CRASH["torn_copies"](files_before, files_after):
+        CRASH["write_all"](torn, files)
+        found = content(torn)
+        assert found in (before, after), f"{name} torn"
+        if name != CRASH["LOG"]:
+            assert found == before
+        outcomes.append(found == after)
+        with FaissStore.open(torn, encoder) as store:  # and life goes on
+            store.upsert(["next"], ids=["next"])
+            assert len(segments(store)) == store.stats()["segments"]  # what the torn change left is swept
+        assert content(torn).keys() == found.keys() | {"next"}
+    assert len(outcomes) > 1
     assert False in outcomes or before == after
-
-
-def read_all(folder):
-    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def write_all(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-def shared(old, new):
-    """How many leading bytes are the same: an append starts there."""
-    same = np.frombuffer(old[: len(new)], "u1") == np.frombuffer(new[: len(old)], "u1")
-    return int(np.argmin(np.append(same, False)))
 
 
 def test_vectors_are_flushed_before_the_commit_and_the_commit_waits_for_the_disk(store, monkeypatch):
@@ -259,7 +236,7 @@ def test_a_damaged_segment_is_named_and_the_rest_can_be_served(damaged, encoder,
     else:
         with pytest.raises(StoreCorruptedError, match=segment.name):
             FaissStore.open(damaged.path, mmap=True)
-    files = read_all(damaged.path)
+    files = CRASH["read_all"](damaged.path)
     with FaissStore.open(damaged.path, encoder, recover=True) as store:
         assert {hit.id for hit in store.search("a")} == {"a", "b"}
         assert [record.text for record in store.get(["c"])] == ["c"]  # can be encoded again
@@ -268,7 +245,7 @@ def test_a_damaged_segment_is_named_and_the_rest_can_be_served(damaged, encoder,
         assert store.verify() == list(store.missing)
         with pytest.raises(StoreError, match="recover=True"):
             store.add(["d"])
-    assert {name: data for name, data in read_all(damaged.path).items() if name in files} == files
+    assert {name: data for name, data in CRASH["read_all"](damaged.path).items() if name in files} == files
 
 
 @pytest.mark.parametrize(
