@@ -90,8 +90,8 @@ def kind_of(name: str, dimension: int | None = None) -> Kind:
     # 960 is a multiple of most numbers of sub-vectors; the first segment meets the real dimension.
     try:
         index = _empty(name, dimension or 960, faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error) else "no string"
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1]
         raise InvalidInputError(
             f"kind={name!r} is neither one of {', '.join(KINDS)} nor a factory string that FAISS takes ({reason:.200})."
         ) from None

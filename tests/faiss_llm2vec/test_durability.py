@@ -198,11 +198,7 @@ def test_no_space_left_at_any_step_changes_nothing(store, monkeypatch, step):
     assert store.search("kept", k=1)[0].score > 0.999
     store.add(["fits"], ids=["fits"])
     assert content(store.path).keys() == {"kept", "fits"}
-    assert len(segments(store)) == len(files) + 1 + 2 * (step in ("rows", "manifest"))  # swept by the next writer
-    store.close()
-    with FaissStore.open(store.path) as again:
-        again.delete(["none"])
-    assert len(segments(store)) == len(files) + 1
+    assert len(segments(store)) == len(files) + 1  # what the failed changes wrote was written over, or removed
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
