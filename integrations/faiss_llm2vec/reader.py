@@ -71,6 +71,14 @@ class StoreReader:
             rows = self._contents.database.rows(self._contents.selected(ids, where))
             return [Record(id=row.id, text=row.text, metadata=json.loads(row.metadata)) for row in rows]
 
+    def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
+        """The stored vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
+        if ids is None and where is None:
+            raise InvalidInputError("vectors() needs ids= or where=; vectors(where={}) returns every vector.")
+        with self._mutex:
+            self._check_open()
+            return self._contents.vectors(np.array(self._contents.selected(ids, where), dtype=np.int64))
+
     @overload
     def search(
         self,

@@ -126,6 +126,17 @@ def test_upsert_replaces_text_metadata_and_vector(store, now_and_later):
         assert opened.verify() == []
 
 
+def test_vectors_come_in_the_order_of_get(store, encoder, now_and_later):
+    for part in ("abc", "def"):  # two segments
+        store.add(list(part), ids=list(part), metadata=[{"n": ord(name) % 2} for name in part])
+    units = {name: encoder.encode_document([name])[0] for name in "abcdef"}
+    units = {name: vector / np.linalg.norm(vector) for name, vector in units.items()}
+    for opened in now_and_later(store):
+        for selected in ({"ids": ["e", "a", "none", "c"]}, {"where": {"n": 1}}, {"where": {}}, {"ids": []}):
+            expected = [units[record.id] for record in opened.get(**selected)]
+            np.testing.assert_allclose(opened.vectors(**selected), np.reshape(expected, (-1, 16)), atol=1e-6)
+
+
 def test_deleted_documents_are_gone_and_their_number_is_returned(store, now_and_later):
     store.add(list("abcdef"), ids=list("abcdef"), metadata=[{"n": i} for i in range(6)])
     assert store.delete(["a", "zzz", "a"]) == 1
@@ -427,6 +438,7 @@ BAD = {
     "index without change": (lambda s: s.index(["a", "b"], ids=["x", "x"]), "more than once"),
     "delete nothing": (lambda s: s.delete(), r"delete\(where=\{\}\)"),
     "delete a bare id": (lambda s: s.delete("kept"), "list of strings"),
+    "vectors of nothing": (lambda s: s.vectors(), r"vectors\(where=\{\}\)"),
     "get nothing": (lambda s: s.get(), r"get\(where=\{\}\)"),
     "k 0": (lambda s: s.search("a", k=0), "k=0"),
     "k True": (lambda s: s.search("a", k=True), "k=True"),
