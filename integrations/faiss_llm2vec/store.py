@@ -14,6 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ from faiss_llm2vec.reader import StoreReader
 from faiss_llm2vec.segments import sync_folder
 from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError
 from st_llm2vec.types import Encoder
+
+
+@dataclass
+class _Difference:
+    """What separates the store from the documents that `index` was given."""
+
+    change: Change  # without vectors
+    vectors: dict[str, int]  # text -> id of a document that has it, and so its vector, already
+    counts: dict[str, int]
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts to encode."""
+        return [document.text for document in self.change.documents if document.text not in self.vectors]
 
 
 class FaissStore(StoreReader):
@@ -187,6 +202,8 @@ class FaissStore(StoreReader):
     ) -> dict[str, int]:
         """Makes the store hold exactly these documents, in one change, encoding only texts that are new or changed.
 
+        A text that the store has under another id is not encoded either: documents may move.
+
         Args:
             skip_unchanged: False encodes every text again.
 
@@ -197,18 +214,14 @@ class FaissStore(StoreReader):
         documents = inputs.documents(texts, ids, metadata)
         if not documents:
             raise InvalidInputError("index() got no texts, which would delete everything. Type store.delete(where={}).")
-        encoded: dict[str, Any] = {}
+        encoded: dict[str, Any] = {}  # text -> vector
         while True:
             with self._mutex:
                 self._begin_writing()
-                change, counts = self._difference(documents, skip_unchanged)
-                texts_to_encode = list(dict.fromkeys(d.text for d in change.documents if d.text not in encoded))
+                difference = self._difference(documents, skip_unchanged)
+                texts_to_encode = list(dict.fromkeys(text for text in difference.texts if text not in encoded))
                 if not texts_to_encode:
-                    if change.documents:
-                        self._set_vectors(change, np.stack([encoded[document.text] for document in change.documents]))
-                    if change.documents or change.relabel or change.remove:
-                        self._contents.commit(change)
-                    return counts
+                    return self._made_so(difference, encoded)
             # Outside of the mutex: other threads go on searching. Should one of them change the store meanwhile, the
             # difference is taken again.
             vectors = inputs.floats(self._encoded(texts_to_encode, show_progress))
@@ -280,13 +293,16 @@ class FaissStore(StoreReader):
             )
         return list(known.values())
 
-    def _difference(self, documents: list[Document], skip_unchanged: bool) -> tuple[Change, dict[str, int]]:
-        """The change that makes the store hold exactly `documents`, without vectors, and what `index` says about it."""
+    def _difference(self, documents: list[Document], skip_unchanged: bool) -> _Difference:
         given = {document.id: document for document in documents}
+        texts = {document.text for document in documents} if skip_unchanged else set()
         settled, relabel, replaced, vanished = set(), [], [], []
+        vectors: dict[str, int] = {}
         for row in self._contents.database.everything():
             if not row.sound:
                 self._contents.database.rows([row.docid])  # says what is wrong
+            if row.text in texts:
+                vectors[row.text] = row.docid
             document = given.get(row.id)
             if document is None:
                 vanished.append(row.docid)
@@ -296,13 +312,38 @@ class FaissStore(StoreReader):
                 settled.add(row.id)
                 if row.metadata != document.metadata:
                     relabel.append(Row.of(row.docid, row.id, row.text, document.metadata))
-        encode = [document for document in documents if document.id not in settled]
-        return Change(remove=[*vanished, *replaced], documents=encode, relabel=relabel), {
-            "added": len(encode) - len(replaced),
-            "updated": len(replaced) + len(relabel),
-            "unchanged": len(settled) - len(relabel),
-            "deleted": len(vanished),
-        }
+        put = [document for document in documents if document.id not in settled]
+        return _Difference(
+            Change(remove=[*vanished, *replaced], documents=put, relabel=relabel),
+            vectors=vectors,
+            counts={
+                "added": len(put) - len(replaced),
+                "updated": len(replaced) + len(relabel),
+                "unchanged": len(settled) - len(relabel),
+                "deleted": len(vanished),
+            },
+        )
+
+    def _made_so(self, difference: _Difference, encoded: dict[str, Any]) -> dict[str, int]:
+        """Commits a difference, whose texts have a vector in the store or in `encoded`."""
+        change = difference.change
+        texts = [document.text for document in change.documents]
+        if texts:
+            fresh = np.array([text in encoded for text in texts])
+            kept = [difference.vectors[text] for text in texts if text not in encoded]
+            rows = self._contents.vectors(np.array(kept, dtype=np.int64))
+            if fresh.any():
+                new = np.stack([encoded[text] for text in texts if text in encoded])
+                change.model_dimension = self._contents.manifest.model_dimension or new.shape[1]
+                checked = self._checked(new, len(new))
+                change.vectors = np.empty((len(texts), checked.shape[1]), dtype=np.float32)
+                change.vectors[fresh] = checked
+                change.vectors[~fresh] = rows if kept else 0
+            else:
+                change.vectors = rows
+        if texts or change.relabel or change.remove:
+            self._contents.commit(change)
+        return difference.counts
 
     def _set_vectors(self, change: Change, vectors: Any) -> None:
         given = inputs.floats(vectors)

@@ -328,6 +328,20 @@ def test_searching_goes_on_while_index_encodes_and_changes_meanwhile_count(store
     assert store.verify() == []
 
 
+def test_index_encodes_no_text_that_only_moved(tmp_path, encoder):
+    with FaissStore.create(tmp_path / "s", encoder, truncate_dim=8) as store:
+        store.index(["a", "b", "c"], ids=["doc:1", "doc:2", "doc:3"])
+        encoder.encoded.clear()
+        changes = store.index(["new", "a", "b", "c"], ids=["doc:1", "doc:2", "doc:3", "doc:4"])
+        assert (changes, encoder.encoded) == ({"added": 1, "updated": 3, "unchanged": 0, "deleted": 0}, ["new"])
+        assert [store.search(text, k=1)[0].id for text in ("new", "a", "b", "c")] == [f"doc:{i}" for i in (1, 2, 3, 4)]
+        encoder.encoded.clear()
+        store.index(["c", "b"], ids=["doc:1", "doc:2"])
+        assert encoder.encoded == []
+        assert [(hit.id, round(hit.score, 5)) for hit in store.search("b", k=1)] == [("doc:2", 1.0)]
+        assert store.verify() == []
+
+
 def test_index_encodes_a_text_that_is_given_twice_once(store, encoder):
     store.index(["same", "same", "other"], ids=["1", "2", "3"])
     assert encoder.encoded == ["same", "other"]
