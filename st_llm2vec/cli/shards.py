@@ -68,7 +68,7 @@ def _done(note: Path, target: Path, made_of: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     expected = json.loads(json.dumps(made_of))
-    return found.pop("bytes", None) == size and {name: found.get(name) for name in expected} == expected
+    return bool(found.pop("bytes", None) == size and {name: found.get(name) for name in expected} == expected)
 
 
 def _sha256(path: Path) -> str:
