@@ -159,6 +159,14 @@ def test_index_then_search(command: Command, encoder: Path, texts: Path, tmp_pat
     assert command("search", tmp_path / "nowhere", "dog", *model).code == 1
 
 
+def test_sync_brings_a_store_up_to_date(command: Command, encoder: Path, texts: Path, tmp_path: Path) -> None:
+    line = ("index", texts, tmp_path / "store", "--sync", "--model", encoder, "--device", "cpu", "--truncate-dim", "8")
+    assert command(*line).code == 0
+    assert "0 added, 0 updated, 8 unchanged, 0 deleted" in command(*line).err
+    texts.write_text("\n".join([*SENTENCES[:5], "changed"]), encoding="utf-8")
+    assert "0 added, 1 updated, 5 unchanged, 2 deleted" in command(*line).err
+
+
 def test_a_failed_index_leaves_nothing(command: Command, encoder: Path, tmp_path: Path) -> None:
     twice = write_jsonl(tmp_path / "twice.jsonl", [{"key": "same", "text": "a"}, {"key": "same", "text": "b"}])
     done = command("index", twice, tmp_path / "store", "--id-column", "key", "--model", encoder, "--device", "cpu")
