@@ -6,6 +6,7 @@
     train.py      train mntp, train simcse, train supervised; stages.py is what each of them does
     encode.py     encode
     store.py      index, search
+    explore.py    explore, with the page explore.html
     evaluate.py   eval
     doctor.py     doctor
 
@@ -23,7 +24,7 @@ import typer
 
 from .. import __version__
 from ..errors import Llm2VecError
-from . import convert, doctor, encode, evaluate, store, train
+from . import convert, doctor, encode, evaluate, explore, store, train
 
 app = typer.Typer(
     name="st-llm2vec",
@@ -36,6 +37,7 @@ app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("index")(store.index)
 app.command("search")(store.search)
+app.command("explore")(explore.explore)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.command("models")(convert.models)
