@@ -37,9 +37,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-$(DATABASES_READY): pyproject.toml constraints.txt constraints-databases.txt tests/databases/requirements.txt
+$(DATABASES_READY): pyproject.toml constraints-databases.txt tests/databases/requirements.txt
 	$(PYTHON) -m venv $(DATABASES)
-	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt torch
 	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt \
 		--editable ".[langchain,llama-index,explore]" --requirement tests/databases/requirements.txt
 	touch $(DATABASES_READY)
