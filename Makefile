@@ -17,7 +17,7 @@ test: $(READY)
 
 # Real vector databases, a browser, and other frameworks, in an environment of their own. It needs Debian's chromium.
 test-databases: $(DATABASES_READY)
-	$(DATABASES)/bin/python -m pytest --override-ini filterwarnings=default tests/databases
+	$(DATABASES)/bin/python -m pytest --confcutdir tests/databases --override-ini filterwarnings=default tests/databases
 	$(DATABASES)/bin/python tests/llama_index_llm2vec/differences.py --check
 
 lint: $(READY)

@@ -88,6 +88,13 @@ class LlamaIndex:
         self.store.delete_nodes(list(ids))
 
 
+class LlamaIndexLanceDB(LlamaIndex):
+    """LlamaIndex 0.6.0 puts values into double quotes, where lancedb 0.40 expects names: its deletes raise."""
+
+    def delete(self, ids):
+        self.store.table.delete(f"id IN ({', '.join(map(repr, ids))})")
+
+
 # -- LangChain ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +210,9 @@ def llama_index_chroma(folder: Path, embedding: Any, **_: Any) -> Iterator[Datab
 def llama_index_lancedb(folder: Path, embedding: Any, **_: Any) -> Iterator[Database]:
     from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-    store = LanceDBVectorStore(uri=str(folder / "lance"), table_name=NAME, mode="append", query_type="vector")
-    yield LlamaIndex(store, embedding)
+    mode = "append" if (folder / "lance").exists() else "create"
+    store = LanceDBVectorStore(uri=str(folder / "lance"), table_name=NAME, mode=mode, query_type="vector")
+    yield LlamaIndexLanceDB(store, embedding)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,16 @@ TEXTS = ["Bears hibernate in winter.", "Squirrels bury nuts in autumn.", "Rates 
 
 
 @pytest.fixture(scope="module")
-def page_file(tmp_path_factory, encoder):
+def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explore")
-    with FaissStore.create(folder / "store", encoder) as store:
+    with FaissStore.create(folder / "store", None) as store:
         topics = ["animals", "animals", "money", "money", EVIL]
-        store.add(TEXTS, ids=[f"d{n}" for n in range(5)], metadata=[{"topic": topic} for topic in topics])
+        store.add(
+            TEXTS,
+            ids=[f"d{n}" for n in range(5)],
+            metadata=[{"topic": topic} for topic in topics],
+            vectors=[[1, 0.1, 0], [1, 0.2, 0.1], [0, 1, 0.1], [0.1, 1, 0], [0.3, 0.3, 1]],
+        )
     assert main(["explore", str(folder / "store"), "-o", str(folder / "page.html"), "--color-by", "topic"]) == 0
     return folder / "page.html"
 

@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
+from databases.stores import STORES
 from stdlib_docs import passages
-from stores import STORES
 
 QUERIES = ["copy a directory tree", "parse a JSON document", "median of numbers", "wrap a long paragraph"]
 MODULES = ("csv", "heapq", "json", "shutil", "statistics", "textwrap")
