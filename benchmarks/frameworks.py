@@ -1,7 +1,7 @@
 """What our framework stores cost over the raw store, and LangChain's and LlamaIndex's own FAISS stores beside them.
 
     make .venv-databases/.ready
-    .venv-databases/bin/python benchmarks/frameworks.py
+    .venv-databases/bin/python benchmarks/frameworks.py [ROUNDS]
 
 Each store adds the same texts with the same vectors, given as frameworks give them (lists of floats), one store after
 the other in each round; the ratios are medians over the rounds of the ratio within a round. Ours is on the disk,
@@ -34,7 +34,7 @@ from stdlib_docs import passages
 
 from faiss_llm2vec import FaissStore
 
-ROUNDS = 7
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7
 COUNT, DIMENSION, GROUPS, K = 20_000, 256, 100, 10
 EMBEDDINGS = DeterministicFakeEmbedding(size=DIMENSION)  # names the model; it is never asked
 
@@ -149,7 +149,7 @@ def recall(store: Any, found: Found) -> str:
 def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in STORES}
     recalls = {}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for name, (build, found) in STORES.items():
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
@@ -159,11 +159,12 @@ def main() -> None:
                     recalls[name] = recall(store, found)
                 if hasattr(store, "close"):
                     store.close()
+        print(f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
 
     def ratio(name: str, base: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
-    print(f"{COUNT} texts of the standard library with vectors of {DIMENSION}, {ROUNDS} rounds, medians\n")
+    print(f"\n{COUNT} texts of the standard library with vectors of {DIMENSION}, {ROUNDS} rounds, medians\n")
     print(f"{'store':24}{'add, s':>9}{'/ FaissStore':>14}{'/ LangChain':>13}{'recall under filter':>21}")
     for name, times in seconds.items():
         against = ratio(name, "FaissStore"), ratio(name, "LangChain's FAISS")

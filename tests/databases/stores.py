@@ -142,15 +142,30 @@ def langchain_lancedb(folder: Path, embeddings: Any, **_: Any) -> Iterator[Datab
 @contextlib.contextmanager
 def langchain_milvus(folder: Path, embeddings: Any, **_: Any) -> Iterator[Database]:
     from langchain_milvus import Milvus
+    from pymilvus import connections
 
-    store = Milvus(
+    uri = str(folder / "milvus.db")
+
+    class Connected(Milvus):
+        """langchain-milvus 0.3 looks its connection up under a name that pymilvus, from 2.6.10 on, does not register.
+
+        0.4 is right with pymilvus 3, which LlamaIndex's store does not take.
+        """
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "alias":
+                connections.connect(value, uri=uri)
+            super().__setattr__(name, value)
+
+    store = Connected(
         embeddings,
         collection_name=NAME,
-        connection_args={"uri": str(folder / "milvus.db")},
+        connection_args={"uri": uri},
         index_params={"index_type": "FLAT", "metric_type": "COSINE"},
         auto_id=False,
     )
     yield LangChain(store, lambda module: {"expr": f'module == "{module}"'})
+    connections.disconnect(store.alias)
     store.client.close()
 
 

@@ -62,8 +62,10 @@ class Tally:
 
 def main() -> int:
     tally = Tally()
-    suite = str(Path(__file__).with_name("test_conformance.py"))
-    pytest.main([suite, "--stores", ",".join(OPENERS), "--tb=no", "-qq", "--no-summary"], plugins=[tally])
+    here = Path(__file__).parent
+    arguments = [here / "test_conformance.py", "--stores", ",".join(OPENERS), "--confcutdir", here]
+    arguments += ["--tb=no", "-qq", "--no-summary", "--override-ini", "filterwarnings=default"]
+    pytest.main([str(argument) for argument in arguments], plugins=[tally])
     lacks = {ability for ability in ABILITIES if tally.passed[ability, "simple"] < tally.run[ability, "simple"]}
     short = [ability for ability in ABILITIES if tally.passed[ability, "ours"] < (tally.run[ability, "ours"] or 1)]
     if short or lacks != SIMPLE_LACKS:
