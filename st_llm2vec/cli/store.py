@@ -105,7 +105,7 @@ def search(
     """
     from faiss_llm2vec import FaissStore
 
-    condition = _condition(where)
+    condition = read_condition(where)
     FaissStore.open(store).close()  # before the model, which takes longer to load
     encoder = open_model(model, device=device)
     with FaissStore.open(store, encoder) as opened:
@@ -123,7 +123,8 @@ def search(
         print_table(("#", "score", "text", "id"), rows)
 
 
-def _condition(where: str | None) -> dict[str, Any] | None:
+def read_condition(where: str | None) -> dict[str, Any] | None:
+    """The filter of a `--where`."""
     try:
         condition: dict[str, Any] | None = None if where is None else json.loads(where)
     except ValueError as error:
