@@ -35,8 +35,9 @@ def explore(
     where: Annotated[str | None, typer.Option(help="Filter on the metadata, as JSON.")] = None,
     method: Annotated[str, typer.Option(help="tsne keeps neighbours together; pca is fast.")] = "tsne",
     neighbours: Annotated[int, typer.Option(min=1, help="How many of the nearest each text knows.")] = 10,
-    limit: Annotated[int, typer.Option(min=1, help="Draw at most this many, chosen at random but always the same.")]
-    = 5000,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Draw at most this many, chosen at random but always the same.")
+    ] = 5000,
 ) -> None:
     """Write a store as one HTML page: a map of its texts, search, and the nearest of each.
 
@@ -118,7 +119,9 @@ def _map(units: Any, method: str) -> Any:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise MissingExtraError('explore needs scikit-learn. Install it with: pip install "st-llm2vec[explore]"') from error
+        raise MissingExtraError(
+            'explore needs scikit-learn. Install it with: pip install "st-llm2vec[explore]"'
+        ) from error
     rows = len(units)
     if method == "pca" or rows < 4:  # too few to have neighbourhoods
         points = np.zeros((rows, 2))

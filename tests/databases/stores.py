@@ -125,9 +125,7 @@ def langchain_pgvector(folder: Path, embeddings: Any, dimension: int, postgres: 
 def langchain_chroma(folder: Path, embeddings: Any, **_: Any) -> Iterator[Database]:
     from langchain_chroma import Chroma
 
-    store = Chroma(
-        NAME, embeddings, client=_chroma(folder), collection_configuration={"hnsw": {"space": "cosine"}}
-    )
+    store = Chroma(NAME, embeddings, client=_chroma(folder), collection_configuration={"hnsw": {"space": "cosine"}})
     yield LangChain(store, lambda module: {"filter": {"module": module}})
 
 

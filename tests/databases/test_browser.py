@@ -11,7 +11,13 @@ from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main
 
 EVIL = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'</script>"
-TEXTS = ["Bears hibernate in winter.", "Squirrels bury nuts in autumn.", "Rates rose again.", "The bank cut rates.", EVIL]
+TEXTS = [
+    "Bears hibernate in winter.",
+    "Squirrels bury nuts in autumn.",
+    "Rates rose again.",
+    "The bank cut rates.",
+    EVIL,
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def page(page_file):
 def point(page, row):
     """Where a document is drawn."""
     return page.evaluate(
-        "row => { const box = canvas.getBoundingClientRect(); const [x, y] = place(row); return [box.x + x, box.y + y]; }",
+        "row => { const box = canvas.getBoundingClientRect(), [x, y] = place(row); return [box.x + x, box.y + y]; }",
         row,
     )
 

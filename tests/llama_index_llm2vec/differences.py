@@ -1,7 +1,7 @@
 """Writes into docs/frameworks.md what LlamaIndex's own stores and ours pass of the conformance suite.
 
-    pip install llama-index-vector-stores-faiss
-    python tests/llama_index_llm2vec/differences.py            # --check: fail if the table there is another
+pip install llama-index-vector-stores-faiss
+python tests/llama_index_llm2vec/differences.py            # --check: fail if the table there is another
 """
 
 from __future__ import annotations
