@@ -10,6 +10,7 @@ from playwright.sync_api import sync_playwright
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main
 
+PATIENCE = 300_000  # milliseconds, for a busy machine
 EVIL = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'</script>"
 TEXTS = [
     "Bears hibernate in winter.",
@@ -42,8 +43,9 @@ def page(page_file):
     assert executable, "these tests drive Debian's chromium: apt-get install chromium"
     errors, requests = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], timeout=PATIENCE)
         page = browser.new_page(viewport={"width": 1100, "height": 700}, offline=True)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", errors.append)
         page.on("request", lambda request: requests.append(request.url))
         page.goto(page_file.as_uri())
