@@ -48,11 +48,11 @@ def browser():
 
 @pytest.fixture
 def page(browser, page_file):
-    """The page, opened from the disk without a network; an error in its script fails the test, and so does a request."""
+    """The page, from the disk, without a network; an error in its script fails the test, and so does a request."""
     errors, requests = [], []
     page = browser.new_page(viewport={"width": 1100, "height": 700}, offline=True)
     page.set_default_timeout(PATIENCE)
-    page.on("pageerror", lambda error: errors.append(error))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(page_file.as_uri())
     yield page
