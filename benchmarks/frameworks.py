@@ -1,11 +1,12 @@
 """What our framework stores cost over the raw store, and LangChain's and LlamaIndex's own FAISS stores beside them.
 
     make .venv-databases/.ready
-    .venv-databases/bin/python benchmarks/frameworks.py [ROUNDS]
+    .venv-databases/bin/python benchmarks/frameworks.py [ROUNDS [PART OF A NAME ...]]
 
 Each store adds the same texts with the same vectors, given as frameworks give them (lists of floats), one store after
-the other in each round; the ratios are medians over the rounds of the ratio within a round. Ours is on the disk,
-flushed, when its call returns; the stores of LangChain and LlamaIndex are in memory only.
+the other in each round, after a round that is not counted; the ratios are medians over the rounds of the ratio within
+a round. Ours is on the disk, flushed, when its call returns; those of LangChain and LlamaIndex are in memory only.
+CPU seconds leave out the waiting for the disk, and for others on a busy machine.
 
 Recall is over the ten nearest among the 1 % of documents that match a filter. LlamaIndex's FAISS stores refuse filters.
 """
@@ -147,28 +148,36 @@ def recall(store: Any, found: Found) -> str:
 
 
 def main() -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in STORES}
+    parts = sys.argv[2:]
+    stores = {name: made for name, made in STORES.items() if not parts or any(part in name for part in parts)}
+    wall: dict[str, list[float]] = {name: [] for name in stores}
+    cpu: dict[str, list[float]] = {name: [] for name in stores}
     recalls = {}
-    for number in range(ROUNDS):
-        for name, (build, found) in STORES.items():
+    for number in range(ROUNDS + 1):
+        for name, (build, found) in stores.items():
             with tempfile.TemporaryDirectory() as folder:
-                started = time.perf_counter()
+                started = time.perf_counter(), time.process_time()
                 store = build(Path(folder))
-                seconds[name].append(time.perf_counter() - started)
-                if name not in recalls:
+                ended = time.perf_counter(), time.process_time()
+                if number == 0:
                     recalls[name] = recall(store, found)
+                else:
+                    wall[name].append(ended[0] - started[0])
+                    cpu[name].append(ended[1] - started[1])
                 if hasattr(store, "close"):
                     store.close()
-        print(f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
 
-    def ratio(name: str, base: str) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+    print(f"{COUNT} texts of the standard library with vectors of {DIMENSION}, {ROUNDS} rounds, medians\n")
+    bases = [base for base in ("FaissStore", "LangChain's FAISS") if base in stores]
+    print(f"{'store':22} {'wall s':>8} {'CPU s':>8} {'recall':>8}", *(f"{'/ ' + base:>28}" for base in bases))
+    for name in stores:
+        cells = [f"{_ratio(wall, name, base):.2f} wall, {_ratio(cpu, name, base):.2f} CPU" for base in bases]
+        seconds = statistics.median(wall[name]), statistics.median(cpu[name])
+        print(f"{name:22} {seconds[0]:8.2f} {seconds[1]:8.2f} {recalls[name]:>8}", *(f"{cell:>28}" for cell in cells))
 
-    print(f"\n{COUNT} texts of the standard library with vectors of {DIMENSION}, {ROUNDS} rounds, medians\n")
-    print(f"{'store':24}{'add, s':>9}{'/ FaissStore':>14}{'/ LangChain':>13}{'recall under filter':>21}")
-    for name, times in seconds.items():
-        against = ratio(name, "FaissStore"), ratio(name, "LangChain's FAISS")
-        print(f"{name:24}{statistics.median(times):9.2f}{against[0]:14.2f}{against[1]:13.2f}{recalls[name]:>21}")
+
+def _ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
 if __name__ == "__main__":

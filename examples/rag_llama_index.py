@@ -24,13 +24,10 @@ STORE = "stdlib-llama-index"  # a folder; the second run opens it again
 MODULES = ["csv", "datetime", "difflib", "heapq", "json", "pathlib", "shutil", "statistics", "tempfile", "textwrap"]
 QUESTIONS = [
     ("How do I copy a whole directory tree?", [("module", FilterOperator.EQ, "shutil")]),
-    ("How do I parse a JSON document in a string?", [("symbol", FilterOperator.TEXT_MATCH, "json.")]),
-    ("Which function finds strings that are similar to a word?", []),
-    (
-        "How do I make a temporary directory that is deleted afterwards?",
-        [("module", FilterOperator.IN, ["tempfile", "shutil"])],
-    ),
-    ("How do I wrap a long paragraph to a given width?", [("kind", FilterOperator.NE, "module")]),
+    ("How do I delete a directory tree?", [("module", FilterOperator.IN, ["tempfile", "shutil"])]),
+    ("How do I move a file or directory to another location?", []),
+    ("How do I remove common leading whitespace from every line?", [("kind", FilterOperator.EQ, "function")]),
+    ("How do I compute the median of numbers?", [("symbol", FilterOperator.TEXT_MATCH, "statistics.")]),
 ]
 
 

@@ -10,6 +10,7 @@ from playwright.sync_api import sync_playwright
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main
 
+PATIENCE = 300_000  # milliseconds, for a busy machine
 EVIL = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'</script>"
 TEXTS = [
     "Bears hibernate in winter.",
@@ -35,22 +36,29 @@ def page_file(tmp_path_factory):
     return folder / "page.html"
 
 
-@pytest.fixture
-def page(page_file):
-    """The page, opened from the disk by a browser that has no network; an error in its script fails the test."""
+@pytest.fixture(scope="module")
+def browser():
     executable = shutil.which("chromium")
     assert executable, "these tests drive Debian's chromium: apt-get install chromium"
-    errors, requests = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 700}, offline=True)
-        page.on("pageerror", errors.append)
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
-        yield page
-        assert page.title() == "store"
-        assert page.locator("img").count() == 0
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"], timeout=PATIENCE)
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser, page_file):
+    """The page, from the disk, without a network; an error in its script fails the test, and so does a request."""
+    errors, requests = [], []
+    page = browser.new_page(viewport={"width": 1100, "height": 700}, offline=True)
+    page.set_default_timeout(PATIENCE)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_file.as_uri())
+    yield page
+    assert page.title() == "store"
+    assert page.locator("img").count() == 0
+    page.close()
     assert not errors
     assert requests == [page_file.as_uri()]
 
@@ -58,7 +66,7 @@ def page(page_file):
 def point(page, row):
     """Where a document is drawn."""
     return page.evaluate(
-        "row => { const box = canvas.getBoundingClientRect(); const [x, y] = place(row); return [box.x + x, box.y + y]; }",
+        "row => { const box = canvas.getBoundingClientRect(), [x, y] = place(row); return [box.x + x, box.y + y]; }",
         row,
     )
 
