@@ -99,14 +99,22 @@ class Product:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return product
 
-    # oneDNN's layout is this process's own. Clones: views of one storage could not go to another process by its handle.
-    def __getstate__(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Sequence[Tensor | None]]:
         biases = [None] * len(self.rows) if self.bias is None else torch.split(self.bias, self.rows)
-        clones = [None if bias is None else bias.clone() for bias in biases]
-        return {"weights": [weight.clone() for weight in self.weights()], "biases": clones}
+        return {"weights": self.weights(), "biases": biases}
+
+    # oneDNN's layout is this process's own. Bytes: a tensor made here would be gone before a worker process opens it.
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: [None if t is None else (t.contiguous().view(torch.uint8).numpy(), t.dtype) for t in tensors]
+            for name, tensors in self._arguments().items()
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        pairs = state.items()
+        self.__init__(  # type: ignore[misc]
+            **{name: [p and torch.from_numpy(p[0]).view(p[1]) for p in parts] for name, parts in pairs}
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Product:
         return self  # never changes
@@ -156,8 +164,8 @@ class Int8Product(Product):
             product = product.mul_(scale.to(x.dtype)).view(*x.shape[:-1], -1)
         return product if self.bias is None else product.add_(self.bias.to(x.dtype))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "scales": self.scales}
+    def _arguments(self) -> dict[str, Sequence[Tensor | None]]:
+        return {**super()._arguments(), "scales": self.scales}
 
 
 class PackedLinear(nn.Linear):

@@ -74,7 +74,7 @@ def page_data(
     """
     where = {} if where is None else where
     records = store.get(where=where)
-    vectors = store._vectors(np.array(store._selected(None, where), dtype=np.int64))
+    vectors = store.vectors(where=where)
     if not records:
         raise InvalidInputError(f"{store.path}: there are no documents to show.")
     if color_by is not None and not any(color_by in record.metadata for record in records):
