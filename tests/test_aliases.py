@@ -169,7 +169,7 @@ def test_a_kept_name_needs_no_hub_cache(made: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     a = SentenceTransformer("llm2vec-mistral", device="cpu").encode(TEXTS)
     b = st_llm2vec.load("llm2vec-mistral", device="cpu").encode(TEXTS)
-    assert np.array_equal(a, b)
+    assert np.abs(a - b).max() <= 1e-5
 
 
 def test_offline_and_absent_says_what_to_run(home: Path) -> None:
@@ -231,8 +231,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_opened(home: Path, hub_
     process.stdin.write("\n600\n")
     process.stdin.flush()
     place = home / "models" / "llm2vec-mistral"
-    deadline = time.monotonic() + 120
-    while not any(place.rglob("llm2vec_config.json")) and time.monotonic() < deadline:
+    while not any(place.rglob("llm2vec_config.json")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -297,8 +296,8 @@ def test_a_registered_name_and_its_settings(home: Path, decoder: Path) -> None:
     )
     model = SentenceTransformer("mine", device="cpu")
     same = st_llm2vec.load(str(decoder), pooling_mode="last_token", template="chatml", device="cpu")
-    assert np.array_equal(model.encode_query(TEXTS), same.encode(TEXTS, prompt="find: "))
-    assert np.array_equal(st_llm2vec.load("mine", device="cpu").encode(TEXTS), same.encode(TEXTS))
+    assert np.abs(model.encode_query(TEXTS) - same.encode(TEXTS, prompt="find: ")).max() <= 1e-5
+    assert np.abs(st_llm2vec.load("mine", device="cpu").encode(TEXTS) - same.encode(TEXTS)).max() <= 1e-5
 
     st_llm2vec.register_alias("mine", str(decoder))  # another meaning is not answered from what was kept
     assert SentenceTransformer("mine", device="cpu").pooling_mode == "mean"

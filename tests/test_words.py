@@ -76,7 +76,9 @@ def test_batches_prompts_and_padding_sides(model: SentenceTransformer) -> None:
     assert [len(vectors) for vectors in alone] == [4, 1, 4, 4]
     prompted = encode_words(model, SENTENCES, prompt="Find the names: ")
     assert [len(vectors) for vectors in prompted] == [4, 1, 4, 4]
-    assert np.abs(prompted[0] - alone[0]).max() > 1e-3  # it is read, and has no vectors
+    read = "Find the names: " + SENTENCES[1]  # the prompt is read, and has no vectors
+    assert np.abs(prompted[1][0] - hidden(model, read)[-1]).max() <= 1e-5
+    assert np.abs(prompted[1] - alone[1]).max() > 1e-3
     lists = encode_words(model, [text.split() for text in SENTENCES], prompt="Find the names: ")
     assert [len(vectors) for vectors in lists] == [4, 1, 4, 4]
     try:
