@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from .checkpoints import Checkpoint, no_weights, read_json, weight_files
 from .errors import InvalidCheckpointError
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "config.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 _NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
 _OTHER_BASE = "It belongs on another base; name the right one with base=."

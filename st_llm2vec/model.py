@@ -27,7 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__, aliases, kernels
 from .bidirectional import needs_module_flags, refuse_encoders
-from .checkpoints import SETTINGS_FILE, Checkpoint, read_settings, require_inside, resolve
+from .checkpoints import SETTINGS_FILE, Checkpoint, read_json, read_settings, require_inside, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_adapter, require_merged
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
@@ -43,6 +43,8 @@ STOCK_CLASSES: dict[str, type[nn.Module]] = {
     f"{Transformer.__module__}.Transformer": LLM2VecTransformer,
     f"{Pooling.__module__}.Pooling": LLM2VecPooling,
 }
+# Ends the name of a decoder with merged stages that is in no folder; an adapter on top of it carries that name.
+NOT_SAVED = "-merged-but-not-saved"
 log = logging.getLogger(__name__)
 
 CHUNK = 8192  # texts that are tokenized at once, ahead of the model
@@ -227,7 +229,7 @@ def _build(
     if checkpoint.adapters and sample is None:
         sample = merge_adapters(transformer.model, checkpoint.adapters)
         # A next stage's adapter names its base. On the raw decoder, that would lose these stages without a word.
-        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}-merged-but-not-saved"
+        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}{NOT_SAVED}"
     transformer.attention = settings["attention"]
     require_merged(transformer.model, sample or {})
     mode = POOLING_MODES[settings["pooling_mode"]]
@@ -351,6 +353,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
         if folder:
             require_inside(folder)
+            _require_saved_base(folder)
         super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
             require_adapter(self[0].model, folder)
@@ -605,6 +608,15 @@ def _require_two_modules(folder: Path) -> None:
         raise InvalidInputError(
             f"{folder} has modules after its pooling ({', '.join(module['type'] for module in extra)}), which load() "
             "would leave out. Open it with SentenceTransformer(...) after `import st_llm2vec`."
+        )
+
+
+def _require_saved_base(folder: Path) -> None:
+    named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    if named.endswith(NOT_SAVED):
+        raise InvalidCheckpointError(
+            f"The adapter in {folder} was trained on {named!r}: stages that lie in no folder together with their "
+            f"decoder. Name what was merged: st_llm2vec.load({str(folder)!r}, base='<the stage below>')."
         )
 
 

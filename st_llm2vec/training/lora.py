@@ -8,7 +8,7 @@ from __future__ import annotations
 from peft import LoraConfig
 
 from ..errors import InvalidInputError
-from ..model import LLM2Vec, merged_copy
+from ..model import NOT_SAVED, LLM2Vec, merged_copy
 
 # All seven projections of a Llama-like layer, as in the original package.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,5 +54,5 @@ def merge_lora(model: LLM2Vec) -> None:
     merged = merged_copy(decoder)
     merged.requires_grad_(True)
     # A next stage's checkpoints name their base. On the raw decoder, resuming would lose this stage without a word.
-    merged.name_or_path = f"{model.provenance['stages'][-1]}-merged-but-not-saved"
+    merged.name_or_path = f"{model.provenance['stages'][-1]}{NOT_SAVED}"
     model[0].model = merged
