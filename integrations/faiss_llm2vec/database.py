@@ -97,11 +97,11 @@ class Row(NamedTuple):
         return self.checksum == checksum(*self[:4])
 
 
-def checksum(*values: int | str | float) -> int:
+def checksum(*values: object) -> int:
     """64 bits of BLAKE2b over `values`, as SQLite's signed integer."""
-    parts = [repr(value) if isinstance(value, (int, float)) else value for value in values]
+    parts = [value if isinstance(value, str) else repr(value) for value in values]
     # With the lengths in front, no two lists of values are the same text.
-    content = f"{[len(part) for part in parts]}{''.join(parts)}".encode()
+    content = f"{[*map(len, parts)]}{''.join(parts)}".encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
@@ -388,6 +388,8 @@ def _named(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if str(error).startswith("no such"):
             raise StoreCorruptedError(f"{path}: {error}; it is not the database of a store.") from error
+        if str(error).startswith("Could not decode"):
+            raise StoreCorruptedError(f"{path} is damaged or was edited: {error}") from error
         # No damage: disk full, no permission, busy.
         raise StoreError(f"{path}: {error}. Nothing was changed.") from error
     except sqlite3.DatabaseError as error:
