@@ -4,7 +4,8 @@
         faiss-cpu==1.15.1
     python benchmarks/store_add.py --peers peers/bin/python
 
-Each store runs in a process of its own; they take turns, so that what else the machine does hits all of them alike.
+Vectors are lists of floats, as the frameworks hand them on; an array is given to FaissStore once as well. Each store
+runs in a process of its own; they take turns, so that what else the machine does hits all of them alike.
 Ours are durable when `add` returns. The frameworks' own keep everything in memory, so their time is given twice: in
 memory only, and with the files written (not flushed) by `save_local` or `persist`, which write everything again.
 """
@@ -48,6 +49,10 @@ def raw(folder, texts, metadata, vectors):
 
     with FaissStore.create(folder / "store", None) as store:
         return timed(lambda: store.add(texts, metadata=metadata, vectors=vectors))
+
+
+def raw_lists(folder, texts, metadata, vectors):
+    return raw(folder, texts, metadata, vectors.tolist())
 
 
 class NoEmbeddings:
@@ -100,7 +105,7 @@ def llama_index_own(folder, texts, metadata, vectors):
     return timed(add, save)
 
 
-OURS = {"FaissStore": raw, "our LangChain store": langchain_ours}
+OURS = {"FaissStore": raw_lists, "FaissStore, array": raw, "our LangChain store": langchain_ours}
 PEERS = {"LangChain's own": langchain_own, "LlamaIndex's own": llama_index_own}
 
 

@@ -90,19 +90,26 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, docid: int, id: str, text: str, metadata: str) -> Row:
-        return cls(docid, id, text, metadata, checksum(docid, id, text, metadata))
+        return cls(docid, id, text, metadata, _row_checksum(docid, id, text, metadata))
 
     @property
     def sound(self) -> bool:
-        return self.checksum == checksum(*self[:4])
+        return self.checksum == _row_checksum(*self[:4])
 
 
-def checksum(*values: int | str | float) -> int:
-    """64 bits of BLAKE2b over `values`, as SQLite's signed integer."""
-    parts = [repr(value) if isinstance(value, (int, float)) else value for value in values]
-    # With the lengths in front, no two lists of values are the same text.
-    content = f"{[len(part) for part in parts]}{''.join(parts)}".encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+def _row_checksum(docid: int, id: str, text: str, metadata: str) -> int:
+    return _hash(f"{docid} {len(id)} {len(text)} {id}{text}{metadata}")
+
+
+def checksum(*values: object) -> int:
+    """64 bits over `values`: with the lengths in front, no two lists of values are the same text."""
+    parts = [value if isinstance(value, str) else repr(value) for value in values]
+    return _hash(f"{[*map(len, parts)]}{''.join(parts)}")
+
+
+def _hash(text: str) -> int:
+    """64 bits of BLAKE2b, as SQLite's signed integer."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Database:
@@ -388,6 +395,8 @@ def _named(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if str(error).startswith("no such"):
             raise StoreCorruptedError(f"{path}: {error}; it is not the database of a store.") from error
+        if str(error).startswith("Could not decode"):
+            raise StoreCorruptedError(f"{path} is damaged or was edited: {error}") from error
         # No damage: disk full, no permission, busy.
         raise StoreError(f"{path}: {error}. Nothing was changed.") from error
     except sqlite3.DatabaseError as error:

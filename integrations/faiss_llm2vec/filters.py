@@ -42,22 +42,23 @@ _OPERATORS = ("$eq", "$ne", "$in", "$nin", *_COMPARE, "$exists", "$not")
 _MOST_VALUES = 10_000  # SQLite allows 32,766 bound values in one statement
 
 
-def field_rows(metadata: Mapping[str, Any]) -> set[tuple[str, str, Any]]:
-    """Returns the `(field, type, value)` rows that make `metadata` filterable.
+def field_rows(metadata: Mapping[str, Any]) -> FieldRows:
+    """Returns the `(field, type, value)` rows that make `metadata` filterable, each once.
 
     Raises:
         InvalidInputError: A name is no string or starts with `$`; a value is nested or no JSON scalar.
     """
-    rows: set[tuple[str, str, Any]] = set()
+    rows: list[tuple[str, str, Any]] = []
     for name, value in metadata.items():
         if not isinstance(name, str) or name.startswith("$"):
             raise InvalidInputError(f"metadata field {name!r}: names are strings that do not start with '$'.")
         _typed(name, name)
         if isinstance(value, list):
-            rows.add((name, "list", ""))  # so that $exists sees an empty list
-            rows.update((name, *_typed(name, item)) for item in value)
+            rows.append((name, "list", ""))  # so that $exists sees an empty list
+            rows += {(name, *_typed(name, item)) for item in value}
         else:
-            rows.add((name, *_typed(name, value)))
+            kind, scalar = _typed(name, value)
+            rows.append((name, kind, scalar))
     return rows
 
 

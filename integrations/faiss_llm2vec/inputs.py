@@ -20,7 +20,7 @@ from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one per document
 
 
-@dataclass  # frozen, it would take three times as long to make
+@dataclass(slots=True)  # frozen, it would take three times as long to make
 class Document:
     """A document on its way in."""
 

@@ -272,11 +272,11 @@ class FaissStore(StoreReader):
         documents = inputs.documents(texts, ids, metadata)
         if not documents:
             return []
-        # Before encoding, which may take hours: the lock, and ids that exist.
-        with self._mutex:
-            self._begin_writing()
-            self._replaced(documents, replacing)
         if vectors is None:
+            # Before encoding, which may take hours: the lock, and ids that exist.
+            with self._mutex:
+                self._begin_writing()
+                self._replaced(documents, replacing)
             vectors = self._encoded([document.text for document in documents], show_progress)
         with self._mutex:
             self._begin_writing()

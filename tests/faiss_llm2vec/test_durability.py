@@ -250,6 +250,8 @@ def test_a_damaged_segment_is_named_and_the_rest_can_be_served(damaged, encoder,
         "UPDATE docs SET text = 'edited' WHERE id = 'b'",
         "UPDATE docs SET id = 'edited' WHERE id = 'b'",
         "UPDATE docs SET metadata = '{}' WHERE id = 'b'",
+        "UPDATE docs SET text = x'00ff' WHERE id = 'b'",
+        "UPDATE docs SET text = CAST(x'ff' AS TEXT) WHERE id = 'b'",
         "UPDATE docs SET docid = 77 WHERE id = 'b'",
     ],
 )
