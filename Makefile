@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint typecheck bench bench-quick clean
+DATABASES := .venv-databases
+DATABASES_READY := $(DATABASES)/.ready
+
+.PHONY: demo test test-databases lint typecheck bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Real vector databases, a browser, and other frameworks, in an environment of their own. It needs Debian's chromium.
+test-databases: $(DATABASES_READY)
+	$(DATABASES)/bin/python -m pytest --confcutdir tests/databases --override-ini filterwarnings=default tests/databases
+	$(DATABASES)/bin/python tests/llama_index_llm2vec/differences.py --check
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,7 +36,7 @@ bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DATABASES) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first, pinned: left to the resolver, it could be another version with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
@@ -37,3 +45,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
+
+$(DATABASES_READY): pyproject.toml constraints-databases.txt tests/databases/requirements.txt
+	$(PYTHON) -m venv $(DATABASES)
+	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt torch
+	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt \
+		--editable ".[langchain,llama-index,explore]" --requirement tests/databases/requirements.txt
+	touch $(DATABASES_READY)

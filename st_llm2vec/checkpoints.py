@@ -166,8 +166,9 @@ def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
     except (OSError, ValueError) as error:
         where = "the local cache (local_files_only=True)" if local_files_only else "the hub or its cache"
         where = f"{where} at revision {revision!r}" if revision else where
+        answer = " ".join(str(error).split()).rstrip(".") + "."
         raise ModelNotFoundError(
-            f"{name!r} is no folder here and could not be read from {where}: {type(error).__name__}: {error}. Gated "
+            f"{name!r} is no folder here and could not be read from {where}: {type(error).__name__}: {answer} Gated "
             f"repositories need their licence accepted at https://huggingface.co/{repository} and a token: "
             "hf auth login."
         ) from error

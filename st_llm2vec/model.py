@@ -32,7 +32,7 @@ from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundErro
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_adapter, require_merged
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .packing import Row, batches, one_ahead
-from .prompts import CHAT, Template, TokenizedText, choose_template, own_template, special_counts, with_eos
+from .prompts import CHAT, Template, choose_template, own_template, special_counts, with_eos
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
 MODULE_CLASSES: dict[str, type[nn.Module]] = {
@@ -414,7 +414,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         found = torch.empty(0, device="cpu" if save_to_cpu else place)
         bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
 
-        def tokenized(first: int) -> list[TokenizedText]:
+        def tokenized(first: int) -> Any:
             return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
 
         with bar, one_ahead(tokenized, starts) as chunks:

@@ -15,6 +15,7 @@ import torch
 
 from .errors import InvalidInputError
 from .model import LLM2Vec
+from .modules import LLM2VecTransformer
 from .prompts import TokenizedText
 
 Reading = Literal["same_token", "next_token"]
@@ -59,6 +60,11 @@ def encode_words(
     if isinstance(sentences, str):
         (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, batch_size=batch_size)
         return vectors
+    if not isinstance(model[0], LLM2VecTransformer):
+        raise InvalidInputError(
+            f"encode_words reads an encoder of st_llm2vec.load, and was given a {type(model).__name__} with "
+            f"{type(model[0]).__name__}. Open its folder with st_llm2vec.load."
+        )
     if reading not in ("same_token", "next_token"):
         raise InvalidInputError(f"reading={reading!r} is not known. Use 'same_token' or 'next_token'.")
     rows = [_tokenize(model, sentence, prompt, reading, i) for i, sentence in enumerate(sentences)]

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from tiny_models import save_decoder, tiny_tokenizer
 
+collect_ignore = ["databases"]  # they have an environment of their own: make test-databases
+
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:

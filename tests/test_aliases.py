@@ -135,7 +135,7 @@ for name in ("llm2vec-llama-3", "llm2vec-sheared-llama"):
     try:
         SentenceTransformer(name, device="cpu")
     except st_llm2vec.Llm2VecError as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, repr(str(error)))
 """
     url, asked = endpoint
     settings = {"ST_LLM2VEC_HOME": str(made), "HF_ENDPOINT": url, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}

@@ -118,6 +118,9 @@ def test_nothing_is_cut_or_left_out_silently(model: SentenceTransformer, tmp_pat
         encode_words(model, ["a", 3])
     with pytest.raises(InvalidInputError, match="reading='before'"):
         encode_words(model, ["a"], reading="before")
+    stock = SentenceTransformer(str(model[0].model.name_or_path), device="cpu")
+    with pytest.raises(InvalidInputError, match=r"a SentenceTransformer with Transformer.*st_llm2vec\.load"):
+        encode_words(stock, ["a"])
     no_bos = st_llm2vec.load(str(save_decoder(tmp_path / "no-bos", tokenizer=tiny_tokenizer())), device="cpu")
     with pytest.raises(InvalidInputError, match="Give a prompt"):
         encode_words(no_bos, ["a fox"], reading="next_token")

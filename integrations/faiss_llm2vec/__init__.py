@@ -7,10 +7,16 @@ with FaissStore.create("my-store", model) as store:
     store.search("What do animals do in winter?", k=1, where={"topic": "animals"})
 
 store.py      FaissStore: what users call
+contents.py   rows, manifest and segments of one moment, and the change that replaces them
 database.py   texts, metadata and the manifest in SQLite; its COMMIT is the one commit point
 segments.py   vectors in immutable FAISS files, and searching them
-kinds.py      the table of index kinds
+kinds.py      the table of index kinds, FAISS factory strings, quantised kinds, recommend_kind
 filters.py    `where` filters: their meaning, and how they become ids
+inputs.py     what callers may hand in: checked, or refused with a reason
+models.py     what a store remembers of its model
+diversity.py  maximal marginal relevance
+records.py    Record, Hit
+lock.py       one writer at a time
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ try:
 except ImportError as error:
     raise MissingExtraError('faiss_llm2vec needs faiss. Install it with: pip install "st-llm2vec[faiss]"') from error
 
-from faiss_llm2vec.store import FaissStore, Hit, Record
+from faiss_llm2vec.kinds import recommend_kind
+from faiss_llm2vec.records import Hit, Record
+from faiss_llm2vec.store import FaissStore
 
-__all__ = ["FaissStore", "Hit", "Record"]
+__all__ = ["FaissStore", "Hit", "Record", "recommend_kind"]

@@ -20,8 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from faiss_llm2vec import filters
-from faiss_llm2vec.filters import Ids
+from faiss_llm2vec.filters import FieldRows, Ids
 from faiss_llm2vec.segments import Entry, File
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
 
@@ -52,8 +52,11 @@ class Manifest:
     kind: str
     metric: str
     dimension: int | None = None  # unknown until the first vector
+    truncate_dim: int | None = None  # vectors are cut to their first so many numbers
+    model_dimension: int | None = None  # before the cut
     fingerprint: str | None = None  # of the model; None for a store of bare vectors
     prompts: dict[str, Any] | None = None
+    pooling: str | None = None
     format: int = FORMAT
     generation: int = 0  # one more with every commit
     next_id: int = 0  # ids are never reused
@@ -94,10 +97,12 @@ class Row(NamedTuple):
         return self.checksum == checksum(*self[:4])
 
 
-def checksum(*values: object) -> int:
+def checksum(*values: int | str | float) -> int:
     """64 bits of BLAKE2b over `values`, as SQLite's signed integer."""
-    digest = hashlib.blake2b(json.dumps(values).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    parts = [repr(value) if isinstance(value, (int, float)) else value for value in values]
+    # With the lengths in front, no two lists of values are the same text.
+    content = f"{[len(part) for part in parts]}{''.join(parts)}".encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 class Database:
@@ -159,7 +164,8 @@ class Database:
         sql.executescript(_SCHEMA)
         _set_manifest(sql, manifest)
         database = cls(path, sql)
-        database._insert(list(rows))
+        kept = list(rows)
+        database._insert(kept, _field_rows(kept))
         return database
 
     def manifest(self) -> Manifest:
@@ -184,20 +190,23 @@ class Database:
                 self.sql.execute("ROLLBACK")
             self.sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
 
-    def commit(self, manifest: Manifest, *, remove: Sequence[int], insert: Sequence[Row]) -> Manifest:
+    def commit(
+        self, manifest: Manifest, *, remove: Sequence[int], insert: Sequence[Row], fields: Sequence[FieldRows]
+    ) -> Manifest:
         """Publishes a change, all or nothing, durable on return.
 
         Args:
             manifest: what shall hold, but for `generation`, `count` and `digest`, which are worked out here.
             remove: ids of documents to delete.
             insert: documents to insert; they may reuse ids in `remove`.
+            fields: what `filters.field_rows` says about each document to insert.
         """
         with _named(self.path):
             self.sql.execute("BEGIN IMMEDIATE")
             try:
                 removed = self.rows(remove)
                 self._remove(removed)
-                self._insert(insert)
+                self._insert(insert, fields)
                 digest = manifest.digest
                 for row in (*removed, *insert):
                     digest ^= row.checksum
@@ -236,10 +245,17 @@ class Database:
         """The ids of those of `ids` that exist."""
         return {row.id: row.docid for row in self._where_in("id", ids)}
 
-    def matching(self, where: Any) -> Ids:
-        """Ids of the documents that match a filter, ascending."""
+    def matching(self, where: Any, everything: Callable[[], Ids] | None = None) -> Ids:
+        """Ids of the documents that match a filter, ascending.
+
+        Args:
+            everything: returns the ids of all documents, ascending, if the caller has them.
+        """
         with _named(self.path):
-            return filters.matching(self.sql, where)
+            return filters.matching(self.sql, where, everything or self._docids)
+
+    def _docids(self) -> Ids:
+        return np.sort(np.fromiter((docid for (docid,) in self.sql.execute("SELECT docid FROM docs")), dtype=np.int64))
 
     def everything(self) -> Iterator[Row]:
         """All documents by ascending id, unchecked."""
@@ -253,8 +269,8 @@ class Database:
             StoreCorruptedError: The rows are not those of the manifest.
         """
         with _named(self.path):
-            rows = self.sql.execute("SELECT docid, checksum FROM docs ORDER BY docid").fetchall()
-        pairs = np.array(rows, dtype=np.int64).reshape(-1, 2)
+            rows = self.sql.execute("SELECT docid, checksum FROM docs ORDER BY docid")
+            pairs = np.fromiter(rows, dtype=np.dtype((np.int64, 2)))
         if len(pairs) != manifest.count or int(np.bitwise_xor.reduce(pairs[:, 1])) != manifest.digest:
             raise StoreCorruptedError(
                 f"{self.path} holds {len(pairs)} documents that are not the {manifest.count} that were written."
@@ -313,7 +329,8 @@ class Database:
                 return
 
     def vacuum(self) -> None:
-        with _named(self.path):
+        """Gives the space of deleted documents back, if the disk has room for a copy meanwhile."""
+        with suppress(sqlite3.OperationalError):
             self.sql.execute("VACUUM")
 
     def close(self) -> None:
@@ -328,14 +345,15 @@ class Database:
                 query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
                 yield from map(Row._make, self.sql.execute(query, part))
 
-    def _insert(self, rows: Sequence[Row]) -> None:
+    def _insert(self, rows: Sequence[Row], fields: Sequence[FieldRows]) -> None:
         self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
-        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _fields(rows))
+        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(rows, fields))
 
     def _remove(self, rows: Sequence[Row]) -> None:
         self.sql.executemany("DELETE FROM docs WHERE docid = ?", ((row.docid,) for row in rows))
         self.sql.executemany(
-            "DELETE FROM fields WHERE field = ? AND type = ? AND value = ? AND docid = ?", _fields(rows)
+            "DELETE FROM fields WHERE field = ? AND type = ? AND value = ? AND docid = ?",
+            _with_docids(rows, _field_rows(rows)),
         )
 
 
@@ -344,10 +362,17 @@ def _set_manifest(sql: sqlite3.Connection, manifest: Manifest) -> None:
     sql.execute("INSERT OR REPLACE INTO manifest VALUES (1, ?, ?)", (text, checksum(text)))
 
 
-def _fields(rows: Sequence[Row]) -> list[tuple[str, str, Any, int]]:
+def _field_rows(rows: Iterable[Row]) -> list[FieldRows]:
+    return [filters.field_rows(json.loads(row.metadata)) for row in rows]
+
+
+def _with_docids(rows: Sequence[Row], fields: Sequence[FieldRows]) -> list[tuple[str, str, Any, int]]:
     # Sorted, so that inserting walks the primary key once instead of jumping about in it.
-    entries = ((*entry, row.docid) for row in rows for entry in filters.field_rows(json.loads(row.metadata)))
-    return sorted(entries)
+    return sorted(
+        (field, type, value, row.docid)
+        for row, entries in zip(rows, fields, strict=True)
+        for field, type, value in entries
+    )
 
 
 def _connect(target: str) -> sqlite3.Connection:

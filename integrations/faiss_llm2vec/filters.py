@@ -18,11 +18,11 @@ with names and values always bound, never spliced into the SQL; $and, $or and $n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import itemgetter
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from st_llm2vec.errors import InvalidInputError
 
 Ids = npt.NDArray[np.int64]
+FieldRows = Iterable[tuple[str, str, Any]]
 
 SCHEMA = """CREATE TABLE fields (field TEXT NOT NULL, type TEXT NOT NULL, value NOT NULL, docid INTEGER NOT NULL,
             PRIMARY KEY (field, type, value, docid)) WITHOUT ROWID"""
@@ -60,69 +61,79 @@ def field_rows(metadata: Mapping[str, Any]) -> set[tuple[str, str, Any]]:
     return rows
 
 
-def matching(sql: Connection, where: Mapping[str, Any]) -> Ids:
+class _Source(NamedTuple):
+    """Where ids come from."""
+
+    sql: Connection
+    everything: Callable[[], Ids]
+
+
+def matching(sql: Connection, where: Mapping[str, Any], everything: Callable[[], Ids]) -> Ids:
     """Returns the ids of all documents that match `where`, ascending.
+
+    Args:
+        everything: returns the ids of all documents, ascending.
 
     Raises:
         InvalidInputError: Unknown operator, or an operand that the operator cannot take.
     """
     try:
-        return _matching(sql, where)
+        return _matching(_Source(sql, everything), where)
     except RecursionError:
         raise InvalidInputError("where is nested too deeply; a few hundred levels is the limit.") from None
 
 
-def _matching(sql: Connection, where: Any) -> Ids:
+def _matching(source: _Source, where: Any) -> Ids:
     if not isinstance(where, Mapping):
         raise InvalidInputError(f"where={where!r} is no filter. Give a dict such as {{'field': 'value'}}.")
-    found = [_condition(sql, key, operand) for key, operand in where.items()]
-    return reduce(_both, found) if found else _everything(sql)
+    found = [_condition(source, key, operand) for key, operand in where.items()]
+    return reduce(_both, found) if found else source.everything()
 
 
-def _condition(sql: Connection, key: Any, operand: Any) -> Ids:
+def _condition(source: _Source, key: Any, operand: Any) -> Ids:
     """One key of a filter: a logical operator, or a field and what it should be."""
     if key == "$not":
-        return _complement(sql, _matching(sql, operand))
+        return _complement(source, _matching(source, operand))
     if key in ("$and", "$or"):
         if not isinstance(operand, (list, tuple)) or not operand:
             raise InvalidInputError(f"{key} takes a list of at least one filter, not {operand!r}.")
-        return reduce(_both if key == "$and" else np.union1d, [_matching(sql, part) for part in operand])
+        return reduce(_both if key == "$and" else np.union1d, [_matching(source, part) for part in operand])
     if not isinstance(key, str) or key.startswith("$"):
         raise InvalidInputError(f"unknown operator {key!r} in where. Around fields there are {', '.join(_LOGIC)}.")
     if not isinstance(operand, Mapping):
-        return _operator(sql, key, "$eq", operand)
+        return _operator(source, key, "$eq", operand)
     if not operand:
         raise InvalidInputError(f"where={{{key!r}: {{}}}} names no operator. Use one of {', '.join(_OPERATORS)}.")
-    return reduce(_both, [_operator(sql, key, name, value) for name, value in operand.items()])
+    return reduce(_both, [_operator(source, key, name, value) for name, value in operand.items()])
 
 
-def _operator(sql: Connection, field: str, name: Any, operand: Any) -> Ids:  # noqa: PLR0911  (one per operator)
+def _operator(source: _Source, field: str, name: Any, operand: Any) -> Ids:  # noqa: PLR0911  (one per operator)
     """The documents for which `field name operand` holds."""
     _typed(field, field)
     if name == "$not":
-        return _complement(sql, _condition(sql, field, operand))
+        return _complement(source, _condition(source, field, operand))
     if name == "$ne":
-        return _complement(sql, _operator(sql, field, "$eq", operand))
+        return _complement(source, _operator(source, field, "$eq", operand))
     if name == "$nin":
-        return _complement(sql, _operator(sql, field, "$in", operand))
+        return _complement(source, _operator(source, field, "$in", operand))
     if name == "$exists":
         if not isinstance(operand, bool):
             raise InvalidInputError(f"$exists on {field!r} takes True or False, not {operand!r}.")
-        present = _select(sql, "field = ?", (field,))
-        return present if operand else _complement(sql, present)
+        present = _select(source, "field = ?", (field,))
+        return present if operand else _complement(source, present)
     if name == "$eq":
-        return _select(sql, "field = ? AND type = ? AND value = ?", (field, *_typed(field, operand)))
+        return _select(source, "field = ? AND type = ? AND value = ?", (field, *_typed(field, operand)))
     if name == "$in":
-        return _any_of(sql, field, operand)
+        return _any_of(source, field, operand)
     if name in _COMPARE:
         kind, value = _typed(field, operand)
         if kind not in ("number", "text"):
             raise InvalidInputError(f"{name} on {field!r} compares numbers or strings, not {operand!r}.")
-        return _select(sql, f"field = ? AND type = ? AND value {_COMPARE[name]} ?", (field, kind, value))
+        return _select(source, f"field = ? AND type = ? AND value {_COMPARE[name]} ?", (field, kind, value))
     raise InvalidInputError(f"unknown operator {name!r} on {field!r}. There are {', '.join(_OPERATORS)}.")
 
 
-def _any_of(sql: Connection, field: str, operand: Any) -> Ids:
+def _any_of(source: _Source, field: str, operand: Any) -> Ids:
     if isinstance(operand, (str, bytes, Mapping)) or not isinstance(operand, Iterable):
         raise InvalidInputError(f"$in and $nin on {field!r} take a list of values, not {operand!r}.")
     by_type: dict[str, list[Any]] = {}
@@ -134,23 +145,24 @@ def _any_of(sql: Connection, field: str, operand: Any) -> Ids:
         for start in range(0, len(values), _MOST_VALUES):
             part = values[start : start + _MOST_VALUES]
             marks = ", ".join("?" * len(part))
-            rows = _select(sql, f"field = ? AND type = ? AND value IN ({marks})", (field, kind, *part))
+            rows = _select(source, f"field = ? AND type = ? AND value IN ({marks})", (field, kind, *part))
             found = np.union1d(found, rows)
     return found
 
 
 def _typed(field: str, value: Any) -> tuple[str, Any]:
     """Splits a scalar into its type and what SQLite compares, so that True is not 1 and None is not missing."""
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise InvalidInputError(f"field {field!r}: {value!r} has a lone surrogate, which is no text.") from None
+        return "text", value
     if isinstance(value, bool):
         return "bool", int(value)
     if value is None:
         return "null", ""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidInputError(f"field {field!r}: {value!r} has a lone surrogate, which is no text.") from None
-        return "text", value
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return "number", value
     if isinstance(value, float) and math.isfinite(value):
@@ -161,19 +173,14 @@ def _typed(field: str, value: Any) -> tuple[str, Any]:
     )
 
 
-def _select(sql: Connection, condition: str, values: tuple[Any, ...]) -> Ids:
-    rows = sql.execute(f"SELECT docid FROM fields WHERE {condition}", values)  # noqa: S608  (see _COMPARE)
+def _select(source: _Source, condition: str, values: tuple[Any, ...]) -> Ids:
+    rows = source.sql.execute(f"SELECT docid FROM fields WHERE {condition}", values)  # noqa: S608  (see _COMPARE)
     return np.unique(np.fromiter(map(itemgetter(0), rows), dtype=np.int64))
-
-
-def _everything(sql: Connection) -> Ids:
-    # No ORDER BY: SQLite then reads the index of `id`, which is far smaller than the table with its texts.
-    return np.sort(np.fromiter(map(itemgetter(0), sql.execute("SELECT docid FROM docs")), dtype=np.int64))
 
 
 def _both(left: Ids, right: Ids) -> Ids:
     return np.intersect1d(left, right, assume_unique=True)
 
 
-def _complement(sql: Connection, ids: Ids) -> Ids:
-    return np.setdiff1d(_everything(sql), ids, assume_unique=True)
+def _complement(source: _Source, ids: Ids) -> Ids:
+    return np.setdiff1d(source.everything(), ids, assume_unique=True)

@@ -2,8 +2,8 @@
 
 A segment is a stock FAISS file, `IDMap,Flat`: float32 vectors and their int64 ids, ascending. `faiss.read_index` opens
 it without this package. A segment of at least `INDEX_FROM` rows of a store whose kind is not flat has a second file
-beside it, an index over the same rows. Files are written once, flushed to the disk, and never changed; what was deleted
-since is known from the database and kept here as `alive`.
+beside it, `*.index.faiss`: an index over the same rows. Files are written once, flushed to the disk, and never changed;
+what was deleted since is known from the database and kept here as `alive`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from faiss_llm2vec.filters import Ids
-from faiss_llm2vec.kinds import INDEX_FROM, KINDS, METRICS, build, faiss
+from faiss_llm2vec.kinds import INDEX_FROM, METRICS, Kind, Vectors, build, faiss, kind_of, nearest
 from st_llm2vec.errors import StoreCorruptedError
-
-Vectors = npt.NDArray[np.float32]
 
 # Up to this share of a segment, matching rows are scanned exactly in every kind: of 100,000 x 256 vectors that is
 # 10,000 dot products, half a millisecond, and an approximate index loses recall just there.
@@ -59,6 +57,7 @@ class Segment:
         ids: (rows,) int64, ascending.
         flat: FAISS flat index over the vectors; its ids are the row numbers.
         index: index of the store's kind over the same rows, or None to scan `flat`.
+        in_memory: bytes that were read rather than mapped.
         alive: (rows,) bool, False where the document was deleted or replaced.
     """
 
@@ -66,7 +65,8 @@ class Segment:
     ids: Ids
     flat: Any
     index: Any
-    kind: str
+    kind: Kind
+    in_memory: int
     alive: npt.NDArray[np.bool_] = field(init=False)
     _owner: Any = None  # the faiss.IndexIDMap that owns the memory of `flat`
 
@@ -97,13 +97,13 @@ class Segment:
         flat = faiss.IndexFlat(vectors.shape[1], METRICS[metric])
         owner = faiss.IndexIDMap(flat)
         owner.add_with_ids(vectors, ids)
-        factory = KINDS[kind].factory if len(ids) >= INDEX_FROM else None
-        paths = [folder / f"{number:08d}.faiss", folder / f"{number:08d}.{kind}.faiss"]
+        index = build(kind_of(kind, vectors.shape[1]), vectors, metric)
+        paths = [folder / f"{number:08d}.faiss", folder / f"{number:08d}.index.faiss"]
         try:
             entry = Entry(
                 rows=len(ids),
                 vectors=_write(owner, paths[0]),
-                index=_write(build(factory, flat), paths[1]) if factory else None,
+                index=None if index is None else _write(index, paths[1]),
             )
             sync_folder(folder)
         except BaseException:
@@ -127,12 +127,18 @@ class Segment:
             if problem := _difference(folder, file, content=check):
                 raise StoreCorruptedError(problem)
         # With an index in front, float vectors are only touched to rescore: mapping them keeps the RAM an index saves.
-        owner = _read(folder / entry.vectors.name, mmap=mmap or entry.index is not None)
-        index = None if entry.index is None else _read(folder / entry.index.name, mmap=mmap)
+        mapped = {entry.vectors: mmap or entry.index is not None}
+        owner = _read(folder / entry.vectors.name, mmap=mapped[entry.vectors])
+        index = None
+        if entry.index is not None:
+            index = _read(folder / entry.index.name, mmap=mmap)
+            mapped[entry.index] = mmap
         ids: Ids = faiss.vector_to_array(owner.id_map)
         if len(ids) != entry.rows or np.any(ids[1:] <= ids[:-1]):
             raise StoreCorruptedError(f"{folder / entry.vectors.name}: its ids are not those that were written.")
-        return cls(entry, ids, faiss.downcast_index(owner.index), index, kind, _owner=owner)
+        flat = faiss.downcast_index(owner.index)
+        in_memory = ids.nbytes + sum(file.size for file, is_mapped in mapped.items() if not is_mapped)
+        return cls(entry, ids, flat, index, kind_of(kind, flat.d), in_memory, _owner=owner)
 
     def rows_of(self, ids: Ids) -> Ids:
         """Row numbers of those of `ids` (ascending, of documents that exist) that are in this segment."""
@@ -143,12 +149,13 @@ class Segment:
         found: Ids = rows[self.ids[rows] == ids].astype(np.int64, copy=False)
         return found
 
-    def search(self, queries: Vectors, k: int, among: Ids | None) -> tuple[Vectors, Ids]:
+    def search(self, queries: Vectors, k: int, among: Ids | None, effort: float) -> tuple[Vectors, Ids]:
         """Returns FAISS distances and document ids, best first, each (queries, <= k); absent hits have id -1.
 
         Args:
             queries: (queries, dimension) float32.
             among: ids (ascending) that may be returned, or None for all.
+            effort: how much wider than usual an index is searched.
         """
         rows = np.flatnonzero(self.alive) if among is None else self.rows_of(among)
         k = min(k, len(rows))
@@ -157,7 +164,7 @@ class Segment:
         if self.index is None or len(rows) <= max(INDEX_FROM, _EXACT_SHARE * len(self.ids)):
             distances, found = self._scan(queries, k, rows)
         else:
-            distances, found = self._search_index(queries, k, rows)
+            distances, found = self._search_index(queries, k, rows, effort)
         return distances, np.where(found >= 0, self.ids[found], -1)
 
     def _scan(self, queries: Vectors, k: int, rows: Ids) -> tuple[Vectors, Ids]:
@@ -167,17 +174,16 @@ class Segment:
         distances, found = self.flat.search(queries, k, params=faiss.SearchParameters(sel=selector))
         return distances, found
 
-    def _search_index(self, queries: Vectors, k: int, rows: Ids) -> tuple[Vectors, Ids]:
+    def _search_index(self, queries: Vectors, k: int, rows: Ids, effort: float) -> tuple[Vectors, Ids]:
         """Candidates among `rows` from the index, rescored with the float vectors."""
-        kind = KINDS[self.kind]
         selector = None
         if len(rows) < len(self.ids):
             member = np.zeros(len(self.ids), dtype=bool)
             member[rows] = True
             selector = faiss.IDSelectorBitmap(np.packbits(member, bitorder="little"))
-        wanted = min(k * kind.oversample, len(rows))
-        parameters = kind.parameters(selector, len(self.ids) / len(rows), self.index)
-        _, candidates = self.index.search(queries, wanted, params=parameters)
+        wanted = min(int(k * self.kind.oversample * max(1.0, effort)), len(rows))
+        # The fewer rows match, the wider a graph or inverted lists have to be searched to meet as many of them.
+        candidates = nearest(self.index, queries, wanted, selector, effort * len(self.ids) / len(rows))
         if np.any(np.count_nonzero(candidates >= 0, axis=1) < k):
             return self._scan(queries, k, rows)  # the index could not reach k matching rows
         distances = np.full(candidates.shape, _worst(self.flat), dtype=np.float32)
@@ -214,7 +220,8 @@ def _write(index: Any, path: Path) -> File:
             digest.update(block)
             return stream.write(block)
 
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write, 1 << 20))
+        writer = faiss.PyCallbackIOWriter(write, 1 << 20)
+        (faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index)(index, writer)
         stream.flush()
         os.fsync(stream.fileno())
         size = stream.tell()
@@ -224,7 +231,10 @@ def _write(index: Any, path: Path) -> File:
 def _read(path: Path, *, mmap: bool) -> Any:
     try:
         # IO_FLAG_MMAP_IFC maps flat vectors as well; plain IO_FLAG_MMAP maps inverted lists only.
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
+        with open(path, "rb") as stream:
+            binary = stream.read(4)[:2] == b"IB"
+        return faiss.read_index_binary(str(path), flags) if binary else faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise StoreCorruptedError(f"{path}: FAISS cannot read it ({error}).") from error
 

@@ -7,6 +7,7 @@
     train.py      train mntp, train simcse, train supervised; stages.py is what each of them does
     encode.py     encode
     store.py      index, search
+    explore.py    explore, with the page explore.html
     evaluate.py   eval
     doctor.py     doctor
 
@@ -24,7 +25,7 @@ import typer
 
 from .. import __version__
 from ..errors import Llm2VecError
-from . import convert, doctor, encode, evaluate, models, store, train
+from . import convert, doctor, encode, evaluate, explore, models, store, train
 
 app = typer.Typer(
     name="st-llm2vec",
@@ -37,6 +38,7 @@ app.command("train")(train.train)
 app.command("encode")(encode.encode)
 app.command("index")(store.index)
 app.command("search")(store.search)
+app.command("explore")(explore.explore)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def convert(
     target = Path(folder or output or "")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already and was left as it is. Choose another folder.")
-    asked = {
+    asked: dict[str, Any] = {
         "adapter": adapter,
         "base": base,
         "pooling_mode": pooling_mode,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,16 @@ import typer
 
 from ..errors import InvalidInputError
 from . import options
-from .files import TEXT_COLUMN, Rows, published, read_rows, require_pyarrow
+from .files import READERS, TEXT_COLUMN, published, read_rows
 from .options import note, open_model
+from .shards import encode_shard, writer_of
+
+
+class Format(str, Enum):
+    """What each file of a folder becomes."""
+
+    npy = "npy"
+    parquet = "parquet"
 
 
 class Task(str, Enum):
@@ -24,14 +31,17 @@ class Task(str, Enum):
 
 
 def encode(
-    texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv or .parquet.")],
-    output: Annotated[Path, typer.Argument(help=".npy (vectors only) or .parquet (all columns + embedding).")],
+    texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv, .parquet; or a folder of them.")],
+    output: Annotated[
+        Path, typer.Argument(help=".npy (vectors only) or .parquet (all columns + embedding); a folder for a folder.")
+    ],
     model: options.Model = options.DEFAULT_MODEL,
     text_column: options.TextColumn = TEXT_COLUMN,
     task: Annotated[Task, typer.Option("--as", help="Use the model's prompt for documents or for queries.")] = (
         Task.document
     ),
     prompt: Annotated[str | None, typer.Option(help="Put this before every text instead; it is not pooled.")] = None,
+    to: Annotated[Format, typer.Option(help="What each file of a folder becomes.")] = Format.npy,
     normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of unit length.")] = False,
     batch_size: options.BatchSize = 32,
     max_seq_length: options.MaxSeqLength = None,
@@ -40,52 +50,52 @@ def encode(
 ) -> None:
     """Turn texts into vectors, float32, in the order of the rows.
 
-    Blank lines of .txt and .jsonl files have no vector. OUTPUT is replaced, and only once it is complete.
+    Blank lines of .txt and .jsonl files have no vector. OUTPUT is replaced, and only once it is complete. The files of
+    a folder are shards: those that are done already are passed over, so that a run that was killed can be run again.
 
     \b
     Examples:
       st-llm2vec encode texts.txt vectors.npy
       st-llm2vec encode papers.jsonl papers.parquet --text-column abstract --normalize
       st-llm2vec encode questions.csv q.npy --as query --model my-encoder
+      st-llm2vec encode corpus/ vectors/ --to parquet
     """
-    write = WRITERS.get(output.suffix.lower())
-    if write is None:
-        raise InvalidInputError(
-            f"{output} ends in {output.suffix!r}. Give an output that ends in {', '.join(WRITERS)}."
-        )
-    rows = read_rows(texts)
+    sources = [texts]
+    if texts.is_dir():
+        sources = sorted(path for path in texts.iterdir() if path.suffix.lower() in READERS)
+        if not sources:
+            raise InvalidInputError(f"{texts} has no file that ends in {', '.join(READERS)}.")
+    targets = {source: output / f"{source.name}.{to.value}" if texts.is_dir() else output for source in sources}
+    write = writer_of(targets[sources[0]])
+    rows = read_rows(sources[0])  # before the model, which takes longer to load
     inputs = rows.texts(text_column)
     encoder = open_model(model, max_seq_length=max_seq_length, dtype=dtype, device=device)
-    embed = encoder.encode_query if task is Task.query else encoder.encode_document
+
+    def embed(batch: list[str]) -> Any:
+        encode = encoder.encode_query if task is Task.query else encoder.encode_document
+        return encode(
+            batch, prompt=prompt, normalize_embeddings=normalize, batch_size=batch_size, show_progress_bar=True
+        )
+
     started = time.perf_counter()
-    vectors = embed(
-        inputs, prompt=prompt, normalize_embeddings=normalize, batch_size=batch_size, show_progress_bar=True
-    )
-    seconds = time.perf_counter() - started
-    with published(output) as draft:
-        write(draft, rows, vectors)
-    note(f"{output}: {len(vectors)} vectors of {vectors.shape[1]} dimensions, {len(vectors) / seconds:.1f} texts/s.")
-
-
-def _write_npy(path: Path, rows: Rows, vectors: Any) -> None:
-    import numpy as np
-
-    with path.open("wb") as file:  # np.save(path) would add .npy to the temporary name
-        np.save(file, vectors)
-
-
-def _write_parquet(path: Path, rows: Rows, vectors: Any) -> None:
-    pyarrow = require_pyarrow()
-    if "embedding" in rows.columns:
-        raise InvalidInputError(f"{rows.path} has a column 'embedding' already. Rename it, or write a .npy file.")
-    try:
-        table = pyarrow.table({name: [row.get(name) for row in rows.values] for name in rows.columns})
-    except pyarrow.ArrowException as error:
-        raise InvalidInputError(
-            f"The columns of {rows.path} do not fit parquet ({error}); write a .npy file."
-        ) from error
-    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
-    pyarrow.parquet.write_table(table.append_column("embedding", column), path)
-
-
-WRITERS: dict[str, Callable[[Path, Rows, Any], None]] = {".npy": _write_npy, ".parquet": _write_parquet}
+    if not texts.is_dir():
+        vectors = embed(inputs)
+        with published(output) as draft:
+            write(draft, rows, vectors)
+        rate = len(vectors) / (time.perf_counter() - started)
+        note(f"{output}: {len(vectors)} vectors of {vectors.shape[1]} dimensions, {rate:.1f} texts/s.")
+        return
+    setting = {
+        "fingerprint": encoder.fingerprint,
+        "task": task.value,
+        "prompt": prompt,
+        "normalize": normalize,
+        "dtype": dtype,
+    }
+    encoded = [
+        encode_shard(source, target, embed, text_column=text_column, setting=setting)
+        for source, target in targets.items()
+    ]
+    done = sum(count > 0 for count in encoded)
+    rate = sum(encoded) / (time.perf_counter() - started)
+    note(f"{output}: {done} of {len(sources)} shards encoded, the others were done; {rate:.1f} texts/s.")

@@ -24,9 +24,16 @@ def index(
     model: options.Model = options.DEFAULT_MODEL,
     text_column: options.TextColumn = TEXT_COLUMN,
     id_column: Annotated[str | None, typer.Option(help="Column of the id, a text. Default: TEXTS:LINE.")] = None,
-    kind: Annotated[str, typer.Option(help="flat is exact; fp16, sq8, hnsw and ivf are smaller or faster.")] = "flat",
+    kind: Annotated[
+        str, typer.Option(help="flat is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string.")
+    ] = "flat",
     metric: Annotated[str, typer.Option(help="cosine, dot or l2.")] = "cosine",
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many numbers of each vector.")] = None,
     add: Annotated[bool, typer.Option("--add", help="Add to the store that is there.")] = False,
+    sync: Annotated[
+        bool,
+        typer.Option("--sync", help="Make the store hold exactly these texts, encoding what is new only."),
+    ] = False,
     batch_size: options.BatchSize = 32,
     device: options.Device = None,
 ) -> None:
@@ -39,12 +46,14 @@ def index(
       st-llm2vec index notes.txt notes-store
       st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi
       st-llm2vec index more.jsonl papers-store --text-column abstract --id-column doi --add
+      st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi --sync
     """
     from faiss_llm2vec import FaissStore
 
-    if not add and store.exists() and not (store.is_dir() and not any(store.iterdir())):
+    if not (add or sync) and store.exists() and not (store.is_dir() and not any(store.iterdir())):
         raise StoreExistsError(
-            f"{store} exists already and was left as it is. Add to it with --add, or choose another."
+            f"{store} exists already and was left as it is. Add to it with --add, bring it up to date with --sync, or "
+            "choose another."
         )
     rows = read_rows(texts)
     inputs = rows.texts(text_column)
@@ -59,11 +68,16 @@ def index(
             return len(target)
 
     started = time.perf_counter()
+    if sync and store.exists():
+        with FaissStore.open(store, encoder) as opened:
+            counts = opened.index(inputs, ids=ids, metadata=metadata, show_progress=True)
+        note(f"{store}: {', '.join(f'{count} {what}' for what, count in counts.items())}.")
+        return
     if add:
         total = put(FaissStore.open(store, encoder))
     else:
         with published(store) as draft:
-            total = put(FaissStore.create(draft, encoder, kind=kind, metric=metric))
+            total = put(FaissStore.create(draft, encoder, kind=kind, metric=metric, truncate_dim=truncate_dim))
     rate = len(inputs) / (time.perf_counter() - started)
     note(f"{store}: {len(inputs)} texts added, {total} in all, {rate:.1f} texts/s.")
 
@@ -91,7 +105,7 @@ def search(
     """
     from faiss_llm2vec import FaissStore
 
-    condition = _condition(where)
+    condition = read_condition(where)
     FaissStore.open(store).close()  # before the model, which takes longer to load
     encoder = open_model(model, device=device)
     with FaissStore.open(store, encoder) as opened:
@@ -109,7 +123,8 @@ def search(
         print_table(("#", "score", "text", "id"), rows)
 
 
-def _condition(where: str | None) -> dict[str, Any] | None:
+def read_condition(where: str | None) -> dict[str, Any] | None:
+    """The filter of a `--where`."""
     try:
         condition: dict[str, Any] | None = None if where is None else json.loads(where)
     except ValueError as error:

@@ -119,7 +119,7 @@ def test_encode_npy_and_parquet_are_what_the_model_gives(command: Command, encod
 
     done = command("encode", jsonl, tmp_path / "v.npy", *options)
     assert done.code == 0, done.err
-    assert "it/s" in done.err  # a progress bar with its rate
+    assert " texts/s" in done.err  # a progress bar with its rate
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
     assert command("encode", jsonl, tmp_path / "v.parquet", *options, "--normalize", "--prompt", "a:").code == 0
@@ -157,6 +157,14 @@ def test_index_then_search(command: Command, encoder: Path, texts: Path, tmp_pat
 
     assert command("search", store, "dog", "--where", "{", *model).code == 2
     assert command("search", tmp_path / "nowhere", "dog", *model).code == 1
+
+
+def test_sync_brings_a_store_up_to_date(command: Command, encoder: Path, texts: Path, tmp_path: Path) -> None:
+    line = ("index", texts, tmp_path / "store", "--sync", "--model", encoder, "--device", "cpu", "--truncate-dim", "8")
+    assert command(*line).code == 0
+    assert "0 added, 0 updated, 8 unchanged, 0 deleted" in command(*line).err
+    texts.write_text("\n".join([*SENTENCES[:5], "changed"]), encoding="utf-8")
+    assert "0 added, 1 updated, 5 unchanged, 2 deleted" in command(*line).err
 
 
 def test_a_failed_index_leaves_nothing(command: Command, encoder: Path, tmp_path: Path) -> None:

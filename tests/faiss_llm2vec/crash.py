@@ -1,4 +1,4 @@
-"""Kills a writer with SIGKILL again and again, and checks after each that the store is what it acknowledged.
+"""Kills a writer with SIGKILL again and again, tears its last writes, and checks that a store is what it acknowledged.
 
     python tests/faiss_llm2vec/crash.py                             # 200 kills, 20,000 documents, some minutes
     python tests/faiss_llm2vec/crash.py --kills 5 --docs 500
@@ -7,6 +7,10 @@ The writer (this file, as a child process) adds, upserts, deletes and compacts a
 it starts and again once the store acknowledged it. After each kill the store must open, `verify` clean, and hold
 exactly the acknowledged changes, with or without the whole of the one that was under way; texts, metadata and vectors
 are compared.
+
+A kill leaves what the system has in its cache, and a power cut does not. So the files that the last change wrote are
+cut at every block boundary as well, and left out, in the orders that flushing allows; the store must then be as it was
+before the change or after it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import collections
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +32,7 @@ import numpy as np
 from faiss_llm2vec import FaissStore
 
 DIMENSION = 64
-KINDS = ("flat", "sq8")
+KINDS = ("flat", "sq8")  # by seed
 
 
 def vector(id, version):
@@ -110,6 +115,81 @@ def main():
         run(arguments.path or Path(folder) / "store", arguments)
 
 
+# -- torn writes -------------------------------------------------------------------------------------------------------
+
+BLOCK = 4096
+LOG = Path("store.db-wal")
+
+
+def read_all(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def torn_copies(before, after):
+    """Yields (name of the torn file, files): each file that a change wrote, cut at every block boundary or missing.
+
+    Args:
+        before, after: the files of a store (name -> bytes) before and after the change.
+    """
+    for name in sorted(name for name in after if after[name] != before.get(name)):
+        # The log is written after the new segment is flushed: a torn segment means that the log has nothing new.
+        files = before | after | ({} if name == LOG else {LOG: before[LOG]})
+        if name not in before:
+            yield name, {other: data for other, data in files.items() if other != name}
+        start = shared(before[name], after[name]) if name in before else 0
+        blocks = range(start - start % BLOCK, len(after[name]), BLOCK)
+        for size in sorted({start, *blocks, len(after[name]) - 1}):
+            if size >= start:
+                yield name, files | {name: after[name][:size]}
+
+
+def shared(old, new):
+    """How many leading bytes are the same: an append starts there."""
+    same = np.frombuffer(old[: len(new)], "u1") == np.frombuffer(new[: len(old)], "u1")
+    return int(np.argmin(np.append(same, False)))
+
+
+def write_all(folder, files):
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def tear(folder):
+    """Tears the last write of one change of each sort; returns a tally."""
+    tally, live = collections.Counter(), folder / "live"
+
+    def content(path):
+        with FaissStore.open(path) as store:
+            problems = store.verify()
+            assert not problems, problems
+            return {record.id: (record.text, record.metadata) for record in store.get(where={})}
+
+    with FaissStore.create(live, None) as store:
+        for first in range(0, 60, 20):
+            put(store, "add", dict.fromkeys(map(str, range(first, first + 20)), 0))
+        changes = {
+            "add": lambda: put(store, "add", dict.fromkeys(map(str, range(60, 100)), 1)),
+            "upsert": lambda: put(store, "upsert", dict.fromkeys(map(str, range(0, 60, 2)), 2)),
+            "delete": lambda: store.delete([str(i) for i in range(1, 60, 4)]),
+            "compact": store.compact,
+        }
+        for kind, change in changes.items():
+            before, files_before = content(live), read_all(live)
+            change()
+            after, files_after = content(live), read_all(live)
+            for name, files in torn_copies(files_before, files_after):
+                write_all(folder / "torn", files)
+                found = content(folder / "torn")
+                assert found in (before, after), f"{kind}: {name} torn"
+                tally[f"{kind}, kept whole" if found == after else f"{kind}, dropped whole"] += 1
+    return tally
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
 def run(path, arguments):
     rng = random.Random(arguments.seed)
     state = {str(i): 0 for i in range(arguments.docs)}
@@ -138,12 +218,19 @@ def run(path, arguments):
             outcome += ", kept whole" if found != state else ", dropped whole"
         tally[outcome] += 1
         state = found
+        if kill % 20 == 0:
+            print(f"{kill} kills", file=sys.stderr, flush=True)
     print(
         f"{arguments.kills} kills, {changes} acknowledged changes, {len(state)} documents at the end: "
         "all there, nothing half there, verify clean"
     )
     for outcome, times in sorted(tally.items()):
         print(f"{times:6d}  killed {outcome}")
+    with tempfile.TemporaryDirectory() as folder:
+        torn = tear(Path(folder))
+    print(f"{sum(torn.values())} torn or missing last writes: each store opened, verify clean, as before or after")
+    for outcome, times in sorted(torn.items()):
+        print(f"{times:6d}  torn {outcome}")
 
 
 if __name__ == "__main__":

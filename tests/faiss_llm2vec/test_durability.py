@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import runpy
 import shutil
 import sqlite3
 import subprocess
@@ -18,6 +20,7 @@ from faiss_llm2vec import FaissStore, database
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreLockedError, StoreMismatchError
 
 BLOCK = 4096
+CRASH = runpy.run_path(str(Path(__file__).with_name("crash.py")))
 
 
 def content(path, **options):
@@ -42,12 +45,13 @@ def segments(store):
 
 
 def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_done(tmp_path):
-    """A handful of what `python tests/faiss_llm2vec/crash.py` does for 200 kills and 20,000 documents."""
+    """A few of what `python tests/faiss_llm2vec/crash.py` does for 200 kills and 20,000 documents."""
     script = Path(__file__).with_name("crash.py")
-    command = [sys.executable, script, "--kills", "3", "--docs", "300", "--path", tmp_path / "s"]
+    command = [sys.executable, script, "--kills", "8", "--docs", "300", "--path", tmp_path / "s"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "3 kills" in run.stdout
+    assert "8 kills" in run.stdout
+    assert "torn or missing last writes: each store opened" in run.stdout
 
 
 def change_add(store):
@@ -69,56 +73,30 @@ def change_compact(store):
 
 @pytest.mark.parametrize("change", [change_add, change_upsert, change_delete, change_compact])
 def test_a_torn_last_write_leaves_the_state_before_or_after(tmp_path, encoder, change):
-    """Cuts each file that the last change wrote at every block boundary, as a power cut can."""
+    """Cuts each file that the last change wrote at every block boundary, or leaves it out, as a power cut can."""
     live, names = tmp_path / "live", [str(i) for i in range(5)]
     with FaissStore.create(live, encoder) as store:
         for name in names:  # five segments
             store.add([f"text {name} " * 300], ids=[name], metadata=[{"v": 1}])
         if change is change_compact:
             store.delete(["3"])
-        before, files_before = content(live), read_all(live)
+        before, files_before = content(live), CRASH["read_all"](live)
         change(store)
-        after, files_after = content(live), read_all(live)
-    changed = sorted(name for name in files_after if files_after[name] != files_before.get(name))
-    log = Path("store.db-wal")
-    assert log in changed
-    outcomes = set()
-    for name in changed:
-        start = 0 if name not in files_before else shared(files_before[name], files_after[name])
-        for size in {start, *range(start - start % BLOCK, len(files_after[name]), BLOCK), len(files_after[name]) - 1}:
-            if size < start:
-                continue
-            # The log is written after the new segment is flushed: a torn segment means that the log has nothing new.
-            log_too = {} if name == log else {log: files_before[log]}
-            torn = tmp_path / "torn"
-            shutil.rmtree(torn, ignore_errors=True)
-            write_all(torn, files_before | files_after | {name: files_after[name][:size]} | log_too)
-            found = content(torn)
-            assert found in (before, after), f"{name} cut at {size}"
-            if name != log:
-                assert found == before
-            outcomes.add(found == after)
-            with FaissStore.open(torn, encoder) as store:  # and life goes on
-                store.upsert(["next"], ids=["next"])
-                assert len(segments(store)) == store.stats()["segments"]  # what the torn change left is swept
-            assert content(torn).keys() == found.keys() | {"next"}
+        after, files_after = content(live), CRASH["read_all"](live)
+    outcomes, torn = [], tmp_path / "torn"
+    for name, files in CRASH["torn_copies"](files_before, files_after):
+        CRASH["write_all"](torn, files)
+        found = content(torn)
+        assert found in (before, after), f"{name} torn"
+        if name != CRASH["LOG"]:
+            assert found == before
+        outcomes.append(found == after)
+        with FaissStore.open(torn, encoder) as store:  # and life goes on
+            store.upsert(["next"], ids=["next"])
+            assert len(segments(store)) == store.stats()["segments"]  # what the torn change left is swept
+        assert content(torn).keys() == found.keys() | {"next"}
+    assert len(outcomes) > 1
     assert False in outcomes or before == after
-
-
-def read_all(folder):
-    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def write_all(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-def shared(old, new):
-    """How many leading bytes are the same: an append starts there."""
-    same = np.frombuffer(old[: len(new)], "u1") == np.frombuffer(new[: len(old)], "u1")
-    return int(np.argmin(np.append(same, False)))
 
 
 def test_vectors_are_flushed_before_the_commit_and_the_commit_waits_for_the_disk(store, monkeypatch):
@@ -150,7 +128,7 @@ def test_a_change_that_fails_midway_changes_nothing(store, monkeypatch, step):
 
     target = {
         "vectors": ("faiss_llm2vec.segments._write"),
-        "rows": ("faiss_llm2vec.database._fields"),
+        "rows": ("faiss_llm2vec.database._with_docids"),
         "commit": ("faiss_llm2vec.database._set_manifest"),
     }[step]
     with monkeypatch.context() as patch:
@@ -169,6 +147,7 @@ def test_an_interrupt_after_the_commit_is_noticed_by_the_next_change(store, monk
         patch.setattr("faiss_llm2vec.segments.Segment.open", lambda *args, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.add(["b"], ids=["b"])
+    assert {hit.id for hit in store.search("b")} == set("ab")  # a search notices as well
     store.add(["c"], ids=["c"])
     assert {hit.id for hit in store.search("b")} == set("abc") == content(store.path).keys()
 
@@ -191,6 +170,35 @@ def test_a_full_disk_is_an_error_and_changes_nothing(store):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     store.add(["fits"])
     assert len(content(store.path)) == 2
+
+
+@pytest.mark.parametrize("step", ["write", "flush", "folder", "rows", "manifest"])
+def test_no_space_left_at_any_step_changes_nothing(store, monkeypatch, step):
+    store.add(["kept"], ids=["kept"])
+    before, files = content(store.path), segments(store)
+
+    def full(*args, **options):
+        if step in ("rows", "manifest"):
+            raise sqlite3.OperationalError("database or disk is full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {
+        "write": "faiss_llm2vec.segments.faiss.write_index",
+        "flush": "os.fsync",
+        "folder": "faiss_llm2vec.segments.sync_folder",
+        "rows": "faiss_llm2vec.database._with_docids",
+        "manifest": "faiss_llm2vec.database._set_manifest",
+    }[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, full)
+        for change in (lambda: store.add(["lost"]), lambda: store.upsert(["lost"], ids=["kept"])):
+            with pytest.raises(StoreError, match=r"(No space left|disk is full).*Nothing was changed"):
+                change()
+    assert content(store.path) == before
+    assert store.search("kept", k=1)[0].score > 0.999
+    store.add(["fits"], ids=["fits"])
+    assert content(store.path).keys() == {"kept", "fits"}
+    assert len(segments(store)) == len(files) + 1  # what the failed changes wrote was written over, or removed
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
@@ -224,7 +232,7 @@ def test_a_damaged_segment_is_named_and_the_rest_can_be_served(damaged, encoder,
     else:
         with pytest.raises(StoreCorruptedError, match=segment.name):
             FaissStore.open(damaged.path, mmap=True)
-    files = read_all(damaged.path)
+    files = CRASH["read_all"](damaged.path)
     with FaissStore.open(damaged.path, encoder, recover=True) as store:
         assert {hit.id for hit in store.search("a")} == {"a", "b"}
         assert [record.text for record in store.get(["c"])] == ["c"]  # can be encoded again
@@ -233,7 +241,7 @@ def test_a_damaged_segment_is_named_and_the_rest_can_be_served(damaged, encoder,
         assert store.verify() == list(store.missing)
         with pytest.raises(StoreError, match="recover=True"):
             store.add(["d"])
-    assert {name: data for name, data in read_all(damaged.path).items() if name in files} == files
+    assert {name: data for name, data in CRASH["read_all"](damaged.path).items() if name in files} == files
 
 
 @pytest.mark.parametrize(
@@ -399,8 +407,9 @@ def test_a_state_of_another_model_is_not_written_to(tmp_path, make_encoder):
     with FaissStore.create(tmp_path / "s", None) as first, FaissStore.open(tmp_path / "s", make_encoder(8)) as second:
         first.add(["a"], vectors=np.ones((1, 4)))
         first.close()
-        with pytest.raises(StoreMismatchError, match=r"4.*8"):
-            second.add(["b"])
+        for _ in range(2):
+            with pytest.raises(StoreMismatchError, match=r"4.*8"):
+                second.add(["b"])
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

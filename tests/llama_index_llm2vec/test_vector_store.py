@@ -80,3 +80,8 @@ def test_bad_input_is_refused_and_nothing_lost(store):
     with pytest.raises(InvalidInputError, match="no query_embedding"):
         store.query(VectorStoreQuery(query_str="text"))
     assert store.client.count() == 1
+
+
+async def test_nodes_are_got_without_blocking_the_event_loop(store):
+    store.add([TextNode(id_="a", text="a", embedding=[1.0, 0.0])])
+    assert [node.node_id for node in await store.aget_nodes(["a"])] == ["a"]

@@ -1,0 +1,287 @@
+"""What a store object sees: rows, manifest and segments of one moment, and how a change replaces them.
+
+A reader keeps the contents it opened. A writer's `commit` publishes a change on the disk and then, in place, here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faiss_llm2vec import filters, inputs
+from faiss_llm2vec.database import Database, Manifest, Row
+from faiss_llm2vec.filters import Ids
+from faiss_llm2vec.inputs import Document
+from faiss_llm2vec.kinds import INDEX_FROM, Vectors
+from faiss_llm2vec.segments import Entry, Segment, damage
+from st_llm2vec.errors import StoreCorruptedError, StoreError
+
+# Each change writes a segment; from this many small ones on, the next change merges them into its own.
+_MOST_SMALL_SEGMENTS = 16
+
+
+@dataclass
+class Change:
+    """What a commit does.
+
+    Attributes:
+        remove: ids of documents to delete.
+        documents, vectors: documents to insert, and their vectors (len(documents), dimension).
+        model_dimension: dimension of those vectors before the store cut them.
+        relabel: documents to replace under their id, keeping their vectors.
+        merge: segments to replace by a new one.
+    """
+
+    remove: Sequence[int] = ()
+    documents: Sequence[Document] = ()
+    vectors: Vectors | None = None
+    model_dimension: int | None = None
+    relabel: Sequence[Row] = ()
+    merge: Sequence[Segment] = ()
+
+
+class Contents:
+    """Rows, manifest and segments that belong together."""
+
+    def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
+        """Opens what the last acknowledged change left.
+
+        Raises:
+            StoreNotFoundError: There is no store.
+            StoreCorruptedError: A file is damaged or missing, and `recover` is off.
+        """
+        self.path = path
+        self.folder = path / "segments"
+        self.missing: tuple[str, ...] = ()
+        self.stale = False
+        """Whether a commit was interrupted, and may have come to pass or not; `refresh` finds out."""
+        self._mmap = mmap
+        self.database, self.manifest, self.segments = self._salvaged() if recover else self._read()
+
+    def close(self) -> None:
+        self.segments = []
+        self.database.close()
+
+    # -- opening -------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> tuple[Database, Manifest, list[Segment]]:
+        """Opens the database and the segments of its manifest, as of one moment."""
+        database = Database.open(self.path / "store.db")
+        try:
+            manifest = database.manifest()
+            try:
+                return database, manifest, self._opened(database, manifest)
+            except StoreCorruptedError:
+                database.thaw()
+                if database.manifest().generation == manifest.generation:
+                    raise
+            # A writer merged segments, and removed their files, between our reading the manifest and opening them.
+        except BaseException:
+            database.close()
+            raise
+        database.close()
+        return self._read()
+
+    def refresh(self) -> None:
+        """Goes on to the newest state, if it is another: for the writer, whose database is thawed."""
+        manifest = self.database.manifest()
+        if manifest.generation != self.manifest.generation:
+            self.segments = self._opened(self.database, manifest)
+            self.manifest = manifest
+        self.stale = False
+
+    def _opened(self, database: Database, manifest: Manifest) -> list[Segment]:
+        if not self._mmap:
+            database.check_pages(thorough=False)
+        live = database.live(manifest)
+        segments = [
+            Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=not self._mmap)
+            for entry in manifest.segments
+        ]
+        homeless = _without_vector(segments, live)
+        if len(homeless):
+            raise StoreCorruptedError(f"{self.folder}: no vector for documents {homeless[:5].tolist()} ...")
+        for segment in segments:
+            segment.alive &= np.isin(segment.ids, live, assume_unique=True)
+        return segments
+
+    def _salvaged(self) -> tuple[Database, Manifest, list[Segment]]:
+        """What is sound of a damaged store: rows copied to memory, segments that are whole."""
+        database = Database.open(self.path / "store.db")
+        manifest = database.manifest()
+        rows = list(database.salvage())
+        database.close()
+        live = np.array([row.docid for row in rows], dtype=np.int64)
+        missing = []
+        if manifest.count > len(rows):
+            missing.append(f"{database.path}: {manifest.count - len(rows)} of {manifest.count} documents are damaged.")
+        segments = []
+        for entry in manifest.segments:
+            # Without its index, a segment is scanned: slower, and nothing is lost.
+            for part in (entry, replace(entry, index=None)) if entry.index else (entry,):
+                try:
+                    segments.append(Segment.open(self.folder, part, manifest.kind, mmap=self._mmap, check=True))
+                    break
+                except StoreCorruptedError as error:
+                    if str(error) not in missing:
+                        missing.append(str(error))
+        homeless = set(_without_vector(segments, np.sort(live)).tolist())
+        if homeless:
+            ids = [row.id for row in rows if row.docid in homeless]
+            missing.append(f"no vectors for {len(ids)} documents: {', '.join(map(repr, ids))}")
+        for segment in segments:
+            segment.alive &= np.isin(segment.ids, live, assume_unique=True)
+        self.missing = tuple(missing)
+        manifest = replace(manifest, count=len(rows))
+        return Database.in_memory(database.path, manifest, rows), manifest, segments
+
+    def damage(self) -> list[str]:
+        """Reads every byte and returns what is wrong with it."""
+        problems = self.database.damage(self.manifest)
+        for entry in self.manifest.segments:
+            problems += damage(self.folder, entry)
+        homeless = _without_vector(self.segments, self.database.matching({}))
+        if len(homeless):
+            problems.append(f"{self.folder}: no vector for documents {homeless[:5].tolist()} ...")
+        if len(self.docids()) != self.manifest.count:
+            problems.append(f"{self.folder}: a document has two vectors.")
+        return problems
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def docids(self) -> Ids:
+        """Ids of all documents that have a vector, ascending."""
+        alive = [segment.ids[segment.alive] for segment in self.segments]
+        return np.sort(np.concatenate(alive)) if alive else np.empty(0, dtype=np.int64)
+
+    def matching(self, where: Mapping[str, Any]) -> Ids:
+        """Ids of the documents that match a filter, ascending."""
+        # A salvaged store has documents without a vector; else, the ids in memory save reading those of the database.
+        return self.database.matching(where, None if self.missing else self.docids)
+
+    def selected(self, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> list[int]:
+        """The docids of `ids` that match `where`, in their order; of all that match if there are no `ids`."""
+        among = None if where is None else self.matching(where)
+        if ids is None:
+            return [] if among is None else [int(docid) for docid in among]
+        known = self.database.docids(inputs.checked_ids(ids))
+        docids = [known[id] for id in dict.fromkeys(ids) if id in known]
+        if among is None:
+            return docids
+        matched = set(among.tolist())
+        return [docid for docid in docids if docid in matched]
+
+    def nearest(self, queries: Vectors, k: int, among: Ids | None, effort: float) -> tuple[Vectors, Ids]:
+        """Scores and ids over all segments, best first, each (queries, <= k); absent hits have id -1."""
+        parts = [segment.search(queries, k, among, effort) for segment in self.segments]
+        if not parts:
+            return np.empty((len(queries), 0), dtype=np.float32), np.empty((len(queries), 0), dtype=np.int64)
+        distances = np.concatenate([part[0] for part in parts], axis=1)
+        found = np.concatenate([part[1] for part in parts], axis=1)
+        scores = -np.sqrt(np.maximum(distances, 0)) if self.manifest.metric == "l2" else distances
+        if self.manifest.metric == "cosine":
+            scores = np.clip(scores, -1, 1)
+        scores = np.where(found < 0, -np.inf, scores)
+        order = np.lexsort((found, -scores), axis=1)[:, :k]  # equal scores: the older document first
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+    def vectors(self, docids: Ids) -> Vectors:
+        """(len(docids), dimension) float32, in their order."""
+        vectors = np.empty((len(docids), self.manifest.dimension or 0), dtype=np.float32)
+        order = np.argsort(docids)
+        for segment in self.segments:
+            here = np.isin(docids[order], segment.ids)
+            vectors[order[here]] = segment.vectors[segment.rows_of(docids[order])]
+        return vectors
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Removes the files of changes that never came to their COMMIT. For the one writer only."""
+        named = {file.name for entry in self.database.manifest().segments for file in entry.files}
+        for path in self.folder.iterdir():
+            if path.name not in named:
+                path.unlink()
+
+    def commit(self, change: Change) -> None:
+        """Makes a change durable, then visible here.
+
+        Raises:
+            StoreError: The disk is full or cannot be written; nothing was changed.
+        """
+        manifest, vectors = self.manifest, change.vectors
+        new = np.arange(manifest.next_id, manifest.next_id + len(change.documents), dtype=np.int64)
+        kept, dropped, parts = self._sorted_out(change)
+        if vectors is not None:
+            parts.append((new, vectors))
+        entry: Entry | None = None
+        if parts:
+            ids, rows = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+            try:
+                entry = Segment.write(
+                    self.folder, manifest.next_segment, ids, rows, kind=manifest.kind, metric=manifest.metric
+                )
+            except OSError as error:
+                raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
+        inserted = [
+            Row.of(docid, document.id, document.text, document.metadata)
+            for docid, document in zip(new.tolist(), change.documents, strict=True)
+        ]
+        self.stale = True
+        committed = self.database.commit(
+            replace(
+                manifest,
+                dimension=manifest.dimension if vectors is None else vectors.shape[1],
+                model_dimension=change.model_dimension or manifest.model_dimension,
+                next_id=manifest.next_id + len(change.documents),
+                next_segment=manifest.next_segment + (entry is not None),
+                segments=[segment.entry for segment, _ in kept] + ([entry] if entry else []),
+            ),
+            remove=[*change.remove, *(row.docid for row in change.relabel)],
+            insert=[*change.relabel, *inserted],
+            fields=[
+                *(filters.field_rows(json.loads(row.metadata)) for row in change.relabel),
+                *(document.fields for document in change.documents),
+            ],
+        )
+        # Durable from here on.
+        opened = Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=False) if entry else None
+        for segment, stays in kept:
+            segment.alive = stays
+        self.segments = [segment for segment, _ in kept] + ([opened] if opened else [])
+        self.manifest = committed
+        self.stale = False
+        for file in (file for entry in dropped for file in entry.files):
+            with contextlib.suppress(OSError):  # Windows keeps files that a reader maps; the next writer sweeps them
+                (self.folder / file.name).unlink(missing_ok=True)
+
+    def _sorted_out(self, change: Change) -> tuple[list[Any], list[Entry], list[tuple[Ids, Vectors]]]:
+        """Which segments stay, with what is then alive in each; which go; and what of those goes into the new one."""
+        removed = np.sort(np.array(change.remove, dtype=np.int64))
+        merge = change.merge
+        small = [segment for segment in self.segments if segment.entry.rows < INDEX_FROM]
+        if change.documents and len(small) >= _MOST_SMALL_SEGMENTS:
+            merge = small
+        kept, dropped, parts = [], [], []
+        for segment in self.segments:
+            stays = segment.alive.copy()
+            stays[segment.rows_of(removed)] = False
+            if stays.any() and not any(segment is other for other in merge):
+                kept.append((segment, stays))
+                continue
+            dropped.append(segment.entry)
+            if stays.any():
+                parts.append((segment.ids[stays], segment.vectors[stays]))
+        return kept, dropped, parts
+
+
+def _without_vector(segments: Iterable[Segment], live: Ids) -> Ids:
+    for segment in segments:
+        live = np.setdiff1d(live, segment.ids, assume_unique=True)
+    return live

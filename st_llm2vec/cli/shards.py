@@ -1,0 +1,103 @@
+"""One file of texts in, one file of vectors out: a shard of a corpus, complete or not there at all.
+
+A shard is done when the note beside its vectors says so: made of this very input, with this very model and setting. A
+kill loses the shard under way at most; calling again does the rest. Shards know nothing of each other, so a loop, a job
+array, Ray Data or Spark can drive `encode_shard` alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from .files import Rows, published, read_rows, require_pyarrow
+
+Embed = Callable[[list[str]], Any]
+Write = Callable[[Path, Rows, Any], None]
+
+
+def encode_shard(source: Path, target: Path, embed: Embed, *, text_column: str, setting: dict[str, Any]) -> int:
+    """Encodes the texts of `source` into `target` (.npy or .parquet), unless that was done already.
+
+    Args:
+        embed: texts -> float32 (texts, dimension).
+        setting: what else the vectors depend on, such as the model's fingerprint; another setting encodes again.
+
+    Returns:
+        How many texts were encoded; 0 if the shard was done.
+
+    Raises:
+        InvalidInputError: `source` cannot be read; the message names the line.
+    """
+    write = writer_of(target)
+    note = target.with_name(target.name + ".done.json")
+    made_of = {"source": source.name, "sha256": _sha256(source), "text_column": text_column, **setting}
+    if _done(note, target, made_of):
+        return 0
+    rows = read_rows(source)
+    vectors = embed(rows.texts(text_column))
+    with published(target) as draft:
+        write(draft, rows, vectors)
+    with published(note) as draft:
+        size = {"rows": len(vectors), "dimension": vectors.shape[1], "bytes": target.stat().st_size}
+        draft.write_text(json.dumps({**made_of, **size}, indent=2), encoding="utf-8")
+    return len(vectors)
+
+
+def writer_of(target: Path) -> Write:
+    """What writes a file of that ending.
+
+    Raises:
+        InvalidInputError: Nothing does.
+    """
+    if (write := WRITERS.get(target.suffix.lower())) is None:
+        raise InvalidInputError(
+            f"{target} ends in {target.suffix!r}. Give an output that ends in {', '.join(WRITERS)}."
+        )
+    return write
+
+
+def _done(note: Path, target: Path, made_of: dict[str, Any]) -> bool:
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        size = target.stat().st_size
+    except (OSError, ValueError):
+        return False
+    expected = json.loads(json.dumps(made_of))
+    return bool(found.pop("bytes", None) == size and {name: found.get(name) for name in expected} == expected)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_npy(path: Path, rows: Rows, vectors: Any) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:  # np.save(path) would add .npy to the temporary name
+        np.save(file, vectors)
+
+
+def _write_parquet(path: Path, rows: Rows, vectors: Any) -> None:
+    pyarrow = require_pyarrow()
+    if "embedding" in rows.columns:
+        raise InvalidInputError(f"{rows.path} has a column 'embedding' already. Rename it, or write a .npy file.")
+    try:
+        table = pyarrow.table({name: [row.get(name) for row in rows.values] for name in rows.columns})
+    except pyarrow.ArrowException as error:
+        raise InvalidInputError(
+            f"The columns of {rows.path} do not fit parquet ({error}); write a .npy file."
+        ) from error
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
+    pyarrow.parquet.write_table(table.append_column("embedding", column), path)
+
+
+WRITERS: dict[str, Write] = {".npy": _write_npy, ".parquet": _write_parquet}
