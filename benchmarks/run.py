@@ -51,7 +51,8 @@ CPU_ONLY = ("int8", "onnxruntime", "openvino", "llama.cpp")
 CUDA_ONLY = ("flash",)
 # Environment -> what is installed, command by command; torch first and pinned (see the Makefile).
 ENVIRONMENTS = {
-    "original": [["torch=={torch}"], ["llm2vec"]],
+    # Without its training dependencies; it asks for transformers <= 4.44.2.
+    "original": [["torch=={torch}"], ["transformers==4.44.2", "peft==0.13.2"], ["--no-deps", "llm2vec"]],
     "peers": [
         ["torch=={torch}"],
         ["transformers=={transformers}", "onnx", "onnxruntime", "openvino", "nncf", "gguf"],

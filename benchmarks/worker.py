@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 MAX_LENGTH = 2048
-BATCH_SIZES = (8, 16, 32, 128)
+BATCH_SIZES = (8, 32, 128)
 HERE = Path(__file__).resolve().parent
 
 

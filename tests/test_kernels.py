@@ -160,8 +160,9 @@ def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
 
 
 @needs["int8"]
-def test_plain_sentence_transformers_refuses_an_int8_folder(int8_model, tmp_path):
-    int8_model.save_pretrained(tmp_path / "int8")
+def test_plain_sentence_transformers_refuses_an_int8_folder(decoder, tmp_path):
+    # in float32 stock modules over the live model give the same vectors; over the file they could not
+    st_llm2vec.load(str(decoder), quantize="int8", dtype="float32").save_pretrained(tmp_path / "int8")
     st_llm2vec.disable_plugin()
     try:
         with pytest.raises(ValueError, match="trust_remote_code"):
@@ -239,6 +240,15 @@ def test_a_pickled_model_is_packed_again(model):
 @needs["int8"]
 def test_a_pickled_int8_model_gives_the_same_vectors(int8_model):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(int8_model)).encode(TEXTS), int8_model.encode(TEXTS))
+
+
+@needs["float32"]
+def test_layers_of_one_product_called_in_turns_get_their_own_inputs():
+    torch.manual_seed(0)
+    weights, (x, y) = [torch.randn(3, 4), torch.randn(5, 4)], torch.randn(2, 6, 4)
+    product = kernels.Product(weights, [None, None])
+    for layer, given in [(0, x), (1, y), (0, y), (0, x), (1, x), (1, x)]:
+        torch.testing.assert_close(product(given, layer), given @ weights[layer].T)
 
 
 @needs["float32"]
