@@ -124,6 +124,9 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         # Compiled code would be compiled again for every row; a checkpointed layer runs again when the row is gone.
         if torch.compiler.is_compiling() or (self.training and _checkpoints_gradients(self.model)):
             return False
+        # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
+        if not features["attention_mask"][:, 0].all():
+            return False
         if self.unpacked_because is None or (not self.unpacked_because and not is_packing(self.model)):
             self.unpacked_because = enable_packing(self.model)
         return not self.unpacked_because

@@ -77,4 +77,4 @@ print(type(s.SentenceTransformer('llm2vec-tiny', device='cpu')).__name__)
 def test_load_and_the_name_are_the_same_model() -> None:
     a = SentenceTransformer("llm2vec-tiny", device="cpu").encode(["how do I compress a file"])
     b = st_llm2vec.load("llm2vec-tiny", device="cpu").encode(["how do I compress a file"])
-    assert np.array_equal(a, b)
+    assert np.abs(a - b).max() <= 1e-5  # load lays its weights out for the processor

@@ -44,7 +44,9 @@ class FaissVectorStore(VectorStore):
         self, embedding: Embeddings, path: str | Path, *, kind: str | None = None, metric: str | None = None
     ) -> None:
         self.embedding = embedding
-        given: dict[str, Any] = {name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
+        }
         try:
             self.store = FaissStore.open(path, _EmbeddingsEncoder(embedding))
         except StoreNotFoundError:

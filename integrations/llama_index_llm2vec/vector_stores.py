@@ -51,7 +51,9 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
 
     def __init__(self, path: Any, *, kind: str | None = None, metric: str | None = None, **kwargs: Any) -> None:
         super().__init__(path=str(path), kind=kind, metric=metric, **kwargs)
-        given: dict[str, Any] = {name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
+        }
         try:
             self._store = FaissStore.open(path)
         except StoreNotFoundError:
