@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, default=0.3)
+    parser.add_argument("--epochs", type=float, default=0.5)
     args = parser.parse_args()
     out = args.out / "1-causal-lm"
 
@@ -105,7 +105,6 @@ def main() -> None:
             weight_decay=0.1,
             adam_beta2=0.98,
             bf16=True,
-            torch_compile=True,  # twice as fast on two CPU cores
             use_cpu=not torch.cuda.is_available(),
             eval_strategy="steps",
             eval_steps=500,

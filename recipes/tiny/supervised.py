@@ -25,12 +25,6 @@ def snli(data: Path) -> Dataset:
     return Dataset.from_list([{k: row[k] for k in ("anchor", "positive", "negative")} for row in found])
 
 
-def neutral(data: Path) -> Dataset:
-    """Premise and a hypothesis about the same scene that may or may not hold (SNLI): nearer than any other text."""
-    found = [r for r in rows(data, "nli", "train") if r["source"].startswith("snli") and r["label"] == "neutral"]
-    return Dataset.from_list([{"anchor": row["premise"], "positive": row["hypothesis"]} for row in found])
-
-
 def wiki_passages(data: Path, limit: int) -> Dataset:
     """One sentence of a paragraph against the rest of it (wiki_text, CC BY-SA): an unlabelled kind of retrieval."""
     chooser = random.Random(SEED)
@@ -75,7 +69,7 @@ def questions(data: Path, limit: int) -> Dataset:
 
 def splits(data: Path) -> Dataset:
     """A sentence and the same in two (WikiSplit, CC BY-SA 4.0)."""
-    found = [row for split in ("train", "dev", "test") for row in rows(data, "wiki_split", split)]
+    found = rows(data, "wiki_split", "train")
     return Dataset.from_list([{"anchor": row["sentence1"], "positive": row["sentence2"]} for row in found])
 
 
@@ -84,10 +78,9 @@ if __name__ == "__main__":
     model = start(args.out, "3-simcse", max_seq_length=64)
     pairs = snli(args.data)
     datasets = DatasetDict(
-        snli=Dataset.from_list(list(pairs) * 4),
-        neutral=neutral(args.data),
-        passages=wiki_passages(args.data, 15_000),
-        neighbours=neighbours(args.data, 40_000),
+        snli=Dataset.from_list(list(pairs) * 3),
+        passages=wiki_passages(args.data, 12_000),
+        neighbours=neighbours(args.data, 14_000),
         questions=questions(args.data, 6_000),
         splits=splits(args.data),
     )
@@ -102,7 +95,7 @@ if __name__ == "__main__":
         args.data,
         num_train_epochs=1,
         per_device_train_batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         warmup_steps=50,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
     )
