@@ -155,12 +155,23 @@ def test_a_twin_of_an_encoder_is_an_encoder(tmp_path: Path) -> None:
     assert {id(p) for p in causal.parameters()} == {id(p) for p in encoder.parameters()}
 
 
-def test_loading_costs_two_forward_passes_of_two_rows_of_eight_tokens() -> None:
+def test_loading_costs_two_forward_passes_of_three_rows_of_eight_tokens() -> None:
     model = tiny_decoder("llama")
     shapes = []
     model.register_forward_pre_hook(lambda *args: shapes.append(args[2]["input_ids"].shape), with_kwargs=True)
     enable_bidirectional_attention(model)
-    assert shapes == [(2, 8), (2, 8)]
+    assert shapes == [(3, 8), (3, 8)]
+
+
+def test_sharp_local_heads_are_seen() -> None:
+    """As in trained decoders: attention falls below a millionth over seven positions, and is bidirectional all the same."""
+    model = tiny_decoder("llama")
+    for name, weight in model.layers[1].self_attn.named_parameters():
+        if name[:2] in ("q_", "k_"):
+            weight.data *= 52
+    enable_bidirectional_attention(model)
+    restore_causal_attention(model)
+    assert audit(model, paddings=("none",)).causal_layers == [0, 1, 2]
 
 
 def test_the_page_has_the_rows_of_the_table() -> None:
