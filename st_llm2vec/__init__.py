@@ -16,7 +16,7 @@ from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
     from .bidirectional import audit, enable_bidirectional_attention, restore_causal_attention
-    from .diagnosis import doctor
+    from .evaluation.diagnosis import doctor
     from .errors import Llm2VecError
     from .model import LLM2Vec, load
     from .types import Encoder
@@ -27,7 +27,7 @@ _LAZY = {
     "LLM2Vec": "model",
     "Llm2VecError": "errors",
     "audit": "bidirectional",
-    "doctor": "diagnosis",
+    "doctor": "evaluation.diagnosis",
     "enable_bidirectional_attention": "bidirectional",
     "encode_words": "words",
     "load": "model",

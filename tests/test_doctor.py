@@ -13,7 +13,7 @@ from tiny_models import save_decoder, tiny_tokenizer
 import st_llm2vec
 from st_llm2vec import bidirectional
 from st_llm2vec.cli import main
-from st_llm2vec.diagnosis import Report, doctor
+from st_llm2vec.evaluation.diagnosis import Report, doctor
 
 CHECKS = {
     "attention, sdpa",
@@ -129,6 +129,6 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert {row["kernel"] for row in found["layers"]} == {"sdpa", "eager"}
     assert len(found["layers"]) == 3 * 3 * 2
 
-    monkeypatch.setattr("st_llm2vec.diagnosis.TOLERANCES", {torch.float32: 0.0})
+    monkeypatch.setattr("st_llm2vec.evaluation.diagnosis.TOLERANCES", {torch.float32: 0.0})
     assert main(["doctor", str(folder), "--device", "cpu"]) == 1
     assert "FAIL" in capsys.readouterr().out

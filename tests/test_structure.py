@@ -28,7 +28,6 @@ ORDER = [
     "plugin",
     "training",
     "evaluation",
-    "diagnosis",
     "cli",
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))

@@ -24,7 +24,7 @@ def doctor(
       st-llm2vec doctor llm2vec-tiny
       st-llm2vec doctor my-encoder --json
     """
-    from ..diagnosis import doctor as examine
+    from ..evaluation.diagnosis import doctor as examine
 
     report = examine(open_model(model, dtype=dtype, device=device))
     typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report))

@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
-from .bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
+from ..bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
