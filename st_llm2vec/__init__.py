@@ -16,8 +16,8 @@ from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
     from .bidirectional import audit, enable_bidirectional_attention, restore_causal_attention
-    from .evaluation.diagnosis import doctor
     from .errors import Llm2VecError
+    from .evaluation.diagnosis import doctor
     from .model import LLM2Vec, load
     from .types import Encoder
     from .words import encode_words

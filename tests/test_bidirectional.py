@@ -164,7 +164,7 @@ def test_loading_costs_two_forward_passes_of_three_rows_of_eight_tokens() -> Non
 
 
 def test_sharp_local_heads_are_seen() -> None:
-    """As in trained decoders: attention falls below a millionth over seven positions, and is bidirectional all the same."""
+    """As in trained decoders: attention falls below a millionth over seven positions, and is bidirectional still."""
     model = tiny_decoder("llama")
     for name, weight in model.layers[1].self_attn.named_parameters():
         if name[:2] in ("q_", "k_"):
