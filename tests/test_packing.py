@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
 from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 from torch.nn.functional import cosine_similarity
 
@@ -165,7 +166,8 @@ def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.Monkey
     expected = model.encode(TEXTS)
     monkeypatch.setattr("st_llm2vec.model.CHUNK", 3)
     assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
-    with pytest.raises(Llm2VecError, match="7"):
+    counted = hasattr(SentenceTransformer, "_inference")  # before 6.2 the host sorts first, and counts in its batches
+    with pytest.raises(Llm2VecError, match="Input 7 is int" if counted else "is int"):
         model.encode([*TEXTS[:7], 5])
 
 
