@@ -70,13 +70,20 @@ class Original:
         import torch
         from llm2vec import LLM2Vec
         from llm2vec.models import LlamaBiModel
+        from tokenizers import Tokenizer
         from transformers import LlamaConfig, PreTrainedTokenizerFast
 
         settings = json.loads((folder / "config.json").read_text())
         settings["rope_theta"] = (settings.pop("rope_parameters", None) or {}).get("rope_theta", 10000.0)
         config = LlamaConfig(**{key: value for key, value in settings.items() if key not in ("dtype", "is_causal")})
         model = LlamaBiModel.from_pretrained(folder, config=config, torch_dtype=getattr(torch, kind))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left")
+        rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        # Its tokenizers package reads merges as "a b" only.
+        rules["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in rules["model"]["merges"]]
+        older = Tokenizer.from_str(json.dumps(rules))
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=older, padding_side="left", model_input_names=["input_ids", "attention_mask"]
+        )
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
         self.model = LLM2Vec(model, tokenizer, pooling_mode="mean", max_length=MAX_LENGTH, doc_max_length=MAX_LENGTH)
         self.device = device
