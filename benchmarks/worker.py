@@ -117,7 +117,7 @@ class Padded:
         return f"batch size {self.batch_size}"
 
     def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         size = batch_size or self.batch_size
         vectors: list[Any] = [None] * len(rows)
@@ -233,7 +233,7 @@ class LlamaCpp:
         return ""
 
     def encode(self, texts: list[str]) -> Any:
-        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts)]
         vectors = np.empty((len(rows), self.width), dtype=np.float32)
         batch: list[int] = []
         for i, row in enumerate(rows):
