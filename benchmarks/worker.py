@@ -106,6 +106,7 @@ class Padded:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()  # the file may ask for it
         self.tokenizer.enable_truncation(MAX_LENGTH)
         self.batch_size = 32
 
@@ -214,6 +215,7 @@ class LlamaCpp:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()  # the file may ask for it
         self.api = llama_cpp
         llama_cpp.llama_backend_init()
         path = str(folder / "export" / "bfloat16.gguf").encode()
