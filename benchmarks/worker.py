@@ -70,13 +70,20 @@ class Original:
         import torch
         from llm2vec import LLM2Vec
         from llm2vec.models import LlamaBiModel
+        from tokenizers import Tokenizer
         from transformers import LlamaConfig, PreTrainedTokenizerFast
 
         settings = json.loads((folder / "config.json").read_text())
         settings["rope_theta"] = (settings.pop("rope_parameters", None) or {}).get("rope_theta", 10000.0)
         config = LlamaConfig(**{key: value for key, value in settings.items() if key not in ("dtype", "is_causal")})
         model = LlamaBiModel.from_pretrained(folder, config=config, torch_dtype=getattr(torch, kind))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left")
+        rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        # Its tokenizers package reads merges as "a b" only.
+        rules["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in rules["model"]["merges"]]
+        older = Tokenizer.from_str(json.dumps(rules))
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=older, padding_side="left", model_input_names=["input_ids", "attention_mask"]
+        )
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
         self.model = LLM2Vec(model, tokenizer, pooling_mode="mean", max_length=MAX_LENGTH, doc_max_length=MAX_LENGTH)
         self.device = device
@@ -99,6 +106,7 @@ class Padded:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()  # the file may ask for it
         self.tokenizer.enable_truncation(MAX_LENGTH)
         self.batch_size = 32
 
@@ -110,7 +118,7 @@ class Padded:
         return f"batch size {self.batch_size}"
 
     def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         size = batch_size or self.batch_size
         vectors: list[Any] = [None] * len(rows)
@@ -207,6 +215,7 @@ class LlamaCpp:
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()  # the file may ask for it
         self.api = llama_cpp
         llama_cpp.llama_backend_init()
         path = str(folder / "export" / "bfloat16.gguf").encode()
@@ -226,7 +235,7 @@ class LlamaCpp:
         return ""
 
     def encode(self, texts: list[str]) -> Any:
-        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts)]
         vectors = np.empty((len(rows), self.width), dtype=np.float32)
         batch: list[int] = []
         for i, row in enumerate(rows):

@@ -311,6 +311,9 @@ def prepack(model: PreTrainedModel) -> str:
         if not reason and any(type(layer) is nn.Linear for group in groups for layer in group):
             reason = "its code reads the weights of its linear layers"
         if not reason:
+            for part in model.modules():
+                for parameter in () if isinstance(part, PackedLinear) else part.parameters(recurse=False):
+                    parameter.data = parameter.data.clone()  # else one norm would keep the whole file mapped
             return ""
         for layer in model.modules():
             if isinstance(layer, PackedLinear):
