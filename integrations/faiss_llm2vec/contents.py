@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from faiss_llm2vec import filters, inputs
 from faiss_llm2vec.database import Database, Manifest, Row
 from faiss_llm2vec.filters import Ids
-from faiss_llm2vec.inputs import Document
+from faiss_llm2vec.inputs import Document, Documents
 from faiss_llm2vec.kinds import INDEX_FROM, Vectors
 from faiss_llm2vec.segments import Entry, Segment, damage
 from st_llm2vec.errors import StoreCorruptedError, StoreError
@@ -39,7 +40,7 @@ class Change:
     """
 
     remove: Sequence[int] = ()
-    documents: Sequence[Document] = ()
+    documents: Documents | Sequence[Document] = ()
     vectors: Vectors | None = None
     model_dimension: int | None = None
     relabel: Sequence[Row] = ()
@@ -229,10 +230,10 @@ class Contents:
                 )
             except OSError as error:
                 raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
-        inserted = [
+        inserted = (
             Row.of(docid, document.id, document.text, document.metadata)
             for docid, document in zip(new.tolist(), change.documents, strict=True)
-        ]
+        )
         self.stale = True
         committed = self.database.commit(
             replace(
@@ -244,7 +245,7 @@ class Contents:
                 segments=[segment.entry for segment, _ in kept] + ([entry] if entry else []),
             ),
             remove=[*change.remove, *(row.docid for row in change.relabel)],
-            insert=[*change.relabel, *inserted],
+            insert=chain(change.relabel, inserted),
             fields=[
                 *(filters.field_rows(json.loads(row.metadata)) for row in change.relabel),
                 *(document.fields for document in change.documents),

@@ -198,7 +198,7 @@ class Database:
             self.sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
 
     def commit(
-        self, manifest: Manifest, *, remove: Sequence[int], insert: Sequence[Row], fields: Sequence[FieldRows]
+        self, manifest: Manifest, *, remove: Sequence[int], insert: Iterable[Row], fields: Iterable[FieldRows]
     ) -> Manifest:
         """Publishes a change, all or nothing, durable on return.
 
@@ -213,15 +213,14 @@ class Database:
             try:
                 removed = self.rows(remove)
                 self._remove(removed)
-                self._insert(insert, fields)
-                digest = manifest.digest
-                for row in (*removed, *insert):
+                inserted, digest = self._insert(insert, fields)
+                for row in removed:
                     digest ^= row.checksum
                 manifest = replace(
                     manifest,
                     generation=manifest.generation + 1,
-                    count=manifest.count - len(removed) + len(insert),
-                    digest=digest,
+                    count=manifest.count - len(removed) + inserted,
+                    digest=manifest.digest ^ digest,
                 )
                 _set_manifest(self.sql, manifest)
                 self.sql.execute("COMMIT")
@@ -352,15 +351,26 @@ class Database:
                 query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
                 yield from map(Row._make, self.sql.execute(query, part))
 
-    def _insert(self, rows: Sequence[Row], fields: Sequence[FieldRows]) -> None:
-        self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
-        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(rows, fields))
+    def _insert(self, rows: Iterable[Row], fields: Iterable[FieldRows]) -> tuple[int, int]:
+        """Returns how many rows there were, and the XOR of their checksums."""
+        docids, digest = [], 0
+
+        def passing() -> Iterator[Row]:
+            nonlocal digest
+            for row in rows:
+                docids.append(row.docid)
+                digest ^= row.checksum
+                yield row
+
+        self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", passing())
+        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(docids, fields))
+        return len(docids), digest
 
     def _remove(self, rows: Sequence[Row]) -> None:
         self.sql.executemany("DELETE FROM docs WHERE docid = ?", ((row.docid,) for row in rows))
         self.sql.executemany(
             "DELETE FROM fields WHERE field = ? AND type = ? AND value = ? AND docid = ?",
-            _with_docids(rows, _field_rows(rows)),
+            _with_docids([row.docid for row in rows], _field_rows(rows)),
         )
 
 
@@ -373,11 +383,11 @@ def _field_rows(rows: Iterable[Row]) -> list[FieldRows]:
     return [filters.field_rows(json.loads(row.metadata)) for row in rows]
 
 
-def _with_docids(rows: Sequence[Row], fields: Sequence[FieldRows]) -> list[tuple[str, str, Any, int]]:
+def _with_docids(docids: Iterable[int], fields: Iterable[FieldRows]) -> list[tuple[str, str, Any, int]]:
     # Sorted, so that inserting walks the primary key once instead of jumping about in it.
     return sorted(
-        (field, type, value, row.docid)
-        for row, entries in zip(rows, fields, strict=True)
+        (field, type, value, docid)
+        for docid, entries in zip(docids, fields, strict=True)
         for field, type, value in entries
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,29 @@ class Document:
     fields: FieldRows  # what filters see of the metadata
 
 
+@dataclass(frozen=True)
+class Documents:
+    """Documents in columns, made one by one when iterated over.
+
+    Objects that stay alive make Python look for cycles, and it then visits every number in the caller's lists of
+    floats. Strings, and tuples of them, do not count.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    metadata: list[str]
+    fields: list[FieldRows]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Document]:
+        return map(Document, self.ids, self.texts, self.metadata, self.fields)
+
+
 def documents(
     texts: Sequence[str], ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None
-) -> list[Document]:
+) -> Documents:
     """Checks what the caller gave, and pairs it up."""
     texts = _strings("texts", texts)
     ids = _random_ids(len(texts)) if ids is None else checked_ids(ids)
@@ -46,7 +66,12 @@ def documents(
     if len(set(ids)) < len(ids):
         twice = [id for id, times in Counter(ids).items() if times > 1]
         raise InvalidInputError(f"ids {few(twice)} are given more than once.")
-    return [_document(id, text, label) for id, text, label in zip(ids, texts, labels, strict=True)]
+    described = Documents(ids, texts, [], [])
+    for id, label in zip(ids, labels, strict=True):
+        json_object, fields = _described(id, label)
+        described.metadata.append(json_object)
+        described.fields.append(fields)
+    return described
 
 
 def _random_ids(count: int) -> list[str]:
@@ -54,16 +79,17 @@ def _random_ids(count: int) -> list[str]:
     return [digits[start : start + 32] for start in range(0, len(digits), 32)]
 
 
-def _document(id: str, text: str, metadata: Any) -> Document:
+def _described(id: str, metadata: Any) -> tuple[str, FieldRows]:
+    """The metadata as JSON, and what filters see of it."""
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"metadata of {id!r} is {metadata!r}; give a dict.")
     if not metadata:
-        return Document(id, text, "{}", ())
+        return "{}", ()
     try:
-        fields = field_rows(metadata)
+        fields = tuple(field_rows(metadata))
     except InvalidInputError as error:
         raise InvalidInputError(f"metadata of {id!r}: {error}") from None
-    return Document(id, text, _ENCODER.encode(dict(metadata)), fields)
+    return _ENCODER.encode(dict(metadata)), fields
 
 
 def _strings(name: str, values: Any) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 from faiss_llm2vec import inputs, lock, models
 from faiss_llm2vec.contents import Change
 from faiss_llm2vec.database import Database, Manifest, Row
-from faiss_llm2vec.inputs import Document
+from faiss_llm2vec.inputs import Documents
 from faiss_llm2vec.kinds import METRICS, kind_of
 from faiss_llm2vec.reader import StoreReader
 from faiss_llm2vec.segments import sync_folder
@@ -285,7 +285,7 @@ class FaissStore(StoreReader):
             self._contents.commit(change)
         return [document.id for document in documents]
 
-    def _replaced(self, documents: list[Document], replacing: bool) -> list[int]:
+    def _replaced(self, documents: Documents, replacing: bool) -> list[int]:
         known = self._contents.database.docids([document.id for document in documents])
         if known and not replacing:
             raise InvalidInputError(
@@ -293,7 +293,7 @@ class FaissStore(StoreReader):
             )
         return list(known.values())
 
-    def _difference(self, documents: list[Document], skip_unchanged: bool) -> _Difference:
+    def _difference(self, documents: Documents, skip_unchanged: bool) -> _Difference:
         given = {document.id: document for document in documents}
         texts = {document.text for document in documents} if skip_unchanged else set()
         settled, relabel, replaced, vanished = set(), [], [], []
