@@ -87,7 +87,8 @@ def load(
             adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
-        dtype: Default float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
+        dtype: On a CPU, one that is given also lays the weights out for the processor (`kernels.prepack`). Default
+            float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
         quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
             (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
@@ -118,7 +119,7 @@ def load(
         device, dtype = device or "cpu", torch.float32
     model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
     model[0].packing = packing
-    if model.device.type == "cpu" or quantize:
+    if quantize or (rest is not None and model.device.type == "cpu"):
         _use_kernels(model.eval(), quantize, rest)
     return model
 

@@ -83,7 +83,7 @@ def test_layers_whose_weights_are_read_stay_ordinary():
 @pytest.mark.parametrize("name", ["decoder", "llm2vec-tiny"])
 def test_bfloat16_is_close_to_float32(name, request):
     folder = str(request.getfixturevalue(name)) if name == "decoder" else name
-    full, half = (st_llm2vec.load(folder, device="cpu", dtype=dtype) for dtype in (None, "bfloat16"))
+    full, half = (st_llm2vec.load(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert half[0].model.dtype == torch.bfloat16
     assert packed(half)
     assert cosine(full.encode(TEXTS), half.encode(TEXTS)) >= 0.999
@@ -193,7 +193,7 @@ def without(monkeypatch, *names):
 
 
 def test_a_processor_without_int8_products_encodes_in_float32_and_says_so(decoder, monkeypatch, caplog):
-    expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
+    expected = st_llm2vec.load(str(decoder), device="cpu", dtype="float32").encode(TEXTS)
     without(monkeypatch, "vnni", "amx_tile")
     model = st_llm2vec.load(str(decoder), quantize="int8")
     np.testing.assert_array_equal(model.encode(TEXTS), expected)
@@ -218,16 +218,16 @@ def test_a_processor_without_bfloat16_says_that_float32_is_faster(decoder, monke
 
 
 def test_without_onednn_nothing_is_packed(decoder, monkeypatch):
-    expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
+    expected = st_llm2vec.load(str(decoder), device="cpu", dtype="float32").encode(TEXTS)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    model = st_llm2vec.load(str(decoder), device="cpu")
+    model = st_llm2vec.load(str(decoder), device="cpu", dtype="float32")
     assert not packed(model)
     np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
 
 
 @pytest.fixture
 def model(decoder):
-    return st_llm2vec.load(str(decoder), device="cpu")
+    return st_llm2vec.load(str(decoder), device="cpu", dtype="float32")
 
 
 @needs["float32"]
