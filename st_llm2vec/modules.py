@@ -115,7 +115,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def packing(self, value: bool) -> None:
         self._packing = bool(value)
         self.unpacked_because = None if value else "packing=False"
-        if not value:
+        if is_packing(self.model):
             disable_packing(self.model)
 
     def _packs(self, features: dict[str, Any]) -> bool:
@@ -138,6 +138,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
 
     @attention.setter
     def attention(self, value: str) -> None:
+        self.packing = self._packing  # proven for one direction: once more for the other
         if value == "bidirectional":
             self.audit = enable_bidirectional_attention(self.model)
         elif value == "causal":

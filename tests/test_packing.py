@@ -188,6 +188,18 @@ def test_every_form_of_the_result(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.
         assert np.allclose(a, b, atol=1e-5)
 
 
+def test_the_other_direction_is_proven_again(tmp_path: Path) -> None:
+    """llama4 packs where it sees everything, and not in causal chunks."""
+    source = str(save_decoder(tmp_path / "llama4", "llama4_text"))
+    one = st_llm2vec.load(source, device="cpu")
+    one.encode(TEXTS)
+    assert one[0].unpacked_because == ""
+    one[0].attention = "causal"
+    expected = st_llm2vec.load(source, device="cpu", packing=False, attention="causal").encode(TEXTS)
+    assert np.allclose(one.encode(TEXTS), expected, atol=1e-5)
+    assert one[0].unpacked_because
+
+
 def test_two_threads(model: st_llm2vec.LLM2Vec) -> None:
     inputs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
     expected = [model.encode(texts) for texts in inputs]
