@@ -6,20 +6,19 @@ A reader keeps the contents it opened. A writer's `commit` publishes a change on
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import filters, inputs
-from faiss_llm2vec.database import Database, Manifest, Row
+from faiss_llm2vec import inputs
+from faiss_llm2vec.database import Database, Manifest
 from faiss_llm2vec.filters import Ids
-from faiss_llm2vec.inputs import Document, Documents
 from faiss_llm2vec.kinds import INDEX_FROM, Vectors
+from faiss_llm2vec.records import Document, Documents
 from faiss_llm2vec.segments import Entry, Segment, damage
 from st_llm2vec.errors import StoreCorruptedError, StoreError
 
@@ -35,15 +34,15 @@ class Change:
         remove: ids of documents to delete.
         documents, vectors: documents to insert, and their vectors (len(documents), dimension).
         model_dimension: dimension of those vectors before the store cut them.
-        relabel: documents to replace under their id, keeping their vectors.
+        relabel: documents to put in place of those with these ids, keeping their vectors.
         merge: segments to replace by a new one.
     """
 
     remove: Sequence[int] = ()
-    documents: Documents | Sequence[Document] = ()
+    documents: Documents = field(default_factory=lambda: Documents.of([]))
     vectors: Vectors | None = None
     model_dimension: int | None = None
-    relabel: Sequence[Row] = ()
+    relabel: Mapping[int, Document] = field(default_factory=dict)
     merge: Sequence[Segment] = ()
 
 
@@ -221,46 +220,54 @@ class Contents:
         kept, dropped, parts = self._sorted_out(change)
         if vectors is not None:
             parts.append((new, vectors))
-        entry: Entry | None = None
-        if parts:
-            ids, rows = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-            try:
-                entry = Segment.write(
-                    self.folder, manifest.next_segment, ids, rows, kind=manifest.kind, metric=manifest.metric
-                )
-            except OSError as error:
-                raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
-        inserted = (
-            Row.of(docid, document.id, document.text, document.metadata)
-            for docid, document in zip(new.tolist(), change.documents, strict=True)
-        )
-        self.stale = True
-        committed = self.database.commit(
-            replace(
+        added: list[Segment] = []
+
+        def finished() -> Manifest:
+            added.extend(writing.result())
+            return replace(
                 manifest,
                 dimension=manifest.dimension if vectors is None else vectors.shape[1],
                 model_dimension=change.model_dimension or manifest.model_dimension,
                 next_id=manifest.next_id + len(change.documents),
-                next_segment=manifest.next_segment + (entry is not None),
-                segments=[segment.entry for segment, _ in kept] + ([entry] if entry else []),
-            ),
-            remove=[*change.remove, *(row.docid for row in change.relabel)],
-            insert=chain(change.relabel, inserted),
-            fields=[
-                *(filters.field_rows(json.loads(row.metadata)) for row in change.relabel),
-                *(document.fields for document in change.documents),
-            ],
-        )
+                next_segment=manifest.next_segment + len(added),
+                segments=[*(segment.entry for segment, _ in kept), *(segment.entry for segment in added)],
+            )
+
+        self.stale = True
+        with ThreadPoolExecutor(1) as thread:  # the disk takes the vectors while SQLite takes the texts
+            writing = thread.submit(self._written, parts)
+            documents = change.documents
+            if change.relabel:
+                documents = Documents.of([*change.relabel.values(), *documents])
+            committed = self.database.commit(
+                finished,
+                remove=[*change.remove, *change.relabel],
+                docids=[*change.relabel, *new.tolist()],
+                insert=documents,
+            )
         # Durable from here on.
-        opened = Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=False) if entry else None
         for segment, stays in kept:
             segment.alive = stays
-        self.segments = [segment for segment, _ in kept] + ([opened] if opened else [])
+        self.segments = [*(segment for segment, _ in kept), *added]
         self.manifest = committed
         self.stale = False
         for file in (file for entry in dropped for file in entry.files):
             with contextlib.suppress(OSError):  # Windows keeps files that a reader maps; the next writer sweeps them
                 (self.folder / file.name).unlink(missing_ok=True)
+
+    def _written(self, parts: list[tuple[Ids, Vectors]]) -> list[Segment]:
+        """The new segment, on the disk and open, if there is anything to put into one."""
+        if not parts:
+            return []
+        manifest = self.manifest
+        ids, rows = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        try:
+            entry = Segment.write(
+                self.folder, manifest.next_segment, ids, rows, kind=manifest.kind, metric=manifest.metric
+            )
+        except OSError as error:
+            raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
+        return [Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=False)]
 
     def _sorted_out(self, change: Change) -> tuple[list[Any], list[Entry], list[tuple[Ids, Vectors]]]:
         """Which segments stay, with what is then alive in each; which go; and what of those goes into the new one."""

@@ -30,6 +30,7 @@ import numpy as np
 
 from faiss_llm2vec import filters
 from faiss_llm2vec.filters import FieldRows, Ids
+from faiss_llm2vec.records import Documents
 from faiss_llm2vec.segments import Entry, File
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
 
@@ -88,28 +89,29 @@ class Row(NamedTuple):
     metadata: str  # JSON object
     checksum: int
 
-    @classmethod
-    def of(cls, docid: int, id: str, text: str, metadata: str) -> Row:
-        return cls(docid, id, text, metadata, _row_checksum(docid, id, text, metadata))
-
     @property
     def sound(self) -> bool:
-        return self.checksum == _row_checksum(*self[:4])
+        try:
+            return self.checksum == _integer(_row_digest(*self[:4]))
+        except TypeError:  # damage made a column NULL or a number
+            return False
 
 
-def _row_checksum(docid: int, id: str, text: str, metadata: str) -> int:
-    return _hash(f"{docid} {len(id)} {len(text)} {id}{text}{metadata}")
+def _row_digest(docid: int, id: str, text: str, metadata: str) -> bytes:
+    content = f"{docid} {len(id)} {len(text)} {id}{text}{metadata}"
+    return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
 
 def checksum(*values: object) -> int:
     """64 bits over `values`: with the lengths in front, no two lists of values are the same text."""
     parts = [value if isinstance(value, str) else repr(value) for value in values]
-    return _hash(f"{[*map(len, parts)]}{''.join(parts)}")
+    content = f"{[*map(len, parts)]}{''.join(parts)}"
+    return _integer(hashlib.blake2b(content.encode(), digest_size=8).digest())
 
 
-def _hash(text: str) -> int:
+def _integer(digest: bytes) -> int:
     """64 bits of BLAKE2b, as SQLite's signed integer."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(digest, "little", signed=True)
 
 
 class Database:
@@ -124,6 +126,7 @@ class Database:
         """Writes a new database file, complete and on the disk on return."""
         with _named(path):
             sql = _connect(str(path))
+            sql.execute("PRAGMA page_size = 16384")  # texts are longer than rows of numbers
             sql.execute("PRAGMA journal_mode = WAL")
             sql.execute("PRAGMA synchronous = FULL")
             sql.executescript(f"BEGIN; {_SCHEMA}")
@@ -172,7 +175,13 @@ class Database:
         _set_manifest(sql, manifest)
         database = cls(path, sql)
         kept = list(rows)
-        database._insert(kept, _field_rows(kept))
+        documents = Documents(
+            ids=[row.id for row in kept],
+            texts=[row.text for row in kept],
+            metadata=[row.metadata for row in kept],
+            fields=_field_rows(kept),
+        )
+        database._insert([row.docid for row in kept], documents)
         return database
 
     def manifest(self) -> Manifest:
@@ -198,37 +207,38 @@ class Database:
             self.sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
 
     def commit(
-        self, manifest: Manifest, *, remove: Sequence[int], insert: Iterable[Row], fields: Iterable[FieldRows]
+        self, manifest: Callable[[], Manifest], *, remove: Sequence[int], docids: Sequence[int], insert: Documents
     ) -> Manifest:
         """Publishes a change, all or nothing, durable on return.
 
         Args:
-            manifest: what shall hold, but for `generation`, `count` and `digest`, which are worked out here.
+            manifest: returns what shall hold, but for `generation`, `count` and `digest`, which are worked out here.
+                Called last: what it names has to be on the disk when it returns.
             remove: ids of documents to delete.
-            insert: documents to insert; they may reuse ids in `remove`.
-            fields: what `filters.field_rows` says about each document to insert.
+            docids, insert: documents to insert, and their ids; they may reuse ids in `remove`.
         """
         with _named(self.path):
             self.sql.execute("BEGIN IMMEDIATE")
             try:
                 removed = self.rows(remove)
                 self._remove(removed)
-                inserted, digest = self._insert(insert, fields)
+                digest = self._insert(docids, insert)
                 for row in removed:
                     digest ^= row.checksum
-                manifest = replace(
-                    manifest,
-                    generation=manifest.generation + 1,
-                    count=manifest.count - len(removed) + inserted,
-                    digest=manifest.digest ^ digest,
+                wanted = manifest()
+                committed = replace(
+                    wanted,
+                    generation=wanted.generation + 1,
+                    count=wanted.count - len(removed) + len(insert),
+                    digest=wanted.digest ^ digest,
                 )
-                _set_manifest(self.sql, manifest)
+                _set_manifest(self.sql, committed)
                 self.sql.execute("COMMIT")
             except BaseException:
                 if self.sql.in_transaction:
                     self.sql.execute("ROLLBACK")
                 raise
-        return manifest
+        return committed
 
     def rows(self, docids: Sequence[int]) -> list[Row]:
         """The documents with these ids, in their order.
@@ -319,20 +329,14 @@ class Database:
 
     def salvage(self) -> Iterator[Row]:
         """All documents that can still be read and are what was written; reads around damaged pages."""
-        seen: set[int] = set()
+        found: set[int] = set()
         for order in ("ASC", "DESC"):
-            try:
+            with suppress(sqlite3.DatabaseError):  # a damaged page: go on from the other end, up to it
                 for values in self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid {order}"):  # noqa: S608
                     row = Row._make(values)
-                    if row.docid in seen:
-                        break
-                    seen.add(row.docid)
-                    if row.sound:
+                    if row.docid not in found and row.sound:
+                        found.add(row.docid)
                         yield row
-            except sqlite3.DatabaseError:
-                continue  # a damaged page: go on from the other end, up to it
-            else:
-                return
 
     def vacuum(self) -> None:
         """Gives the space of deleted documents back, if the disk has room for a copy meanwhile."""
@@ -351,20 +355,14 @@ class Database:
                 query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
                 yield from map(Row._make, self.sql.execute(query, part))
 
-    def _insert(self, rows: Iterable[Row], fields: Iterable[FieldRows]) -> tuple[int, int]:
-        """Returns how many rows there were, and the XOR of their checksums."""
-        docids, digest = [], 0
-
-        def passing() -> Iterator[Row]:
-            nonlocal digest
-            for row in rows:
-                docids.append(row.docid)
-                digest ^= row.checksum
-                yield row
-
-        self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", passing())
-        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(docids, fields))
-        return len(docids), digest
+    def _insert(self, docids: Sequence[int], documents: Documents) -> int:
+        """Returns the XOR of the checksums."""
+        columns = docids, documents.ids, documents.texts, documents.metadata
+        checksums = np.frombuffer(b"".join(map(_row_digest, *columns)), dtype="<i8")
+        rows = zip(*columns, checksums.tolist(), strict=True)
+        self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
+        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(docids, documents.fields))
+        return int(np.bitwise_xor.reduce(checksums))
 
     def _remove(self, rows: Sequence[Row]) -> None:
         self.sql.executemany("DELETE FROM docs WHERE docid = ?", ((row.docid,) for row in rows))

@@ -6,8 +6,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,39 +14,12 @@ import numpy as np
 from faiss_llm2vec.database import Manifest
 from faiss_llm2vec.filters import FieldRows, field_rows
 from faiss_llm2vec.kinds import Vectors
+from faiss_llm2vec.records import Documents
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one per document
-
-
-@dataclass(slots=True)  # frozen, it would take three times as long to make
-class Document:
-    """A document on its way in."""
-
-    id: str
-    text: str
-    metadata: str  # JSON
-    fields: FieldRows  # what filters see of the metadata
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Documents in columns, made one by one when iterated over.
-
-    Objects that stay alive make Python look for cycles, and it then visits every number in the caller's lists of
-    floats. Strings, and tuples of them, do not count.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    metadata: list[str]
-    fields: list[FieldRows]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[Document]:
-        return map(Document, self.ids, self.texts, self.metadata, self.fields)
+# No string in JSON has a bare line break, and metadata is flat: this stands between the objects of a list only.
+_BETWEEN = "},\n{"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",\n", ": "))
 
 
 def documents(
@@ -66,12 +38,8 @@ def documents(
     if len(set(ids)) < len(ids):
         twice = [id for id, times in Counter(ids).items() if times > 1]
         raise InvalidInputError(f"ids {few(twice)} are given more than once.")
-    described = Documents(ids, texts, [], [])
-    for id, label in zip(ids, labels, strict=True):
-        json_object, fields = _described(id, label)
-        described.metadata.append(json_object)
-        described.fields.append(fields)
-    return described
+    fields = list(map(_fields, ids, labels))
+    return Documents(ids, texts, _json_objects(labels), fields)
 
 
 def _random_ids(count: int) -> list[str]:
@@ -79,17 +47,22 @@ def _random_ids(count: int) -> list[str]:
     return [digits[start : start + 32] for start in range(0, len(digits), 32)]
 
 
-def _described(id: str, metadata: Any) -> tuple[str, FieldRows]:
-    """The metadata as JSON, and what filters see of it."""
+def _fields(id: str, metadata: Any) -> FieldRows:
+    """What filters see of the metadata."""
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"metadata of {id!r} is {metadata!r}; give a dict.")
-    if not metadata:
-        return "{}", ()
     try:
-        fields = tuple(field_rows(metadata))
+        return tuple(field_rows(metadata))
     except InvalidInputError as error:
         raise InvalidInputError(f"metadata of {id!r}: {error}") from None
-    return _ENCODER.encode(dict(metadata)), fields
+
+
+def _json_objects(labels: list[Mapping[str, Any]]) -> list[str]:
+    """Each as JSON, encoded in one go: three times as fast as one by one."""
+    if not labels:
+        return []
+    objects = _ENCODER.encode([dict(label) for label in labels])[2:-2].split(_BETWEEN)
+    return [f"{{{content}}}" for content in objects]
 
 
 def _strings(name: str, values: Any) -> list[str]:

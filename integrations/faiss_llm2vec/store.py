@@ -22,10 +22,10 @@ import numpy as np
 
 from faiss_llm2vec import inputs, lock, models
 from faiss_llm2vec.contents import Change
-from faiss_llm2vec.database import Database, Manifest, Row
-from faiss_llm2vec.inputs import Documents
+from faiss_llm2vec.database import Database, Manifest
 from faiss_llm2vec.kinds import METRICS, kind_of
 from faiss_llm2vec.reader import StoreReader
+from faiss_llm2vec.records import Document, Documents
 from faiss_llm2vec.segments import sync_folder
 from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError
 from st_llm2vec.types import Encoder
@@ -272,21 +272,22 @@ class FaissStore(StoreReader):
         documents = inputs.documents(texts, ids, metadata)
         if not documents:
             return []
+        given = [] if ids is None else documents.ids  # random ones are new
         if vectors is None:
             # Before encoding, which may take hours: the lock, and ids that exist.
             with self._mutex:
                 self._begin_writing()
-                self._replaced(documents, replacing)
-            vectors = self._encoded([document.text for document in documents], show_progress)
+                self._replaced(given, replacing)
+            vectors = self._encoded(documents.texts, show_progress)
         with self._mutex:
             self._begin_writing()
-            change = Change(remove=self._replaced(documents, replacing), documents=documents)
+            change = Change(remove=self._replaced(given, replacing), documents=documents)
             self._set_vectors(change, vectors)
             self._contents.commit(change)
-        return [document.id for document in documents]
+        return documents.ids
 
-    def _replaced(self, documents: Documents, replacing: bool) -> list[int]:
-        known = self._contents.database.docids([document.id for document in documents])
+    def _replaced(self, ids: list[str], replacing: bool) -> list[int]:
+        known = self._contents.database.docids(ids)
         if known and not replacing:
             raise InvalidInputError(
                 f"ids {inputs.few(known)} exist already; nothing was added. Replace documents with store.upsert(...)."
@@ -296,7 +297,8 @@ class FaissStore(StoreReader):
     def _difference(self, documents: Documents, skip_unchanged: bool) -> _Difference:
         given = {document.id: document for document in documents}
         texts = {document.text for document in documents} if skip_unchanged else set()
-        settled, relabel, replaced, vanished = set(), [], [], []
+        settled, replaced, vanished = set(), [], []
+        relabel: dict[int, Document] = {}
         vectors: dict[str, int] = {}
         for row in self._contents.database.everything():
             if not row.sound:
@@ -311,8 +313,8 @@ class FaissStore(StoreReader):
             else:
                 settled.add(row.id)
                 if row.metadata != document.metadata:
-                    relabel.append(Row.of(row.docid, row.id, row.text, document.metadata))
-        put = [document for document in documents if document.id not in settled]
+                    relabel[row.docid] = document
+        put = Documents.of(document for document in documents if document.id not in settled)
         return _Difference(
             Change(remove=[*vanished, *replaced], documents=put, relabel=relabel),
             vectors=vectors,

@@ -88,7 +88,7 @@ def kind(value):
 @example(documents=[{"a": 1}, {"a": True}, {"a": 1.0}, {"a": None}, {}], where={"a": {"$ne": 1}})
 @example(documents=[{"a": []}, {}], where={"a": {"$exists": True}})
 def test_any_filter_equals_python(tmp_path_factory, documents, where):
-    rows = [Row.of(7 * i, str(i), "", json.dumps(labels)) for i, labels in enumerate(documents)]
+    rows = [Row(7 * i, str(i), "", json.dumps(labels), checksum=0) for i, labels in enumerate(documents)]
     database = Database.in_memory(tmp_path_factory.getbasetemp(), Manifest("flat", "cosine"), rows)
     expected = [7 * i for i, labels in enumerate(documents) if holds(labels, where)]
     try:
