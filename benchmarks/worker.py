@@ -244,7 +244,9 @@ class LlamaCpp:
                 self._open(sequences)
             self.encode(texts)
 
-        self._open(_fastest((1, 4, 16, 64), texts, run, opens=True))
+        longest = max(len(encoding.ids) for encoding in self.tokenizer.encode_batch(texts))
+        fitting = tuple(size for size in (1, 4, 16) if size * longest <= MAX_LENGTH) or (1,)  # into the cache, whole
+        self._open(_fastest(fitting, texts, run, opens=True) if len(fitting) > 1 else 1)
         built = "AVX512" if "AVX512 = 1" in self.api.get_system_info() else "AVX2 only"
         return f"{self.sequences} at once, built for {built}"
 
