@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from workloads import ROOT, SHAPES, WORKLOADS, count_tokens, make_model, make_te
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "worker.py"
 BASELINE = "stock float32"
+PATIENCE = 600  # seconds for an answer; who takes longer is left out
 SAME = 0.99  # the smallest cosine to the baseline of vectors that are worth a comparison
 
 # Variant -> the environment that it runs in; None is this one.
@@ -141,6 +143,9 @@ class Worker:
 
     def _reply(self) -> dict[str, Any]:
         assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.process.kill()
+            raise RuntimeError(f"no answer in {PATIENCE} seconds")
         if not (line := self.process.stdout.readline()):
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else "the process ended")
