@@ -7,6 +7,13 @@
 
 Each variant runs in a process of its own (worker.py), all are warm, and one at a time works: round by round, in another
 order each time. Figures are medians over the rounds; a ratio is the median of the ratios within each round.
+
+What makes it fair: everyone gets the same weights and texts, tokenizes them within its time (the limit does not), runs
+the same token ids, the closing special token included, and pools the mean of all of them. Everyone uses the same number
+of threads (OMP_NUM_THREADS, or all cores). Batch sizes are tuned per workload on the texts themselves, and llama.cpp's
+number of sequences at once is; this project and the limit have nothing to tune. Who gives other vectors than stock
+float32 (smallest cosine below 0.99) is not compared. Peers come as wheels: llama.cpp's is built for AVX2 only, which
+its row says; built from source for the machine it would be faster.
 """
 
 from __future__ import annotations
@@ -15,19 +22,22 @@ import argparse
 import json
 import os
 import random
+import select
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import ROOT, SHAPES, WORKLOADS, make_model, make_texts
+from workloads import ROOT, SHAPES, WORKLOADS, count_tokens, make_model, make_texts
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "worker.py"
 BASELINE = "stock float32"
+PATIENCE = 600  # seconds for an answer; who takes longer is left out
+SAME = 0.99  # the smallest cosine to the baseline of vectors that are worth a comparison
 
 # Variant -> the environment that it runs in; None is this one.
 VARIANTS: dict[str, str | None] = {
@@ -49,14 +59,40 @@ VARIANTS: dict[str, str | None] = {
 }
 CPU_ONLY = ("int8", "onnxruntime", "openvino", "llama.cpp")
 CUDA_ONLY = ("flash",)
-# Environment -> what is installed, command by command; torch first and pinned (see the Makefile).
+# (a, b, workload -> the least that b's time must be of a's); every workload has a floor against stock of the same type.
+EVERY = dict.fromkeys(WORKLOADS, 0.95)
+COMPARISONS: list[tuple[str, str, dict[str, float]]] = [
+    ("ours float32", "stock float32", {**EVERY, "short": 1.6, "passages": 1.3}),
+    ("ours float32", "limit float32", {"short": 0.85, "passages": 0.85}),
+    ("ours float32", "ours float32 causal", {}),
+    ("ours bfloat16", "stock bfloat16", {**EVERY, "short": 1.6, "passages": 1.35}),
+    ("ours bfloat16", "stock float32", {"short": 3.0}),
+    ("ours bfloat16", "original bfloat16", {"short": 1.4}),
+    ("ours bfloat16", "openvino bfloat16", {"short": 1.25}),
+    ("ours bfloat16", "llama.cpp bfloat16", {}),
+    ("ours bfloat16", "limit bfloat16", {}),
+    ("ours int8", "stock float32", {"short": 4.2}),
+    ("ours int8", "onnxruntime int8", {"short": 1.15}),
+    ("ours int8", "openvino int8", {}),
+    ("ours int8", "limit int8", {}),
+]
+# Environment -> what is installed, command by command; torch first and pinned (see the Makefile). Wheels only, but for
+# llm2vec, which is pure Python: a build from source could take longer than the measurement.
+WHEELS = ["--only-binary", ":all:"]
 ENVIRONMENTS = {
     # Without its training dependencies; it asks for transformers <= 4.44.2.
-    "original": [["torch=={torch}"], ["transformers==4.44.2", "peft==0.13.2"], ["--no-deps", "llm2vec"]],
+    "original": [
+        [*WHEELS, "torch=={torch}"],
+        [*WHEELS, "transformers==4.44.2", "peft==0.13.2"],
+        ["--no-deps", "llm2vec==0.2.3"],
+    ],
     "peers": [
-        ["torch=={torch}"],
-        ["transformers=={transformers}", "onnx", "onnxruntime", "openvino", "nncf", "gguf"],
-        ["llama-cpp-python"],
+        [*WHEELS, "torch=={torch}"],
+        [*WHEELS, "transformers=={transformers}"],
+        [*WHEELS, "onnx", "onnxruntime"],
+        [*WHEELS, "openvino"],
+        [*WHEELS, "nncf"],
+        [*WHEELS, "gguf", "xllamacpp"],
     ],
 }
 
@@ -73,7 +109,7 @@ def environment(name: str, folder: Path) -> Path:
                 wanted = [package.format(**pins) for package in packages]
                 command = [python, "-m", "pip", "install", "--quiet", *wanted]
                 if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
-                    print(f"  {', '.join(wanted)} did not install: {folder / name}.log")
+                    print(f"  pip install {' '.join(wanted)} failed: {folder / name}.log", flush=True)
         (folder / name / ".ready").touch()
     return python
 
@@ -97,7 +133,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
             )
-        self._reply()
+        self.packages: list[str] = self._reply()["packages"]
 
     def ask(self, **command: Any) -> dict[str, Any]:
         assert self.process.stdin
@@ -107,6 +143,9 @@ class Worker:
 
     def _reply(self) -> dict[str, Any]:
         assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            self.process.kill()
+            raise RuntimeError(f"no answer in {PATIENCE} seconds")
         if not (line := self.process.stdout.readline()):
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else "the process ended")
@@ -114,40 +153,63 @@ class Worker:
         return reply
 
     def stop(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
+        self.process.kill()  # nothing is left to write, and freeing a model's memory piece by piece takes time
         self.process.wait()
 
 
-def measure(workers: list[Worker], workload: str, texts: list[str], rounds: int, out: Path) -> Iterator[dict[str, Any]]:
-    """A row of figures for each worker that lasts."""
-    from transformers import AutoTokenizer
+class Progress:
+    """How long it takes still, by the share of the tokens that are done; tuning counts as TUNING rounds."""
 
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "st_llm2vec" / "tiny")
-    tokens = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    TUNING = 8
+
+    def __init__(self, tokens: dict[str, int], rounds: int) -> None:
+        self.tokens, self.rounds, self.start = tokens, rounds, time.monotonic()
+        self.done, self.whole = 0, sum(tokens.values()) * (self.TUNING + rounds)
+
+    def tell(self, workload: str, rounds: int, what: str) -> None:
+        self.done += self.tokens[workload] * rounds
+        minutes = (time.monotonic() - self.start) / 60
+        left = minutes * (self.whole - self.done) / self.done
+        print(f"  {what}; {minutes:.0f} min so far, about {left:.0f} min left", flush=True)
+
+
+def measure(
+    workers: list[Worker], workload: str, texts: list[str], rounds: int, out: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """A row of figures for each worker that lasts."""
+    tokens = progress.tokens[workload]
     file = out / f"{workload}.json"
     file.write_text(json.dumps(texts), encoding="utf-8")
     how = "each" if workload == "query" else "all"
     alive, told, seconds, peaks = [], {}, {}, {}
     for worker in workers:
         try:
-            told[worker.name] = worker.ask(do="warm" if how == "each" else "tune", texts=file)["told"]
-            worker.ask(do=how, texts=file, vectors=out / f"{worker.name}.npy")
+            told[worker.name] = worker.ask(do=how, texts=file, vectors=out / f"{worker.name}.npy")["told"]
             alive.append(worker)
         except (RuntimeError, BrokenPipeError) as error:  # noqa: PERF203
-            print(f"  {worker.name} is left out: {str(error)[:200]}")
+            print(f"  {worker.name} is left out: {str(error)[:200]}", flush=True)
+    progress.tell(workload, progress.TUNING, f"{workload}: batch sizes chosen")
     for turn in range(rounds):
         for worker in random.Random(turn).sample(alive, len(alive)):
-            reply = worker.ask(do=how, texts=file)
+            try:
+                reply = worker.ask(do=how, texts=file)
+            except (RuntimeError, BrokenPipeError) as error:
+                print(f"  {worker.name} is left out: {str(error)[:200]}", flush=True)
+                alive.remove(worker)
+                seconds.pop(worker.name, None)
+                continue
             seconds.setdefault(worker.name, []).append(reply["seconds"])
             peaks[worker.name] = reply["peak_mib"]
-    whole = {name: np.array([sum(times) for times in turns]) for name, turns in seconds.items()}
+        progress.tell(workload, 1, f"{workload}: round {turn + 1} of {rounds}")
+    rows = []
     reference = out / f"{BASELINE}.npy"
-    for worker in alive:
-        name, times = worker.name, whole[worker.name]
-        each = np.concatenate(seconds[name]) * 1000
-        kind = name.split()[-1] if name.split()[-1] != "causal" else "float32"
+    for name, turns in seconds.items():
+        times = np.array([sum(turn) for turn in turns])
+        each = np.concatenate(turns) * 1000
         quartiles = np.percentile(times, [25, 75])
+        is_model = not name.startswith("limit") and "causal" not in name
+        cosine = _cosine(out / f"{name}.npy", reference) if is_model and BASELINE in seconds else None
+        valid = cosine is None or cosine >= SAME
         row = {
             "variant": name,
             "tokens_per_second": tokens / np.median(times),
@@ -155,29 +217,75 @@ def measure(workers: list[Worker], workload: str, texts: list[str], rounds: int,
             "texts_per_second": len(texts) / np.median(times),
             "p50_ms": float(np.percentile(each, 50)) if how == "each" else None,
             "p95_ms": float(np.percentile(each, 95)) if how == "each" else None,
+            "cosine": cosine,
             "peak_mib": peaks[name],
             "times": times.tolist(),
-            "told": told[name],
+            "valid": valid,
+            "told": told[name] if valid else f"WRONG VECTORS {told[name]}",  # its speed proves nothing
         }
+        rows.append(row)
+    for row in rows:
+        kind = next(kind for kind in ("float32", "bfloat16", "int8") if kind in row["variant"])
         for key, other in (("against_stock", BASELINE), ("of_limit", f"limit {kind}")):
-            row[key] = float(np.median(whole[other] / times)) if other in whole else None
-        is_model = not name.startswith("limit") and "causal" not in name
-        row["cosine"] = _cosine(out / f"{name}.npy", reference) if is_model and BASELINE in whole else None
-        if row["cosine"] is not None and row["cosine"] < 0.99:
-            row["told"] = f"WRONG VECTORS {row['told']}"  # a fault of the export: its speed proves nothing
-        yield row
-    pairs = [
-        ("ours float32 causal", "ours float32"),
-        ("ours bfloat16", "stock bfloat16"),
-        ("ours int8", "ours float32"),
-    ]
-    pairs += [("ours bfloat16", n) for n in whole if n.startswith(("original", "openvino b", "llama"))]
-    pairs += [("ours int8", n) for n in whole if n.startswith(("onnx", "openvino i"))]
-    for a, b in pairs:
-        if a in whole and b in whole:
-            ratios = whole[b] / whole[a]
-            low, middle, high = np.percentile(ratios, [25, 50, 75])
-            print(f"  {a} against {b}: {middle:.2f}x (quartiles {low:.2f} to {high:.2f})")
+            quartiles = ratio(rows, row["variant"], other)
+            row[key] = quartiles[1] if quartiles else None
+    return rows
+
+
+def ratio(rows: list[dict[str, Any]], name: str, other: str) -> list[float] | None:
+    """Quartiles of the other's time by this one's, round by round; None unless both were measured and are valid."""
+    times = {row["variant"]: np.array(row["times"]) for row in rows if row["valid"]}
+    if name not in times or other not in times:
+        return None
+    quartiles: list[float] = np.percentile(times[other] / times[name], [25, 50, 75]).tolist()
+    return quartiles
+
+
+def goals(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: floor beside measured, for each goal of which both sides were measured; `results` by workload."""
+    lines = ["| goal | workload | floor | measured | quartiles | |", "| --- | --- | ---: | ---: | --- | --- |"]
+
+    def add(goal: str, workload: str, floor: str, measured: str, met: bool, quartiles: str = "") -> None:
+        lines.append(f"| {goal} | {workload} | {floor} | {measured} | {quartiles} | {'met' if met else 'missed'} |")
+
+    for name, other, floors in COMPARISONS:
+        for workload, rows in results.items():
+            if workload in floors and (found := ratio(rows, name, other)):
+                low, middle, high = found
+                floor, spread = floors[workload], f"{low:.2f} to {high:.2f}"
+                add(f"{name} against {other}", workload, f"{floor:.2f}x", f"{middle:.2f}x", middle >= floor, spread)
+    for workload, rows in results.items():
+        by_name = {row["variant"]: row for row in rows}
+        if found := ratio(rows, "ours float32", "ours float32 causal"):
+            spread = max(by_name["ours float32"]["spread"], by_name["ours float32 causal"]["spread"])
+            low, middle, high = (1 / share for share in reversed(found))
+            goal, quartiles = "bidirectional against causal, time", f"{low:.2f} to {high:.2f}"
+            add(goal, workload, f"within the spread, {spread:.0%}", f"{middle:.2f}", middle <= 1 + spread, quartiles)
+        if {"ours float32", BASELINE} <= set(by_name):
+            share = by_name["ours float32"]["peak_mib"] / by_name[BASELINE]["peak_mib"]
+            add("float32, peak memory against stock's", workload, "1.05x", f"{share:.2f}x", share <= 1.05)
+    cosines = [row["cosine"] for rows in results.values() for row in rows if row["variant"] == "ours int8"]
+    if cosines := [cosine for cosine in cosines if cosine is not None]:
+        add("ours int8, smallest cosine", "all", "0.998", f"{min(cosines):.5f}", min(cosines) >= 0.998)
+    ours = [name for name in VARIANTS if name.startswith("ours") and "causal" not in name]
+    queries = {name: found for name in ours if (found := ratio(results.get("query", []), name, BASELINE))}
+    if queries:
+        best = max(queries, key=lambda name: queries[name][1])
+        low, middle, high = (1 / share for share in reversed(queries[best]))
+        goal = f"one query, time of stock float32's ({best})"
+        add(goal, "query", "0.40", f"{middle:.2f}", middle <= 0.40, f"{low:.2f} to {high:.2f}")
+    return "\n".join(lines)
+
+
+def comparisons(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: how many times as fast as another, for each workload."""
+    lines = [f"| times as fast | {' | '.join(results)} |", f"| --- |{' ---: |' * len(results)}"]
+    for name, other, _ in COMPARISONS:
+        found = [ratio(rows, name, other) for rows in results.values()]
+        if any(found):
+            cells = [f"{f[1]:.2f} ({f[0]:.2f} to {f[2]:.2f})" if f else "" for f in found]
+            lines.append(f"| {name} against {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _cosine(a: Path, b: Path) -> float:
@@ -262,7 +370,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=["135m"], choices=SHAPES)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--variant", nargs="+", default=[""], help="Only variants whose names begin so")
-    parser.add_argument("--tokens", type=int, default=4000, help="Of a workload")
+    parser.add_argument("--tokens", type=int, default=3000, help="Of a workload")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
@@ -275,8 +383,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     unfit = CUDA_ONLY if args.device == "cpu" else CPU_ONLY
     names = [n for n in VARIANTS if n.startswith(tuple(args.variant)) and not any(word in n for word in unfit)]
-    print(machine())
-    results: dict[str, list[dict[str, Any]]] = {}
+    report = [machine()]
+    print(report[0], flush=True)
+    texts = {w: make_texts(w, 12 * 12 if w == "query" else args.tokens, args.data) for w in args.workload}
+    tokens = {workload: count_tokens(those) for workload, those in texts.items()}
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for shape in args.shape:
         folder = make_model(args.out / "models" / shape, shape)
         workers = []
@@ -287,19 +398,31 @@ def main() -> None:
                 )
             except (RuntimeError, BrokenPipeError) as error:  # noqa: PERF203
                 print(f"  {name} is left out: {str(error)[:200]}", flush=True)
+        packages = ", ".join(dict.fromkeys(package for worker in workers for package in worker.packages))
+        report += [f"Peers: {packages}"] if packages and len(report) == 1 else []
+        progress = Progress(tokens, args.rounds)
+        results[shape] = {}
         for workload in args.workload:
-            tokens = 12 * 12 if workload == "query" else args.tokens
-            title = f"{shape}, {WORKLOADS[workload]}"
-            print(f"\n## {title}\n", flush=True)
-            rows = list(measure(workers, workload, make_texts(workload, tokens, args.data), args.rounds, args.out))
-            results[title] = rows
+            title = f"## {shape}, {WORKLOADS[workload]}"
+            print(f"\n{title}\n", flush=True)
+            rows = measure(workers, workload, texts[workload], args.rounds, args.out, progress)
+            results[shape][workload] = rows
+            report += [title, table(rows)]
             print("\n" + table(rows), flush=True)
+            (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        ends = [
+            f"## {shape}, against the goals",
+            goals(results[shape]),
+            f"## {shape}, ratios",
+            comparisons(results[shape]),
+        ]
+        print("\n" + "\n\n".join(ends), flush=True)
+        report += ends
         for worker in workers:
             worker.stop()
-    text = "\n\n".join([f"{machine()}", *(f"## {title}\n\n{table(rows)}" for title, rows in results.items())])
-    (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    plot(results, args.out / "plot.png")
+    (args.out / "table.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    titled = {f"{shape}, {WORKLOADS[w]}": rows for shape, those in results.items() for w, rows in those.items()}
+    plot(titled, args.out / "plot.png")
     print(f"Tables: {args.out / 'table.md'}")
 
 

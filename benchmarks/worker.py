@@ -2,7 +2,9 @@
 
     python benchmarks/worker.py VARIANT MODEL_FOLDER DEVICE [--prepare]
 
-Runs in the variant's own environment, so nothing is imported here that another environment might not have.
+Runs in the variant's own environment, so nothing is imported here that another environment might not have. Whoever
+takes texts tokenizes them within the time that is taken; all see the same token ids, the closing special token
+included, and pool the mean of all of them. How many texts run at once is tuned for everyone who has to be told.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import os
 import resource
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MAX_LENGTH = 2048
-BATCH_SIZES = (8, 32, 128)
+BATCH_SIZES = (2, 4, 8, 16, 32, 128)
 HERE = Path(__file__).resolve().parent
 
 
@@ -56,7 +59,7 @@ class Stock:
         self.batch_size = 32
 
     def tune(self, texts: list[str]) -> str:
-        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        self.batch_size = _fastest(BATCH_SIZES, texts, self.encode)
         return f"batch size {self.batch_size}"
 
     def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
@@ -90,7 +93,7 @@ class Original:
         self.batch_size = 32
 
     def tune(self, texts: list[str]) -> str:
-        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        self.batch_size = _fastest(BATCH_SIZES, texts, self.encode)
         return f"batch size {self.batch_size}"
 
     def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
@@ -114,7 +117,7 @@ class Padded:
         raise NotImplementedError
 
     def tune(self, texts: list[str]) -> str:
-        self.batch_size = _fastest(BATCH_SIZES, lambda size: self.encode(texts, size))
+        self.batch_size = _fastest(BATCH_SIZES, texts, self.encode)
         return f"batch size {self.batch_size}"
 
     def encode(self, texts: list[str], batch_size: int | None = None) -> Any:
@@ -208,64 +211,54 @@ class OpenVino(Padded):
 
 
 class LlamaCpp:
-    """llama.cpp, bfloat16 weights, all sequences of a batch in one row, mean pooling of its own."""
+    """llama.cpp, bfloat16 weights, the sequences that run at once in one row, mean pooling of its own."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        import llama_cpp
+        import xllamacpp
         from tokenizers import Tokenizer
 
+        self.api = xllamacpp
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()  # the file may ask for it
-        self.api = llama_cpp
-        llama_cpp.llama_backend_init()
-        path = str(folder / "export" / "bfloat16.gguf").encode()
-        self.model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = MAX_LENGTH
-        settings.n_seq_max = 64
-        settings.kv_unified = True
-        settings.n_threads = settings.n_threads_batch = _threads()
-        settings.embeddings, settings.pooling_type = True, llama_cpp.LLAMA_POOLING_TYPE_MEAN
-        settings.attention_type = llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL
-        self.context = llama_cpp.llama_init_from_model(self.model, settings)
-        self.width = llama_cpp.llama_model_n_embd(self.model)
-        self.batch = llama_cpp.llama_batch_init(MAX_LENGTH, 0, 1)
+        self.tokenizer.enable_truncation(MAX_LENGTH)
+        self.path = str(folder / "export" / "bfloat16.gguf")
+        self._open(8)
+
+    def _open(self, sequences: int) -> None:
+        api, settings = self.api, self.api.CommonParams()
+        settings.model.path, settings.embedding, settings.embd_normalize = self.path, True, -1
+        settings.pooling_type = api.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        settings.attention_type = api.llama_attention_type.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = MAX_LENGTH  # each token sees its whole text
+        settings.n_parallel, settings.kv_unified = sequences, True
+        settings.cache_prompt = False  # the same texts come round after round
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = _threads()
+        settings.verbosity = 0
+        self.server = None  # the memory of the one before
+        self.server = api.Server(settings)
+        self.sequences = sequences
 
     def tune(self, texts: list[str]) -> str:
-        return ""
+        def run(texts: list[str], sequences: int) -> None:
+            if sequences != self.sequences:
+                self._open(sequences)
+            self.encode(texts)
+
+        longest = max(len(encoding.ids) for encoding in self.tokenizer.encode_batch(texts))
+        fitting = tuple(size for size in (1, 4, 16) if size * longest <= MAX_LENGTH) or (1,)  # into the cache, whole
+        self._open(_fastest(fitting, texts, run, opens=True) if len(fitting) > 1 else 1)
+        built = "AVX512" if "AVX512 = 1" in self.api.get_system_info() else "AVX2 only"
+        return f"{self.sequences} at once, built for {built}"
 
     def encode(self, texts: list[str]) -> Any:
-        rows = [encoding.ids[:MAX_LENGTH] for encoding in self.tokenizer.encode_batch(texts)]
-        vectors = np.empty((len(rows), self.width), dtype=np.float32)
-        batch: list[int] = []
-        for i, row in enumerate(rows):
-            if batch and (len(batch) == 64 or sum(len(rows[j]) for j in batch) + len(row) > MAX_LENGTH):
-                self._run(batch, rows, vectors)
-                batch = []
-            batch.append(i)
-        self._run(batch, rows, vectors)
-        return vectors
-
-    def _run(self, members: list[int], rows: list[list[int]], vectors: Any) -> None:
-        api, at = self.api, 0
-        api.llama_memory_clear(api.llama_get_memory(self.context), True)
-        for sequence, i in enumerate(members):
-            for position, token in enumerate(rows[i]):
-                self.batch.token[at], self.batch.pos[at] = token, position
-                self.batch.n_seq_id[at], self.batch.seq_id[at][0], self.batch.logits[at] = 1, sequence, True
-                at += 1
-        self.batch.n_tokens = at
-        if api.llama_decode(self.context, self.batch):
-            raise RuntimeError("llama_decode failed")
-        for sequence, i in enumerate(members):
-            found = api.llama_get_embeddings_seq(self.context, sequence)
-            vectors[i] = np.ctypeslib.as_array(found, shape=(self.width,))
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        found = self.server.handle_embeddings({"input": rows, "embd_normalize": -1})["data"]
+        return np.array([row["embedding"] for row in sorted(found, key=lambda row: row["index"])], dtype=np.float32)
 
     @staticmethod
     def prepare(folder: Path) -> None:
         import gguf
-        import torch
-        from safetensors.torch import load_file
+        from safetensors.numpy import load_file
 
         target = folder / "export" / "bfloat16.gguf"
         if target.is_file():
@@ -292,13 +285,13 @@ class LlamaCpp:
         for name, tensor in tensors.items():
             if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp rotates neighbours, transformers halves
                 n = heads if "q_proj" in name else groups
-                tensor = tensor.view(n, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)  # noqa: PLW2901
+                tensor = tensor.reshape(n, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)  # noqa: PLW2901
             there = names.get_name(f"model.{name}", try_suffixes=(".weight",))
             if tensor.ndim == 1:
-                writer.add_tensor(there, tensor.float().numpy())
+                writer.add_tensor(there, tensor)
             else:
-                half = tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint8)
-                writer.add_tensor(there, half, raw_dtype=gguf.GGMLQuantizationType.BF16)
+                kind = gguf.GGMLQuantizationType.BF16
+                writer.add_tensor(there, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -392,7 +385,7 @@ class Limit:
         return np.zeros((len(texts), 1), dtype=np.float32)
 
     def count(self, texts: list[str]) -> None:
-        self.tokens = sum(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        self.tokens = sum(map(len, self.tokenizer(texts)["input_ids"]))
 
 
 VARIANTS: dict[str, Any] = {
@@ -412,6 +405,13 @@ VARIANTS: dict[str, Any] = {
     "limit bfloat16": lambda folder, device: Limit(folder, device, "bfloat16"),
     "limit int8": lambda folder, device: Limit(folder, device, "int8"),
 }
+# What a variant's speed depends on, said beside the figures.
+PACKAGES = {
+    "original": ("llm2vec", "transformers", "torch"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino", "nncf"),
+    "llama.cpp": ("xllamacpp",),
+}
 PREPARE = {"onnxruntime": OnnxRuntime.prepare, "openvino": OpenVino.prepare, "llama.cpp": LlamaCpp.prepare}
 
 
@@ -419,13 +419,17 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
-def _fastest(sizes: tuple[int, ...], run: Any) -> int:
-    """The batch size of the smallest of two times each."""
+def _fastest(sizes: tuple[int, ...], texts: list[str], run: Any, opens: bool = False) -> int:
+    """The size that `run(texts, size)` is fastest at: each is timed once, the best two once more."""
+    enough = next((i for i, size in enumerate(sizes) if size >= len(texts)), len(sizes) - 1)
+    sizes = sizes[: enough + 1]  # larger ones are the same batch
     times = {}
-    for _ in range(2):
-        for size in sizes:
+    for again in (False, True):
+        for size in sorted(times, key=times.__getitem__)[:2] if again else sizes:
+            if opens or not times:  # the first run lays out memory
+                run(texts[:1] if times else texts, size)
             start = time.perf_counter()
-            run(size)
+            run(texts, size)
             times[size] = min(times.get(size, 1e9), time.perf_counter() - start)
     return min(times, key=times.__getitem__)
 
@@ -472,23 +476,21 @@ def _export_onnx(folder: Path, target: Path) -> None:
 
 
 def answer(runner: Any, command: dict[str, Any]) -> dict[str, Any]:
-    """Does what a command asks for: tune or warm up, encode all texts at once, or each alone."""
+    """Encodes all texts at once, or each alone; when asked for the vectors, it is tuned to the workload before."""
     texts = json.loads(Path(command["texts"]).read_text(encoding="utf-8"))
+    each = command["do"] == "each"
     if isinstance(runner, Limit):
-        runner.count(texts[:1] if command["do"] in ("each", "warm") else texts)
-    if command["do"] in ("tune", "warm"):
-        told = runner.tune(texts) if command["do"] == "tune" else ""
-        runner.encode(texts)
-        _forget_peak()
-        return {"told": told}
+        runner.count(texts[:1] if each else texts)
+    told = runner.tune(texts) if "vectors" in command and not each else ""
     seconds, vectors = [], []
-    for part in [[text] for text in texts] if command["do"] == "each" else [texts]:
+    for part in [[text] for text in texts] if each else [texts]:
         start = time.perf_counter()
         vectors.append(runner.encode(part))
         seconds.append(time.perf_counter() - start)
-    if command.get("vectors"):
+    if "vectors" in command:
         np.save(command["vectors"], np.concatenate(vectors).astype(np.float32))
-    return {"seconds": seconds}
+        _forget_peak()
+    return {"seconds": seconds, "told": told}
 
 
 def _forget_peak() -> None:
@@ -516,7 +518,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
     runner = VARIANTS[name](folder, device)
-    print(json.dumps({"ready": True}), file=replies, flush=True)
+    packages = [f"{package} {version(package)}" for package in PACKAGES.get(name.split()[0], ())]
+    print(json.dumps({"packages": packages}), file=replies, flush=True)
     for line in sys.stdin:
         reply = answer(runner, json.loads(line))
         reply["peak_mib"] = _peak_mib(device)

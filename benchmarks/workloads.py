@@ -55,7 +55,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Name -> (fewest tokens, most tokens, share of the texts that are passages)
+# Lengths are those of the text: the tokenizer closes each with one special token more.
 WORKLOADS = {
     "short": "texts of 5 to 40 tokens",
     "passages": "texts of 30 to 400 tokens",
@@ -116,6 +116,14 @@ def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> 
             if total >= tokens:
                 return chosen
     raise SystemExit(f"There are not enough texts for {workload!r}: {total} of {tokens} tokens. Give --data.")
+
+
+def count_tokens(texts: list[str]) -> int:
+    """As an encoder sees them: with the special token that closes each text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
+    return sum(map(len, tokenizer(texts)["input_ids"]))
 
 
 def stored_texts(folder: Path) -> Iterator[str]:
