@@ -188,6 +188,25 @@ def test_conv1d_weights_take_the_transposed_sum(tmp_path: Path) -> None:
         assert torch.allclose(parameter, expected[name], atol=1e-6), name
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_alpha_patterns_are_expressions_as_in_peft(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = MODELS / "llama-base"
+    patterns = {r"layers\.[1-9]+\.self_attn\.q_proj": 64, "v_proj": 4}
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian", alpha_pattern=patterns)
+    tuned = get_peft_model(decoder(base), config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = tuned.merge_and_unload().state_dict()
+    merged = decoder(base)
+    merge_adapters(merged, [tmp_path / "adapter"])
+    for name, parameter in merged.named_parameters():
+        assert torch.allclose(parameter, expected[name], atol=1e-6), name
+
+
 class TestFullDisk:
     """Whatever runs out of space, the folder is what it was, and nothing else is left."""
 
