@@ -12,8 +12,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adap
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 _NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
 _PEFT = "base_model.model."  # stands before every path in an adapter's file
-_OTHER_BASE = "It belongs on another base; name the right one with base=."
 SHARD = 1 << 30  # bytes, at most, of one file
 _SAMPLE = 3  # rows of every merged weight that are compared with the files after loading
 Sample = dict[str, tuple[list[int], Tensor]]
@@ -89,43 +88,41 @@ class Adapter:
         shapes = {name: weight.shape for name, weight in model.named_parameters()}
         self.folder = folder
         self.config = read_json(folder / "adapter_config.json")
-        self.path = folder / "adapter_model.safetensors"
+        path = folder / "adapter_model.safetensors"
         self.changes_anything = False  # known once its deltas have been read
         self._require_plain_lora()
         trained_on = (self.config.get("auto_mapping") or {}).get("base_model_class") or ""
         if _family(trained_on) not in (None, _family(type(model).__name__)):  # two families can have the same shapes
-            raise InvalidCheckpointError(
-                f"The adapter {folder} does not fit this decoder: it was trained on {trained_on!r}, and this is "
-                f"{type(model).__name__!r}. {_OTHER_BASE}"
-            )
-        if not self.path.is_file():
+            raise self._misfit(f"it was trained on {trained_on!r}, and this is {type(model).__name__!r}")
+        if not path.is_file():
             raise InvalidCheckpointError(no_weights(folder))
-        with _opened(self.path) as file:
-            ranks = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
+        self.tensors = _opened(path)
+        ranks = {name: self.tensors.get_slice(name).get_shape() for name in self.tensors.keys()}  # noqa: SIM118 - no dict
         pairs = {name.removesuffix(".lora_A.weight") for name in ranks if name.endswith(".lora_A.weight")}
         expected = {f"{pair}.lora_{ab}.weight" for pair in pairs for ab in "AB"}
         self.pairs = {target: pair for pair in sorted(pairs) if (target := _target(pair, shapes)) is not None}
         odd = sorted(pairs - set(self.pairs.values())) or sorted(set(ranks) ^ expected)
         if odd or not pairs:
-            raise InvalidCheckpointError(
-                f"The adapter {folder} does not fit this decoder: {(odd or ['(no tensors)'])[0]!r} and "
-                f"{max(0, len(odd) - 1)} more tensors have no place. {_OTHER_BASE}"
-            )
+            first, more = (odd or ["(no tensors)"])[0], max(0, len(odd) - 1)
+            raise self._misfit(f"{first!r} and {more} more tensors have no place")
         for target, pair in self.pairs.items():
             a, b = ranks[f"{pair}.lora_A.weight"], ranks[f"{pair}.lora_B.weight"]
             shape = (b[0], a[1])[:: -1 if self.config.get("fan_in_fan_out") else 1]
             if shape != tuple(shapes[target]) or a[0] != b[1]:
-                raise InvalidCheckpointError(
-                    f"The adapter {folder} does not fit this decoder: {pair!r} is {b[0]} x {a[1]}, the weight "
-                    f"{tuple(shapes[target])}. {_OTHER_BASE}"
-                )
+                raise self._misfit(f"{pair!r} is {b[0]} x {a[1]}, the weight {tuple(shapes[target])}")
 
-    def delta(self, file: Any, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
+    def delta(self, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
         """What the adapter adds to `rows` of a weight: (alpha / r) B A in float32, section 3.9."""
-        a, b = (file.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
+        a, b = (self.tensors.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
         scale = _scale(self.config, self.pairs[target], a.shape[0])
         delta: Tensor = scale * (a.T[rows] @ b.T if self.config.get("fan_in_fan_out") else b[rows] @ a)
         return delta
+
+    def _misfit(self, what: str) -> InvalidCheckpointError:
+        return InvalidCheckpointError(
+            f"The adapter {self.folder} does not fit this decoder: {what}. It belongs on another base; name the right "
+            "one with base=."
+        )
 
     def _require_plain_lora(self) -> None:
         config = self.config
@@ -158,11 +155,10 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Sample:
     weights = dict(model.named_parameters())
     adapters = [Adapter(folder, model) for folder in folders]
     sample: Sample = {}
-    with ExitStack() as stack, torch.no_grad():
-        files = [(adapter, stack.enter_context(_opened(adapter.path))) for adapter in adapters]
-        for name in sorted({name for adapter in adapters for name in adapter.pairs}):
-            sample[name] = _sampled(weights[name].detach(), name, files)
-            weights[name].copy_(_merged(weights[name].detach(), name, files))
+    for name in sorted({name for adapter in adapters for name in adapter.pairs}):
+        weight = weights[name].detach()
+        sample[name] = _sampled(weight, name, adapters)
+        weight.copy_(_merged(weight, name, adapters))
     _require_trained(adapters)
     return sample
 
@@ -196,23 +192,22 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
 
     sample: Sample = {}
-    with ExitStack() as stack, torch.no_grad():
-        files = [(adapter, stack.enter_context(_opened(adapter.path))) for adapter in adapters]
-
-        def merged(name: str) -> Tensor:
+    shapes = {name: _cast(shape, dtype) for name, (_, _, shape) in stored.items()}
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD)
+    for shard, names in plan.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
             path, stored_name, _ = stored[name]
-            with _opened(path) as file:
-                weight: Tensor = file.get_tensor(stored_name)
+            with _opened(path) as opened:
+                weight = opened.get_tensor(stored_name)
             if any(name in adapter.pairs for adapter in adapters):
-                sample[name] = _sampled(weight, name, files, dtype)
-                return _merged(weight, name, files, dtype)
-            return weight.to(dtype) if dtype and weight.is_floating_point() else weight
-
-        shapes = {
-            name: shape.to(dtype) if dtype and shape.is_floating_point() else shape
-            for name, (_, _, shape) in stored.items()
-        }
-        _write_shards(folder, shapes, merged)
+                sample[name] = _sampled(weight, name, adapters, dtype)
+                weight = _merged(weight, name, adapters, dtype)
+            tensors[name] = _cast(weight, dtype).contiguous()
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     _require_trained(adapters)
     raw = read_json(checkpoint.decoder / "config.json")
     raw.pop("auto_map", None)
@@ -263,14 +258,8 @@ def require_adapter(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _write_shards(folder: Path, shapes: Mapping[str, Tensor], tensor: Callable[[str], Tensor]) -> None:
-    """Writes tensors as `save_pretrained` of transformers does, and makes each when its file's turn has come."""
-    plan = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=SHARD)
-    for file, names in plan.filename_to_tensors.items():
-        save_file({name: tensor(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
 
 def _opened(path: Path) -> Any:
@@ -292,7 +281,7 @@ def _stored(decoder: Path, prefix: str) -> dict[str, tuple[Path, str, Tensor]]:
     return {name.removeprefix(prefix): where for name, where in found.items() if name.startswith(prefix)}
 
 
-def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> Tensor:
+def _merged(weight: Tensor, name: str, adapters: Sequence[Adapter], dtype: torch.dtype | None = None) -> Tensor:
     """The weight with the deltas of the adapters that change it, summed in float32 and rounded once."""
     if not weight.is_floating_point() or weight.is_meta:
         raise InvalidCheckpointError(
@@ -300,9 +289,9 @@ def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = N
             "there in full. Convert first (st-llm2vec convert), and load the result quantized or offloaded."
         )
     total = weight.float()
-    for adapter, file in files:
+    for adapter in adapters:
         if name in adapter.pairs:
-            delta = adapter.delta(file, name)
+            delta = adapter.delta(name)
             adapter.changes_anything |= bool(delta.any())
             total = total + delta.to(total.device)
     if not total.isfinite().all():
@@ -310,12 +299,14 @@ def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = N
     return total.to(dtype or weight.dtype)
 
 
-def _sampled(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> tuple[list[int], Tensor]:
+def _sampled(
+    weight: Tensor, name: str, adapters: Sequence[Adapter], dtype: torch.dtype | None = None
+) -> tuple[list[int], Tensor]:
     rows = sorted({round(i * (weight.shape[0] - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
     expected = weight[rows].float().cpu()
-    for adapter, file in files:
+    for adapter in adapters:
         if name in adapter.pairs:
-            expected = expected + adapter.delta(file, name, rows)
+            expected = expected + adapter.delta(name, rows)
     return rows, expected.to(dtype or weight.dtype)
 
 
