@@ -114,10 +114,7 @@ def resolve(
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Settings in `llm2vec_config.json`, ours or the original package's, under our names; empty if there is none."""
-    path = folder / SETTINGS_FILE
-    settings = (
-        {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(path).items()} if path.is_file() else {}
-    )
+    settings = {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(folder / SETTINGS_FILE).items()}
     if "skip_instruction" in settings:
         settings["include_prompt"] = not settings.pop("skip_instruction")
     return settings
@@ -126,11 +123,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def require_inside(folder: Path) -> None:
     """Raises `InvalidCheckpointError` if a file of the folder names another one that lies outside of it."""
     modules = read_json(folder / "modules.json", list)
-    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
     weights = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    paths += [
-        ("model.safetensors.index.json", path) for path in (weights if isinstance(weights, dict) else {}).values()
-    ]
+    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
+    if isinstance(weights, dict):
+        paths += [("model.safetensors.index.json", path) for path in weights.values()]
     for file, path in paths:
         if not isinstance(path, str) or _leaves(path):
             raise InvalidCheckpointError(
