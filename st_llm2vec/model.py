@@ -480,7 +480,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         return {**super()._get_model_config(), "requirements": needs}
 
     def _names_our_classes(self) -> bool:
-        return any(fullname in MODULE_CLASSES for fullname in map(_class_name, self._modules.values()))
+        return any(type(module) in MODULE_CLASSES.values() for module in self._modules.values())
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """As `save_pretrained`."""
@@ -511,9 +511,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
 
     def _write(self, folder: Path, saved: LLM2Vec, *args: Any, with_weights: bool = True, **kwargs: Any) -> None:
         if not with_weights:  # they are there already
-            first = next(iter(saved._modules.values()))
-            assert first is not None
-            first._modules["model"] = _ConfigOnly(self[0].model)
+            saved[0].model = _ConfigOnly(self[0].model)
         super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
         settings = {"format": 1, **self._settings(), "provenance": self.provenance}
         if audit := self[0].audit:
@@ -603,9 +601,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _require_two_modules(folder: Path) -> None:
-    path = folder / "modules.json"
-    extra = json.loads(path.read_text(encoding="utf-8"))[2:] if path.is_file() else []
-    if extra:
+    if extra := read_json(folder / "modules.json", list)[2:]:
         raise InvalidInputError(
             f"{folder} has modules after its pooling ({', '.join(module['type'] for module in extra)}), which load() "
             "would leave out. Open it with SentenceTransformer(...) after `import st_llm2vec`."
@@ -619,10 +615,6 @@ def _require_saved_base(folder: Path) -> None:
             f"The adapter in {folder} was trained on {named!r}: stages that lie in no folder together with their "
             f"decoder. Name what was merged: st_llm2vec.load({str(folder)!r}, base='<the stage below>')."
         )
-
-
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__name__}"
 
 
 def _read_config(folder: Path) -> Any:
