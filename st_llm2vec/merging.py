@@ -323,9 +323,9 @@ def _require_trained(adapters: Sequence[Adapter]) -> None:
 
 
 def _target(pair: str, shapes: Mapping[str, torch.Size]) -> str | None:
-    # The path starts at the inner decoder, or at the causal LM around it.
+    # The path starts at the inner decoder, or at the causal LM around it ("model.", "transformer.", ...).
     path = pair.removeprefix(_PEFT)
-    names = (f"{path}.weight", f"{path.removeprefix('model.')}.weight")
+    names = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
     return next((name for name in names if name in shapes), None)
 
 
