@@ -149,10 +149,11 @@ def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
     repository, _, pinned = name.partition("@")
     if pinned and revision:
         raise ModelNotFoundError(f"{name!r} was given with revision={revision!r}, a second one. Give one of them.")
+    revision = revision or pinned or None
     try:
         found = snapshot_download(
             repository,
-            revision=revision or pinned or None,
+            revision=revision,
             allow_patterns=_FILES,
             ignore_patterns=_NOT_FILES,
             local_files_only=local_files_only,
