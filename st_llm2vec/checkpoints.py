@@ -19,6 +19,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError, ModelNotFoundError
 
 SETTINGS_FILE = "llm2vec_config.json"
@@ -30,14 +31,8 @@ _NOT_FILES = ["consolidated*", "original/*"]
 
 # The published second stages, and the MNTP stage that each belongs on: their own files name the raw decoder.
 SECOND_STAGES: dict[str, str] = {
-    f"McGill-NLP/LLM2Vec-{decoder}-mntp-{stage}": f"McGill-NLP/LLM2Vec-{decoder}-mntp"
-    for decoder in (
-        "Llama-2-7b-chat-hf",
-        "Meta-Llama-3-8B-Instruct",
-        "Meta-Llama-31-8B-Instruct",
-        "Mistral-7B-Instruct-v2",
-        "Sheared-LLaMA",
-    )
+    f"{mntp}-{stage}": mntp
+    for mntp in (*PUBLISHED.values(), "McGill-NLP/LLM2Vec-Meta-Llama-31-8B-Instruct-mntp")
     for stage in ("unsup-simcse", "supervised")
 }
 
