@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-import shutil
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,8 @@ def convert(
     before = None
     if checkpoint.adapters:
         before = _probe(_build(replace(checkpoint, adapters=()), **options))
-    with published(Path(folder)) as new:
-        merged = new / "merged"
-        merged.mkdir()
+    with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
+        merged = Path(temporary)
         model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
@@ -177,7 +176,6 @@ def convert(
         model._write(new, model._stock_copy(), with_weights=False)
         for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
             os.replace(file, new / file.name)
-        shutil.rmtree(merged)
     model[0].model.name_or_path = os.fspath(folder)
     return model
 
