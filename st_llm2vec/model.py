@@ -156,13 +156,9 @@ def convert(
     Raises:
         As `load`; also OSError where the disk is full.
     """
-    asked = {key: value for key, value in settings.items() if value is not None}
-    if isinstance(dtype, str):
-        if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
-            raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
-        dtype = found
+    dtype = _dtype(dtype)
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
-    options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
+    options: dict[str, Any] = {"asked": settings, "dtype": "auto", "device": device or "cpu"}
     before = None
     if checkpoint.adapters:
         before = _probe(_build(replace(checkpoint, adapters=()), **options))
@@ -178,6 +174,13 @@ def convert(
             os.replace(file, new / file.name)
     model[0].model.name_or_path = os.fspath(folder)
     return model
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(found, torch.dtype):
+        raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
+    return found
 
 
 def _probe(model: LLM2Vec) -> np.ndarray:
@@ -206,7 +209,7 @@ def _build(
         )
     _require_two_modules(checkpoint.decoder)
     config = _read_config(folder)
-    settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
+    settings = _settle(checkpoint, config, asked)
     stored = getattr(config, "quantization_config", None)
     if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
@@ -253,8 +256,7 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
         raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        rest = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=rest)
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=_dtype(dtype))
         return
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
@@ -321,7 +323,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
         "attention": "bidirectional",
         "prompts": None,
     }
-    settings |= {key: value for key, value in checkpoint.settings.items() if value is not None} | asked
+    for given in (checkpoint.settings, asked):
+        settings |= {key: value for key, value in given.items() if value is not None}
     if settings["pooling_mode"] not in POOLING_MODES:
         raise InvalidInputError(
             f"pooling_mode={settings['pooling_mode']!r} is not known. Use one of {sorted(POOLING_MODES)}."
