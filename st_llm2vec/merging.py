@@ -30,7 +30,11 @@ from .errors import InvalidCheckpointError
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "config.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
-_NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
+# Settings of peft's LoRA with which an adapter is more than (alpha / r) B A on every token.
+_NOT_PLAIN = """
+    use_dora use_qalora use_bdlora kasa_config monteclora_config arrow_config lora_bias alora_invocation_tokens
+    target_parameters layer_replication modules_to_save trainable_token_indices
+"""
 _PEFT = "base_model.model."  # stands before every path in an adapter's file
 SHARD = 1 << 30  # bytes, at most, of one file
 _SAMPLE = 3  # rows of every merged weight that are compared with the files after loading
@@ -126,7 +130,7 @@ class Adapter:
 
     def _require_plain_lora(self) -> None:
         config = self.config
-        odd = {key: config.get(key) for key in _NOT_PLAIN if config.get(key)}
+        odd = {key: config.get(key) for key in _NOT_PLAIN.split() if config.get(key)}
         if config.get("peft_type") != "LORA":
             odd["peft_type"] = config.get("peft_type")
         if config.get("bias", "none") != "none":
