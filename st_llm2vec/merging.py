@@ -267,7 +267,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _opened(path: Path) -> Any:
-    """The file, to be used in a `with`; a truncated one is found here, before any tensor is read."""
+    """The open file; a truncated one is found here, before any tensor is read."""
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
