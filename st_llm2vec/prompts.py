@@ -193,7 +193,7 @@ def tokenize(
     inside = [i for i, (prompt, _) in enumerate(pairs) if prompt or template.prefix]
     glued = {pairs[i][0] for i in inside if pairs[i][0] and not pairs[i][0][-1].isspace()}
     apart = [i for i in inside if pairs[i][0] not in glued]
-    texts = [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in apart]
+    texts = [(pairs[i][1].rstrip() if template else pairs[i][1]) + template.suffix for i in apart]
     for i, ids in zip(apart, _ids(tokenizer, texts), strict=True):
         n_pooled[i] = min(len(ids), max_length) + after
     # ... but directly after a prompt a text has other tokens than alone: there the prompt's are counted, as stock does.
@@ -210,9 +210,9 @@ def tokenize(
     return rows
 
 
-def _render(pair: tuple[str, str], template: Template, strip: bool | None = None) -> str:
+def _render(pair: tuple[str, str], template: Template) -> str:
     prompt, text = pair
-    if template if strip is None else strip:
+    if template:
         text = text.rstrip()
         prompt = prompt.lstrip()
         if not text:
