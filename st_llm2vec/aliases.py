@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ class Alias:
     @property
     def is_encoder(self) -> bool:
         """Whether `model` is an encoder's folder that is opened where it lies."""
-        nothing_else = asdict(self) == asdict(Alias(self.model))
-        return nothing_else and (Path(self.model) / "modules.json").is_file()
+        return self == Alias(self.model) and (Path(self.model) / "modules.json").is_file()
 
     @property
     def digest(self) -> str:
@@ -265,22 +264,16 @@ def _require_complete(name: str, place: Path) -> None:
         )
 
 
-@contextmanager
-def lock(name: str) -> Iterator[None]:
-    """One process at a time makes or deletes what is kept of a name."""
+def lock(name: str) -> AbstractContextManager[Any]:
+    """Taken when it is called, until the `with` ends: one process at a time makes or deletes what is kept of a name."""
     from filelock import FileLock
 
     folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the folder, and never deleted: a lock that is removed while another waits for it locks nothing.
-        lock = FileLock(folder.with_name(f".{name}.lock"))
-        lock.acquire()
+        return FileLock(folder.with_name(f".{name}.lock")).acquire()
     except OSError as error:
         raise CacheError(
             f"The cache {folder.parent} cannot be written ({error}). Set ST_LLM2VEC_HOME to a folder that can."
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -10,9 +10,10 @@ that input only, and asks whether the outputs at *earlier* positions move (LLM2V
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -31,108 +32,36 @@ class Architecture(NamedTuple):
     kernels: tuple[str, ...]
 
 
-_BUFFER = "a causal mask inside the attention module, which config.json cannot open"
-_CONVOLUTION = "short convolutions over the tokens before"
-_LINEAR = "linear attention, a recurrence over the tokens before"
-_RECURRENCE = "a recurrence over the tokens before"
-
-_ALL = Architecture(("sdpa", "eager", "flex_attention"))
-_SDPA = Architecture(("sdpa", "eager"))
-_EAGER = Architecture(("eager",))
-_FLEX = Architecture(("eager", "flex_attention"))  # soft-capped scores: no sdpa kernel
-
+# The architectures that open with each set of kernels.
+_OPENS: dict[tuple[str, ...], str] = {
+    ("sdpa", "eager", "flex_attention"): """
+        apertus arcee biogpt bitnet cohere cohere2 ctrl cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma
+        gemma3_text gemma4_text glm glm4 glm4_moe gpt_neox granite granitemoe helium hunyuan_v1_dense internlm3 jais2
+        llama llama4_text minicpm3 ministral ministral3 mistral mixtral nanochat nemotron olmo olmo2 olmo3 opt phi phi3
+        phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2 youtu
+    """,
+    ("sdpa", "eager"): "falcon gpt2 gpt_bigcode olmoe persimmon stablelm",
+    ("sdpa", "flex_attention"): "modernbert-decoder",
+    ("eager", "flex_attention"): "gemma2 vaultgemma",  # soft-capped scores: no sdpa kernel
+    ("eager",): "bloom codegen gpt_neox_japanese gpt_oss gptj xglm",
+}
 # Audited in the tests, every row. Other decoders are audited when they are loaded, and accepted if they pass.
 ARCHITECTURES: dict[str, Architecture] = {
-    "apertus": _ALL,
-    "arcee": _ALL,
-    "biogpt": _ALL,
-    "bitnet": _ALL,
-    "bloom": _EAGER,
-    "codegen": _EAGER,
-    "cohere": _ALL,
-    "cohere2": _ALL,
-    "ctrl": _ALL,
-    "cwm": _ALL,
-    "deepseek_v2": _ALL,
-    "deepseek_v3": _ALL,
-    "diffllama": _ALL,
-    "ernie4_5": _ALL,
-    "exaone4": _ALL,
-    "falcon": _SDPA,
-    "gemma": _ALL,
-    "gemma2": _FLEX,
-    "gemma3_text": _ALL,
-    "gemma4_text": _ALL,
-    "glm": _ALL,
-    "glm4": _ALL,
-    "glm4_moe": _ALL,
-    "gpt2": _SDPA,
-    "gpt_bigcode": _SDPA,
-    "gpt_neox": _ALL,
-    "gpt_neox_japanese": _EAGER,
-    "gpt_oss": _EAGER,
-    "gptj": _EAGER,
-    "granite": _ALL,
-    "granitemoe": _ALL,
-    "helium": _ALL,
-    "hunyuan_v1_dense": _ALL,
-    "internlm3": _ALL,
-    "jais2": _ALL,
-    "llama": _ALL,
-    "llama4_text": _ALL,
-    "minicpm3": _ALL,
-    "ministral": _ALL,
-    "ministral3": _ALL,
-    "mistral": _ALL,
-    "mixtral": _ALL,
-    "modernbert-decoder": Architecture(("sdpa", "flex_attention")),
-    "nanochat": _ALL,
-    "nemotron": _ALL,
-    "olmo": _ALL,
-    "olmo2": _ALL,
-    "olmo3": _ALL,
-    "olmoe": _SDPA,
-    "opt": _ALL,
-    "persimmon": _SDPA,
-    "phi": _ALL,
-    "phi3": _ALL,
-    "phimoe": _ALL,
-    "qwen2": _ALL,
-    "qwen2_moe": _ALL,
-    "qwen3": _ALL,
-    "qwen3_moe": _ALL,
-    "seed_oss": _ALL,
-    "smollm3": _ALL,
-    "stablelm": _SDPA,
-    "starcoder2": _ALL,
-    "vaultgemma": _FLEX,
-    "xglm": _EAGER,
-    "youtu": _ALL,
+    name: Architecture(kernels)
+    for name, kernels in sorted((name, kernels) for kernels, names in _OPENS.items() for name in names.split())
 }
 
-# Refused by the audit, every row; here is only why.
-REFUSED: dict[str, str] = {
-    "bamba": _RECURRENCE,
-    "cpmant": "a causal mask made by the model itself, around prompt tokens of its own",
-    "falcon_h1": "a recurrence (mamba) stands beside the attention of every layer",
-    "gpt_neo": _BUFFER,
-    "granitemoehybrid": _RECURRENCE,
-    "jamba": _RECURRENCE,
-    "kimi_linear": _LINEAR,
-    "lfm2": _CONVOLUTION,
-    "lfm3": _CONVOLUTION,
-    "mamba": _RECURRENCE,
-    "minimax": _LINEAR,
-    "nemotron_h": _RECURRENCE,
-    "olmo_hybrid": _LINEAR,
-    "openai-gpt": _BUFFER,
-    "qwen3_5_text": _LINEAR,
-    "qwen3_next": _LINEAR,
-    "recurrent_gemma": _RECURRENCE,
-    "rwkv": _RECURRENCE,
-    "xlstm": _RECURRENCE,
-    "zaya": "a convolution and a delayed value stand inside the attention of every layer",
+_STAYS_CAUSAL = {
+    "a recurrence over the tokens before": "bamba granitemoehybrid jamba mamba nemotron_h recurrent_gemma rwkv xlstm",
+    "linear attention, a recurrence over the tokens before": "kimi_linear minimax olmo_hybrid qwen3_5_text qwen3_next",
+    "short convolutions over the tokens before": "lfm2 lfm3",
+    "a causal mask inside the attention module, which config.json cannot open": "gpt_neo openai-gpt",
+    "a causal mask made by the model itself, around prompt tokens of its own": "cpmant",
+    "a recurrence (mamba) stands beside the attention of every layer": "falcon_h1",
+    "a convolution and a delayed value stand inside the attention of every layer": "zaya",
 }
+# Refused by the audit, every row; here is only why.
+REFUSED: dict[str, str] = dict(sorted((name, why) for why, names in _STAYS_CAUSAL.items() for name in names.split()))
 
 AUDIT_TOKENS = 8
 PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
@@ -165,13 +94,12 @@ class Audit:
         return sorted({row.layer for row in self.rows if not row.bidirectional})
 
     def __str__(self) -> str:
-        lines = [f"{'layer':>5}  {'kernel':<20}  {'padding':<7}  attention", *map(_audit_line, self.rows)]
-        return "\n".join([f"{self.model_type}: {'bidirectional' if self else 'NOT bidirectional'}", *lines])
-
-
-def _audit_line(row: LayerAudit) -> str:
-    seen = "bidirectional" if row.bidirectional else "CAUSAL"
-    return f"{row.layer:>5}  {row.kernel:<20}  {row.padding:<7}  {seen}"
+        lines = [f"{self.model_type}: {'bidirectional' if self else 'NOT bidirectional'}"]
+        lines.append(f"{'layer':>5}  {'kernel':<20}  {'padding':<7}  attention")
+        for row in self.rows:
+            seen = "bidirectional" if row.bidirectional else "CAUSAL"
+            lines.append(f"{row.layer:>5}  {row.kernel:<20}  {row.padding:<7}  {seen}")
+        return "\n".join(lines)
 
 
 def enable_bidirectional_attention(
@@ -200,12 +128,11 @@ def enable_bidirectional_attention(
     widen = sliding_window == "off" and not is_bidirectional(model)
     for config in _configs(model):
         causal: dict[str, Any] = getattr(config, "causal_attention", None) or {}
+        layer_types = getattr(config, "layer_types", None) or ()
         if widen and getattr(config, "sliding_window", None):
             causal["sliding_window"] = config.sliding_window
             # Per-layer windows need a number; one that spans every text is no window.
-            windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-            _set_window(model, config, config.max_position_embeddings if windowed else None)
-        layer_types = getattr(config, "layer_types", None) or ()
+            _set_window(model, config, config.max_position_embeddings if "sliding_attention" in layer_types else None)
         if "chunked_attention" in layer_types:  # llama4: a causal mask whatever the flag says
             causal["layer_types"] = layer_types
             config.layer_types = ["full_attention"] * len(layer_types)
@@ -216,11 +143,10 @@ def enable_bidirectional_attention(
 
     try:
         report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
-    except UnsupportedArchitectureError:
+    except Exception as error:
         restore_causal_attention(model)
-        raise
-    except (AttributeError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
-        restore_causal_attention(model)
+        if not isinstance(error, AttributeError | TypeError):  # mpt: its code asks the mask that is no longer there
+            raise
         raise UnsupportedArchitectureError(
             f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
             f"{kernel_of(model)!r} kernel ({error}). Choose another with "
@@ -228,13 +154,12 @@ def enable_bidirectional_attention(
         ) from error
     if not report:
         restore_causal_attention(model)
-        known = ", ".join(ARCHITECTURES)
         why = REFUSED.get(report.model_type, "convolutions, recurrences or causal buffers, which no setting opens")
         raise StillCausalError(
             f"model_type {report.model_type!r} was asked to attend in both directions, but layers "
             f"{report.causal_layers} of {_config(model).num_hidden_layers} still cannot see later tokens with the "
             f"{kernel_of(model)!r} kernel: {why}. Use another decoder, for example one of: "
-            f"{known}; or load it as it is with attention='causal'."
+            f"{', '.join(ARCHITECTURES)}; or load it as it is with attention='causal'."
         )
     return report
 
@@ -310,11 +235,14 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
     Returns:
         One row per layer and padding, for the attention kernel in use.
     """
-    layers = _decoder_layers(model)
+    layers, kernel = _decoder_layers(model), kernel_of(model)
     depth = len(layers)
-    kernel = kernel_of(model)
     # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
-    one_sided = {i for i, layer in enumerate(layers) if any(map(_is_convolution, layer.modules()))}
+    one_sided = {
+        i
+        for i, layer in enumerate(layers)
+        if any(isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1 for module in layer.modules())
+    }
     rows = []
     was_training = model.training
     model.eval()
@@ -330,10 +258,6 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
     return Audit(_config(model).model_type, tuple(rows))
 
 
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1
-
-
 def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, gradients: bool) -> dict[int, bool]:
     """One forward pass in which each layer's own input is fixed, so that no layer hides behind the one before."""
     real = mask[0].nonzero().flatten()
@@ -342,68 +266,52 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
     inputs: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
 
-    def before(index: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if hidden.shape[:2] != mask.shape:
-                raise UnsupportedArchitectureError(
-                    f"model_type {_config(model).model_type!r} was given {tuple(mask.shape)} tokens, and its layers "
-                    f"something of shape {tuple(hidden.shape)}, so its attention cannot be audited. Load it as it is "
-                    "with attention='causal'."
-                )
-            # Eight times the same vector: attention is spread over all, where a saturated softmax would hide the last.
-            hidden = hidden.detach()[:1, last : last + 1].repeat(*hidden.shape[:2], 1)
-            if gradients:
-                hidden.requires_grad_()
-            else:
-                noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
-                noise *= hidden[0].abs().mean().clamp_min(1e-3) / 4
-                # Both ways: a key that one of them turns away from every query would not be seen. The third row is
-                # the first once more, and shows what the kernel itself makes different.
-                hidden[:, last] += torch.stack([-noise, noise, -noise])
-            inputs[index] = hidden
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+    def before(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[:2] != mask.shape:
+            raise UnsupportedArchitectureError(
+                f"model_type {_config(model).model_type!r} was given {tuple(mask.shape)} tokens, and its layers "
+                f"something of shape {tuple(hidden.shape)}, so its attention cannot be audited. Load it as it is "
+                "with attention='causal'."
+            )
+        # Eight times the same vector: attention is spread over all, where a saturated softmax would hide the last.
+        hidden = hidden.detach()[:1, last : last + 1].repeat(*hidden.shape[:2], 1)
+        if gradients:
+            hidden.requires_grad_()
+        else:
+            noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
+            noise *= hidden[0].abs().mean().clamp_min(1e-3) / 4
+            # Both ways: a key that one of them turns away from every query would not be seen. The third row is
+            # the first once more, and shows what the kernel itself makes different.
+            hidden[:, last] += torch.stack([-noise, noise, -noise])
+        inputs[index] = hidden
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-        return hook
-
-    def after(index: int) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple | list) else output
-            if gradients:
-                # Not the plain sum: behind a layer norm it is a constant.
-                weights = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
-                moved = [
-                    torch.autograd.grad(hidden[0, i] @ weights, inputs[index], retain_graph=True)[0][0, last]
-                    for i in earlier
-                ]
-                seen[index] = all(bool(g.abs().max() > 0) for g in moved)
-            else:
-                moved, unmoved = ((hidden[0, earlier] - hidden[i, earlier]).abs().amax(-1) for i in (1, 2))
-                # A causal layer gives exactly the same numbers, but for kernels that split rows unevenly. A sharp and
-                # local head of a trained decoder is seen by little more than that.
-                seen[index] = bool(moved.min() > 8 * unmoved.max())
-
-        return hook
+    def after(index: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple | list) else output
+        if gradients:
+            # Not the plain sum: behind a layer norm it is a constant.
+            weights = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
+            moved = [
+                torch.autograd.grad(hidden[0, i] @ weights, inputs[index], retain_graph=True)[0][0, last]
+                for i in earlier
+            ]
+            seen[index] = all(bool(g.abs().max() > 0) for g in moved)
+        else:
+            moved, unmoved = ((hidden[0, earlier] - hidden[i, earlier]).abs().amax(-1) for i in (1, 2))
+            # A causal layer gives exactly the same numbers, but for kernels that split rows unevenly. A sharp and
+            # local head of a trained decoder is seen by little more than that.
+            seen[index] = bool(moved.min() > 8 * unmoved.max())
 
     ids = torch.arange(3, 3 + AUDIT_TOKENS, device=mask.device).remainder(_config(model).vocab_size).expand(3, -1)
-    with _hooks(layers, before, after), torch.set_grad_enabled(gradients):
+    with ExitStack() as hooks, torch.set_grad_enabled(gradients):
+        for i, layer in enumerate(layers):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(before, i), with_kwargs=True))
+            hooks.enter_context(layer.register_forward_hook(partial(after, i)))
         # Only the layers are wanted: the backbone of a causal LM is enough and saves the vocabulary-sized head.
         backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         backbone(input_ids=ids, attention_mask=mask, use_cache=False)
     return seen
-
-
-@contextmanager
-def _hooks(layers: list[nn.Module], before: Any, after: Any) -> Iterator[None]:
-    handles = []
-    try:
-        for i, layer in enumerate(layers):
-            handles.append(layer.register_forward_pre_hook(before(i), with_kwargs=True))
-            handles.append(layer.register_forward_hook(after(i)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -19,6 +19,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError, ModelNotFoundError
 
 SETTINGS_FILE = "llm2vec_config.json"
@@ -30,14 +31,8 @@ _NOT_FILES = ["consolidated*", "original/*"]
 
 # The published second stages, and the MNTP stage that each belongs on: their own files name the raw decoder.
 SECOND_STAGES: dict[str, str] = {
-    f"McGill-NLP/LLM2Vec-{decoder}-mntp-{stage}": f"McGill-NLP/LLM2Vec-{decoder}-mntp"
-    for decoder in (
-        "Llama-2-7b-chat-hf",
-        "Meta-Llama-3-8B-Instruct",
-        "Meta-Llama-31-8B-Instruct",
-        "Mistral-7B-Instruct-v2",
-        "Sheared-LLaMA",
-    )
+    f"{mntp}-{stage}": mntp
+    for mntp in (*PUBLISHED.values(), "McGill-NLP/LLM2Vec-Meta-Llama-31-8B-Instruct-mntp")
     for stage in ("unsup-simcse", "supervised")
 }
 
@@ -114,10 +109,7 @@ def resolve(
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Settings in `llm2vec_config.json`, ours or the original package's, under our names; empty if there is none."""
-    path = folder / SETTINGS_FILE
-    settings = (
-        {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(path).items()} if path.is_file() else {}
-    )
+    settings = {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(folder / SETTINGS_FILE).items()}
     if "skip_instruction" in settings:
         settings["include_prompt"] = not settings.pop("skip_instruction")
     return settings
@@ -126,11 +118,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def require_inside(folder: Path) -> None:
     """Raises `InvalidCheckpointError` if a file of the folder names another one that lies outside of it."""
     modules = read_json(folder / "modules.json", list)
-    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
     weights = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    paths += [
-        ("model.safetensors.index.json", path) for path in (weights if isinstance(weights, dict) else {}).values()
-    ]
+    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
+    if isinstance(weights, dict):
+        paths += [("model.safetensors.index.json", path) for path in weights.values()]
     for file, path in paths:
         if not isinstance(path, str) or _leaves(path):
             raise InvalidCheckpointError(
@@ -153,10 +144,11 @@ def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
     repository, _, pinned = name.partition("@")
     if pinned and revision:
         raise ModelNotFoundError(f"{name!r} was given with revision={revision!r}, a second one. Give one of them.")
+    revision = revision or pinned or None
     try:
         found = snapshot_download(
             repository,
-            revision=revision or pinned or None,
+            revision=revision,
             allow_patterns=_FILES,
             ignore_patterns=_NOT_FILES,
             local_files_only=local_files_only,

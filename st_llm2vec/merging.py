@@ -13,11 +13,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,8 +30,12 @@ from .errors import InvalidCheckpointError
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "config.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
-_NOT_PLAIN = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora")
-_OTHER_BASE = "It belongs on another base; name the right one with base=."
+# Settings of peft's LoRA with which an adapter is more than (alpha / r) B A on every token.
+_NOT_PLAIN = """
+    use_dora use_qalora use_bdlora kasa_config monteclora_config arrow_config lora_bias alora_invocation_tokens
+    target_parameters layer_replication modules_to_save trainable_token_indices
+"""
+_PEFT = "base_model.model."  # stands before every path in an adapter's file
 SHARD = 1 << 30  # bytes, at most, of one file
 _SAMPLE = 3  # rows of every merged weight that are compared with the files after loading
 Sample = dict[str, tuple[list[int], Tensor]]
@@ -53,13 +58,12 @@ def published(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)
         if target.is_dir():
-            new = sorted(folder.iterdir())
-            stale = [file for pattern in _WEIGHTS for file in target.glob(pattern)]
-            for item in new:
+            stale = {file for pattern in _WEIGHTS for file in target.glob(pattern) if not (folder / file.name).exists()}
+            for item in sorted(folder.iterdir()):
                 if item.is_dir():
                     shutil.rmtree(target / item.name, ignore_errors=True)
                 os.replace(item, target / item.name)
-            for file in {file for file in stale if file.name not in {item.name for item in new}}:
+            for file in stale:
                 file.unlink()
         else:
             os.replace(folder, target)
@@ -88,51 +92,45 @@ class Adapter:
         shapes = {name: weight.shape for name, weight in model.named_parameters()}
         self.folder = folder
         self.config = read_json(folder / "adapter_config.json")
-        self.path = folder / "adapter_model.safetensors"
+        path = folder / "adapter_model.safetensors"
         self.changes_anything = False  # known once its deltas have been read
         self._require_plain_lora()
         trained_on = (self.config.get("auto_mapping") or {}).get("base_model_class") or ""
         if _family(trained_on) not in (None, _family(type(model).__name__)):  # two families can have the same shapes
-            raise InvalidCheckpointError(
-                f"The adapter {folder} does not fit this decoder: it was trained on {trained_on!r}, and this is "
-                f"{type(model).__name__!r}. {_OTHER_BASE}"
-            )
-        if not self.path.is_file():
+            raise self._misfit(f"it was trained on {trained_on!r}, and this is {type(model).__name__!r}")
+        if not path.is_file():
             raise InvalidCheckpointError(no_weights(folder))
-        with self.file() as file:
-            ranks = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no dict
+        self.tensors = _opened(path)
+        ranks = {name: self.tensors.get_slice(name).get_shape() for name in self.tensors.keys()}  # noqa: SIM118 - no dict
         pairs = {name.removesuffix(".lora_A.weight") for name in ranks if name.endswith(".lora_A.weight")}
         expected = {f"{pair}.lora_{ab}.weight" for pair in pairs for ab in "AB"}
         self.pairs = {target: pair for pair in sorted(pairs) if (target := _target(pair, shapes)) is not None}
         odd = sorted(pairs - set(self.pairs.values())) or sorted(set(ranks) ^ expected)
         if odd or not pairs:
-            raise InvalidCheckpointError(
-                f"The adapter {folder} does not fit this decoder: {(odd or ['(no tensors)'])[0]!r} and "
-                f"{max(0, len(odd) - 1)} more tensors have no place. {_OTHER_BASE}"
-            )
+            first, more = (odd or ["(no tensors)"])[0], max(0, len(odd) - 1)
+            raise self._misfit(f"{first!r} and {more} more tensors have no place")
         for target, pair in self.pairs.items():
             a, b = ranks[f"{pair}.lora_A.weight"], ranks[f"{pair}.lora_B.weight"]
             shape = (b[0], a[1])[:: -1 if self.config.get("fan_in_fan_out") else 1]
             if shape != tuple(shapes[target]) or a[0] != b[1]:
-                raise InvalidCheckpointError(
-                    f"The adapter {folder} does not fit this decoder: {pair!r} is {b[0]} x {a[1]}, the weight "
-                    f"{tuple(shapes[target])}. {_OTHER_BASE}"
-                )
+                raise self._misfit(f"{pair!r} is {b[0]} x {a[1]}, the weight {tuple(shapes[target])}")
 
-    def file(self) -> Any:
-        """The open file of the tensors."""
-        return _opened(self.path)
-
-    def delta(self, file: Any, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
+    def delta(self, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
         """What the adapter adds to `rows` of a weight: (alpha / r) B A in float32, section 3.9."""
-        a, b = (file.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
+        a, b = (self.tensors.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
         scale = _scale(self.config, self.pairs[target], a.shape[0])
         delta: Tensor = scale * (a.T[rows] @ b.T if self.config.get("fan_in_fan_out") else b[rows] @ a)
         return delta
 
+    def _misfit(self, what: str) -> InvalidCheckpointError:
+        return InvalidCheckpointError(
+            f"The adapter {self.folder} does not fit this decoder: {what}. It belongs on another base; name the right "
+            "one with base=."
+        )
+
     def _require_plain_lora(self) -> None:
         config = self.config
-        odd = {key: config.get(key) for key in _NOT_PLAIN if config.get(key)}
+        odd = {key: config.get(key) for key in _NOT_PLAIN.split() if config.get(key)}
         if config.get("peft_type") != "LORA":
             odd["peft_type"] = config.get("peft_type")
         if config.get("bias", "none") != "none":
@@ -161,11 +159,10 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Sample:
     weights = dict(model.named_parameters())
     adapters = [Adapter(folder, model) for folder in folders]
     sample: Sample = {}
-    with ExitStack() as stack, torch.no_grad():
-        files = [(adapter, stack.enter_context(adapter.file())) for adapter in adapters]
-        for name in sorted({name for adapter in adapters for name in adapter.pairs}):
-            sample[name] = _sampled(weights[name].detach(), name, files)
-            weights[name].copy_(_merged(weights[name].detach(), name, files))
+    for name in sorted({name for adapter in adapters for name in adapter.pairs}):
+        weight = weights[name].detach()
+        sample[name] = _sampled(weight, name, adapters)
+        weight.copy_(_merged(weight, name, adapters))
     _require_trained(adapters)
     return sample
 
@@ -188,7 +185,7 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     with torch.device("meta"):
         skeleton = AutoModel.from_config(config)
     adapters = [Adapter(path, skeleton) for path in checkpoint.adapters]
-    stored = _stored_names(checkpoint.decoder, f"{skeleton.base_model_prefix}.")
+    stored = _stored(checkpoint.decoder, f"{skeleton.base_model_prefix}.")
     if lost := sorted({name for adapter in adapters for name in adapter.pairs} - stored.keys()):
         raise InvalidCheckpointError(
             f"{checkpoint.decoder} has no tensor named {lost[0]!r}, which an adapter changes. Merge it in memory: "
@@ -199,18 +196,22 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
 
     sample: Sample = {}
-    shards = _Shards(folder)
-    with ExitStack() as stack, torch.no_grad():
-        files = [(adapter, stack.enter_context(adapter.file())) for adapter in adapters]
-        for name, (path, stored_name) in stored.items():
-            with _opened(path) as file:
-                weight = file.get_tensor(stored_name)
-            changing = [(adapter, opened) for adapter, opened in files if name in adapter.pairs]
-            if changing:
-                sample[name] = _sampled(weight, name, changing, dtype)
-                weight = _merged(weight, name, changing, dtype)
-            shards.add(name, weight.to(dtype) if dtype and weight.is_floating_point() else weight)
-    shards.close()
+    shapes = {name: _cast(shape, dtype) for name, (_, _, shape) in stored.items()}
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD)
+    for shard, names in plan.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            path, stored_name, _ = stored[name]
+            with _opened(path) as opened:
+                weight = opened.get_tensor(stored_name)
+            if any(name in adapter.pairs for adapter in adapters):
+                sample[name] = _sampled(weight, name, adapters, dtype)
+                weight = _merged(weight, name, adapters, dtype)
+            tensors[name] = _cast(weight, dtype).contiguous()
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     _require_trained(adapters)
     raw = read_json(checkpoint.decoder / "config.json")
     raw.pop("auto_map", None)
@@ -248,9 +249,12 @@ def require_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     loaded = model.get_adapter_state_dict()
     with _opened(folder / "adapter_model.safetensors") as file:
-        names = {name.removeprefix("base_model.model."): name for name in file.keys()}  # noqa: SIM118 - no dict
+        names = {name.removeprefix(_PEFT): name for name in file.keys()}  # noqa: SIM118 - no dict
         wrong = sorted(names.keys() ^ loaded.keys())
-        wrong += [n for n in names.keys() & loaded.keys() if not _same(file.get_tensor(names[n]), loaded[n])]
+        for name in names.keys() & loaded.keys():
+            there = loaded[name].detach().cpu()
+            if not torch.equal(file.get_tensor(names[name]).to(there.dtype), there):
+                wrong.append(name)
     if wrong:
         raise InvalidCheckpointError(
             f"The adapter in {folder} was not loaded as its file has it: {wrong[0]!r} and {len(wrong) - 1} more "
@@ -258,67 +262,30 @@ def require_adapter(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-def _same(stored: Tensor, loaded: Tensor) -> bool:
-    return stored.shape == loaded.shape and torch.equal(stored.to(loaded.dtype), loaded.detach().cpu())
-
-
-class _Shards:
-    """Writes tensors into files of about 1 GB, as `save_pretrained` of transformers would name them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tensors: dict[str, Tensor] = {}
-        self.files: list[tuple[Path, list[str]]] = []
-        self.size = self.total = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        if self.tensors and self.size + size > SHARD:
-            self._write()
-        self.tensors[name] = tensor.contiguous()
-        self.size += size
-        self.total += size
-
-    def close(self) -> None:
-        self._write()
-        if len(self.files) == 1:
-            os.replace(self.files[0][0], self.folder / "model.safetensors")
-            return
-        names: dict[str, str] = {}
-        for i, (path, tensors) in enumerate(self.files, 1):
-            final = f"model-{i:05}-of-{len(self.files):05}.safetensors"
-            os.replace(path, self.folder / final)
-            names |= dict.fromkeys(tensors, final)
-        index = {"metadata": {"total_size": self.total}, "weight_map": names}
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-    def _write(self) -> None:
-        path = self.folder / f"shard-{len(self.files) + 1}"
-        save_file(self.tensors, path, metadata={"format": "pt"})
-        self.files.append((path, list(self.tensors)))
-        self.tensors, self.size = {}, 0
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
 
 def _opened(path: Path) -> Any:
-    """The file, to be used in a `with`; a truncated one is found here, before any tensor is read."""
+    """The open file; a truncated one is found here, before any tensor is read."""
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise InvalidCheckpointError(f"{path} is damaged: {error}. Download it again.") from error
 
 
-def _stored_names(decoder: Path, prefix: str) -> dict[str, tuple[Path, str]]:
-    """Parameter of the headless decoder -> file and name of its tensor, in the order of the files."""
-    found: dict[str, tuple[Path, str]] = {}
+def _stored(decoder: Path, prefix: str) -> dict[str, tuple[Path, str, Tensor]]:
+    """Parameter of the headless decoder -> file, name and shape (on meta) of its tensor, in the order of the files."""
+    found: dict[str, tuple[Path, str, Tensor]] = {}
     for path in weight_files(decoder):
         with _opened(path) as file:
-            found |= {name: (path, name) for name in file.offset_keys()}
+            found |= {name: (path, name, file.get_tensor(name).to("meta")) for name in file.offset_keys()}
     if not any(name.startswith(prefix) for name in found):
         return found
     return {name.removeprefix(prefix): where for name, where in found.items() if name.startswith(prefix)}
 
 
-def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> Tensor:
+def _merged(weight: Tensor, name: str, adapters: Sequence[Adapter], dtype: torch.dtype | None = None) -> Tensor:
     """The weight with the deltas of the adapters that change it, summed in float32 and rounded once."""
     if not weight.is_floating_point() or weight.is_meta:
         raise InvalidCheckpointError(
@@ -326,9 +293,9 @@ def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = N
             "there in full. Convert first (st-llm2vec convert), and load the result quantized or offloaded."
         )
     total = weight.float()
-    for adapter, file in files:
+    for adapter in adapters:
         if name in adapter.pairs:
-            delta = adapter.delta(file, name)
+            delta = adapter.delta(name)
             adapter.changes_anything |= bool(delta.any())
             total = total + delta.to(total.device)
     if not total.isfinite().all():
@@ -336,12 +303,14 @@ def _merged(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = N
     return total.to(dtype or weight.dtype)
 
 
-def _sampled(weight: Tensor, name: str, files: Any, dtype: torch.dtype | None = None) -> tuple[list[int], Tensor]:
+def _sampled(
+    weight: Tensor, name: str, adapters: Sequence[Adapter], dtype: torch.dtype | None = None
+) -> tuple[list[int], Tensor]:
     rows = sorted({round(i * (weight.shape[0] - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
     expected = weight[rows].float().cpu()
-    for adapter, file in files:
+    for adapter in adapters:
         if name in adapter.pairs:
-            expected = expected + adapter.delta(file, name, rows)
+            expected = expected + adapter.delta(name, rows)
     return rows, expected.to(dtype or weight.dtype)
 
 
@@ -358,15 +327,15 @@ def _require_trained(adapters: Sequence[Adapter]) -> None:
 
 
 def _target(pair: str, shapes: Mapping[str, torch.Size]) -> str | None:
-    # peft writes base_model.model.<path>; the path starts at the inner decoder, or at the causal LM around it.
-    path = pair.removeprefix("base_model.model.")
-    names = (f"{path}.weight", f"{path.removeprefix('model.')}.weight")
+    # The path starts at the inner decoder, or at the causal LM around it ("model.", "transformer.", ...).
+    path = pair.removeprefix(_PEFT)
+    names = (f"{path}.weight", f"{path.partition('.')[2]}.weight")
     return next((name for name in names if name in shapes), None)
 
 
 def _scale(config: dict[str, Any], pair: str, rank: int) -> float:
-    def value(patterns: dict[str, float] | None, default: float) -> float:
-        return next((v for k, v in (patterns or {}).items() if pair == k or pair.endswith(f".{k}")), default)
+    from peft.utils.other import get_pattern_key
 
-    alpha = value(config.get("alpha_pattern"), config["lora_alpha"])
+    patterns = config.get("alpha_pattern") or {}
+    alpha: float = patterns.get(get_pattern_key(patterns, pair.removeprefix(_PEFT)), config["lora_alpha"])
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-import shutil
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -156,19 +156,14 @@ def convert(
     Raises:
         As `load`; also OSError where the disk is full.
     """
-    asked = {key: value for key, value in settings.items() if value is not None}
-    if isinstance(dtype, str):
-        if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
-            raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
-        dtype = found
+    dtype = _dtype(dtype)
     checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
-    options: dict[str, Any] = {"asked": asked, "dtype": "auto", "device": device or "cpu"}
+    options: dict[str, Any] = {"asked": settings, "dtype": "auto", "device": device or "cpu"}
     before = None
     if checkpoint.adapters:
         before = _probe(_build(replace(checkpoint, adapters=()), **options))
-    with published(Path(folder)) as new:
-        merged = new / "merged"
-        merged.mkdir()
+    with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
+        merged = Path(temporary)
         model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
@@ -177,9 +172,15 @@ def convert(
         model._write(new, model._stock_copy(), with_weights=False)
         for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
             os.replace(file, new / file.name)
-        shutil.rmtree(merged)
     model[0].model.name_or_path = os.fspath(folder)
     return model
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(found, torch.dtype):
+        raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
+    return found
 
 
 def _probe(model: LLM2Vec) -> np.ndarray:
@@ -208,7 +209,7 @@ def _build(
         )
     _require_two_modules(checkpoint.decoder)
     config = _read_config(folder)
-    settings = _settle(checkpoint, config, {key: value for key, value in asked.items() if value is not None})
+    settings = _settle(checkpoint, config, asked)
     stored = getattr(config, "quantization_config", None)
     if dtype is None:
         on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
@@ -255,8 +256,7 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
         raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        rest = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=rest)
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=_dtype(dtype))
         return
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
@@ -323,7 +323,8 @@ def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[
         "attention": "bidirectional",
         "prompts": None,
     }
-    settings |= {key: value for key, value in checkpoint.settings.items() if value is not None} | asked
+    for given in (checkpoint.settings, asked):
+        settings |= {key: value for key, value in given.items() if value is not None}
     if settings["pooling_mode"] not in POOLING_MODES:
         raise InvalidInputError(
             f"pooling_mode={settings['pooling_mode']!r} is not known. Use one of {sorted(POOLING_MODES)}."
@@ -480,7 +481,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         return {**super()._get_model_config(), "requirements": needs}
 
     def _names_our_classes(self) -> bool:
-        return any(fullname in MODULE_CLASSES for fullname in map(_class_name, self._modules.values()))
+        return any(type(module) in MODULE_CLASSES.values() for module in self._modules.values())
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """As `save_pretrained`."""
@@ -511,9 +512,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
 
     def _write(self, folder: Path, saved: LLM2Vec, *args: Any, with_weights: bool = True, **kwargs: Any) -> None:
         if not with_weights:  # they are there already
-            first = next(iter(saved._modules.values()))
-            assert first is not None
-            first._modules["model"] = _ConfigOnly(self[0].model)
+            saved[0].model = _ConfigOnly(self[0].model)
         super(LLM2Vec, saved).save(str(folder), *args, **kwargs)
         settings = {"format": 1, **self._settings(), "provenance": self.provenance}
         if audit := self[0].audit:
@@ -603,9 +602,7 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _require_two_modules(folder: Path) -> None:
-    path = folder / "modules.json"
-    extra = json.loads(path.read_text(encoding="utf-8"))[2:] if path.is_file() else []
-    if extra:
+    if extra := read_json(folder / "modules.json", list)[2:]:
         raise InvalidInputError(
             f"{folder} has modules after its pooling ({', '.join(module['type'] for module in extra)}), which load() "
             "would leave out. Open it with SentenceTransformer(...) after `import st_llm2vec`."
@@ -619,10 +616,6 @@ def _require_saved_base(folder: Path) -> None:
             f"The adapter in {folder} was trained on {named!r}: stages that lie in no folder together with their "
             f"decoder. Name what was merged: st_llm2vec.load({str(folder)!r}, base='<the stage below>')."
         )
-
-
-def _class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__name__}"
 
 
 def _read_config(folder: Path) -> Any:

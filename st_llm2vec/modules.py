@@ -46,11 +46,6 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
-def _checkpoints_gradients(model: torch.nn.Module) -> bool:
-    """transformers has renamed its own property."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
 def _is_no_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
@@ -121,8 +116,10 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def _packs(self, features: dict[str, Any]) -> bool:
         if not self._packing or "input_ids" not in features or "attention_mask" not in features:
             return False
-        # Compiled code would be compiled again for every row; a checkpointed layer runs again when the row is gone.
-        if torch.compiler.is_compiling() or (self.training and _checkpoints_gradients(self.model)):
+        if torch.compiler.is_compiling():  # it would be compiled again for every row
+            return False
+        # A checkpointed layer runs again when the row is gone.
+        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
             return False
         # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
         if not features["attention_mask"][:, 0].all():

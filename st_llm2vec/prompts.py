@@ -66,8 +66,9 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     Raises:
         InvalidInputError: There is no chat template, or it does not show where the text stands.
     """
-    texts = "FIRST", "REPLY", "SECOND"
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts, strict=True)]
+    first, reply, second = "FIRST", "REPLY", "SECOND"
+    turns = [{"role": "user", "content": first}, {"role": "assistant", "content": reply}]
+    turns += [{"role": "user", "content": second}]
 
     def render(turns: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(turns, tokenize=False))
@@ -78,12 +79,12 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
         )
     try:
         # The second turn of the user: a system message stands before the first one only.
-        closing = render(turns[:2]).partition(texts[1])[2]
-        between, found, suffix = render(turns).partition(texts[1])[2].partition(texts[2])
+        closing = render(turns[:2]).partition(reply)[2]
+        between, found, suffix = render(turns).partition(reply)[2].partition(second)
         prefix = between.removeprefix(closing)
         if prefix == between:  # the last turn ends in another way (phi3): what both turns of the user begin with
-            first = render(turns[:1]).partition(texts[0])[0]
-            prefix = commonprefix([first[::-1], between[::-1]])[::-1]  # noqa: RUF071 - of texts, not of paths
+            opening = render(turns[:1]).partition(first)[0]
+            prefix = commonprefix([opening[::-1], between[::-1]])[::-1]  # noqa: RUF071 - of texts, not of paths
     except Exception as error:  # whatever a template raises that wants other turns
         raise InvalidInputError(
             f"The tokenizer's chat template cannot be used ({error}). Give a Template(prefix, suffix)."
@@ -182,9 +183,8 @@ def tokenize(
         long = [i for i, ids in enumerate(full) if len(ids) >= document_max_length]
         for i in long:
             pairs[i] = (pairs[i][0], _cut_document(tokenizer, pairs[i][1], document_max_length, max_length))
-        for i, ids in zip(
-            long, _ids(tokenizer, [_render(pairs[i], template) for i in long], special=True), strict=True
-        ):
+        cut = _ids(tokenizer, [_render(pairs[i], template) for i in long], special=True)
+        for i, ids in zip(long, cut, strict=True):
             full[i] = ids
 
     before, after = special_counts(tokenizer)
@@ -193,14 +193,13 @@ def tokenize(
     inside = [i for i, (prompt, _) in enumerate(pairs) if prompt or template.prefix]
     glued = {pairs[i][0] for i in inside if pairs[i][0] and not pairs[i][0][-1].isspace()}
     apart = [i for i in inside if pairs[i][0] not in glued]
-    texts = [_render(("", pairs[i][1]), Template("", template.suffix), strip=bool(template)) for i in apart]
+    texts = [(pairs[i][1].rstrip() if template else pairs[i][1]) + template.suffix for i in apart]
     for i, ids in zip(apart, _ids(tokenizer, texts), strict=True):
         n_pooled[i] = min(len(ids), max_length) + after
     # ... but directly after a prompt a text has other tokens than alone: there the prompt's are counted, as stock does.
-    prefixes = {prompt: _ids(tokenizer, [template.prefix + prompt])[0] for prompt in glued}
+    prefixes = {prompt: len(_ids(tokenizer, [template.prefix + prompt])[0]) for prompt in glued}
     for i in inside:
-        if pairs[i][0] in glued:
-            n_pooled[i] -= len(prefixes[pairs[i][0]])
+        n_pooled[i] -= prefixes.get(pairs[i][0], 0)
 
     rows = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
     for i, row in enumerate(rows):
@@ -211,9 +210,9 @@ def tokenize(
     return rows
 
 
-def _render(pair: tuple[str, str], template: Template, strip: bool | None = None) -> str:
+def _render(pair: tuple[str, str], template: Template) -> str:
     prompt, text = pair
-    if template if strip is None else strip:
+    if template:
         text = text.rstrip()
         prompt = prompt.lstrip()
         if not text:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from sentence_transformers.util import batch_to_device
 
 from .errors import InvalidInputError
 from .model import LLM2Vec
@@ -75,20 +76,15 @@ def encode_words(
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            hidden = _hidden(model, [rows[i].input_ids for i in batch])  # (batch, length, hidden), padded on the right
+            features = model[0].collate([TokenizedText(rows[i].input_ids, len(rows[i].input_ids)) for i in batch])
+            with torch.no_grad():  # (batch, length, hidden), padded on the right
+                hidden = model[0](batch_to_device(features, model.device))["token_embeddings"].float()
             for i, states in zip(batch, hidden, strict=True):
                 means = [states[positions].mean(0) for positions in rows[i].words]
                 vectors[i] = torch.stack(means).cpu().numpy()
     finally:
         model.train(was_training)
     return vectors
-
-
-@torch.no_grad()
-def _hidden(model: LLM2Vec, ids: list[list[int]]) -> torch.Tensor:
-    features = model[0].collate([TokenizedText(row, len(row)) for row in ids])
-    features = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
-    return torch.as_tensor(model[0](features)["token_embeddings"]).float()
 
 
 def _tokenize(model: LLM2Vec, sentence: str | Sequence[str], prompt: str, reading: Reading, index: int) -> _Sentence:

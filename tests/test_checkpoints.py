@@ -84,9 +84,10 @@ def test_an_adapter_that_does_not_fit_changes_nothing(models: Path, damage: str)
 def test_other_adapters_and_damaged_files_are_refused(models: Path) -> None:
     folder = models / "llama-mntp"
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(InvalidCheckpointError, match=r"not a plain LoRA adapter.*use_dora"):
-        st_llm2vec.load(str(folder), device="cpu")
+    for key, value in {"use_dora": True, "alora_invocation_tokens": [5, 6], "init_lora_weights": "pissa"}.items():
+        (folder / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(InvalidCheckpointError, match=rf"not a plain LoRA adapter.*{key}"):
+            st_llm2vec.load(str(folder), device="cpu")
     (folder / "adapter_config.json").write_text(json.dumps(config))
     weights = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(weights[:-100])

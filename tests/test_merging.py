@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import KIT, save_decoder
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 import st_llm2vec
 from st_llm2vec import merging
@@ -171,11 +171,12 @@ def test_a_merged_weight_that_is_not_the_sum_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
-def test_conv1d_weights_take_the_transposed_sum(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained_as", [AutoModel, AutoModelForCausalLM])
+def test_conv1d_weights_take_the_transposed_sum(trained_as: type, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     save_decoder(tmp_path / "gpt2", "gpt2")
-    model = decoder(tmp_path / "gpt2")
+    model = trained_as.from_pretrained(tmp_path / "gpt2")
     tuned = get_peft_model(model, LoraConfig(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True))
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
@@ -183,6 +184,26 @@ def test_conv1d_weights_take_the_transposed_sum(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "adapter")
     expected = tuned.merge_and_unload().state_dict()
     merged = decoder(tmp_path / "gpt2")
+    merge_adapters(merged, [tmp_path / "adapter"])
+    path = "transformer." if trained_as is AutoModelForCausalLM else ""
+    for name, parameter in merged.named_parameters():
+        assert torch.allclose(parameter, expected[path + name], atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_alpha_patterns_are_expressions_as_in_peft(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = MODELS / "llama-base"
+    patterns = {r"layers\.[1-9]+\.self_attn\.q_proj": 64, "v_proj": 4}
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian", alpha_pattern=patterns)
+    tuned = get_peft_model(decoder(base), config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = tuned.merge_and_unload().state_dict()
+    merged = decoder(base)
     merge_adapters(merged, [tmp_path / "adapter"])
     for name, parameter in merged.named_parameters():
         assert torch.allclose(parameter, expected[name], atol=1e-6), name

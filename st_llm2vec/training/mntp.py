@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,13 @@ def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length
     Returns:
         Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
     """
-    before, after = special_counts(tokenizer)
     ids: list[int] = []
     special: list[int] = []
     texts = list(texts)
     for start in range(0, len(texts), 1000):
-        for document in tokenizer(texts[start : start + 1000], return_attention_mask=False, verbose=False)["input_ids"]:
-            ids += document
-            special += [1] * before + [0] * (len(document) - before - after) + [1] * after
+        documents = tokenizer(texts[start : start + 1000], return_special_tokens_mask=True, verbose=False)
+        ids += chain.from_iterable(documents["input_ids"])
+        special += chain.from_iterable(documents["special_tokens_mask"])
     n = len(ids) // length
     if n == 0:
         raise InvalidInputError(f"All texts together have {len(ids)} tokens, fewer than one chunk of length={length}.")
@@ -168,9 +168,8 @@ class MNTPLoss(nn.Module):
         targets = labels[:, 1:]
         selected = targets != IGNORED
         logits = self.logits(hidden[selected])  # (masked tokens, vocabulary)
-        return functional.cross_entropy(logits.float(), targets[selected], reduction="sum") / selected.sum().clamp_min(
-            1
-        )
+        total = functional.cross_entropy(logits.float(), targets[selected], reduction="sum")
+        return total / selected.sum().clamp_min(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token: (positions, hidden) -> (positions, vocabulary)."""
@@ -178,12 +177,9 @@ class MNTPLoss(nn.Module):
         logits = functional.linear(hidden, (weight if self.train_head else weight.detach()).to(hidden.dtype))
         if cap := getattr(self.config, "final_logit_softcapping", None):  # gemma 2
             logits = cap * torch.tanh(logits / cap)
-        # granite divides, cohere multiplies
-        return (
-            logits
-            / (getattr(self.config, "logits_scaling", None) or 1)
-            * (getattr(self.config, "logit_scale", None) or 1)
-        )
+        divisor = getattr(self.config, "logits_scaling", None) or 1  # granite
+        factor = getattr(self.config, "logit_scale", None) or 1  # cohere
+        return logits / divisor * factor
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"train_head": self.train_head}
@@ -207,11 +203,10 @@ def language_model_head(model: LLM2Vec) -> Tensor | None:
         return None
     name = decoder.name_or_path
     index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    files = ["model.safetensors"]
+    file = "model.safetensors"
     if index is not None:
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        files = [shards["lm_head.weight"]] if "lm_head.weight" in shards else []
-    for file in files:
+        file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get("lm_head.weight")
+    if file:
         with safe_open(cached_file(name, file), "pt") as tensors:
             if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a dict
                 head: Tensor = tensors.get_tensor("lm_head.weight")
