@@ -25,9 +25,9 @@ if __name__ == "__main__":
         args.data,
         eval_dataset=chunks["dev"].select(range(200)),
         collator=MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, mlm_probability=0.3),
-        max_steps=500,
+        max_steps=200,
         per_device_train_batch_size=32,
         learning_rate=1e-3,
-        warmup_steps=50,
+        warmup_steps=30,
         weight_decay=0.01,
     )

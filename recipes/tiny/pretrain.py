@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from settings import MODEL, SEED, SPECIAL_TOKENS, rows
+from settings import MODEL, SEED, SPECIAL_TOKENS, adamw, rows
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -21,8 +21,10 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from words import token_vectors
 
 LENGTH, BATCH = 256, 16
+EMBEDDING_SCALE, NORM_SCALE = 0.5, 0.125  # the residual stream starts as the token vectors; logits start near 1
 
 
 def train_tokenizer(data: Path) -> PreTrainedTokenizerFast:
@@ -68,11 +70,26 @@ class Chunks(torch.utils.data.Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
+def start_from_counts(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path) -> None:
+    """Puts token vectors of words.py into the tied embeddings."""
+    texts = [row["text"] for name in ("wiki_text", "wiki_sentences") for row in rows(data, name, "train")]
+    documents = (
+        document
+        for start in range(0, len(texts), 500)
+        for document in tokenizer(texts[start : start + 500], add_special_tokens=False, verbose=False)["input_ids"]
+    )
+    vectors = token_vectors(documents, MODEL["vocab_size"], MODEL["hidden_size"])
+    with torch.no_grad():
+        weight = model.model.embed_tokens.weight
+        weight.copy_(torch.where(vectors.any(1, keepdim=True), vectors * EMBEDDING_SCALE, weight))
+        model.model.norm.weight.fill_(NORM_SCALE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=1_000)
     args = parser.parse_args()
     out = args.out / "1-causal-lm"
 
@@ -92,19 +109,20 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config)
     print(f"{model.num_parameters():,} parameters")
+    checkpoint = get_last_checkpoint(out / "checkpoints") if (out / "checkpoints").exists() else None
+    if checkpoint is None:
+        start_from_counts(model, tokenizer, args.data)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(out / "checkpoints"),
-            num_train_epochs=args.epochs,
+            max_steps=args.steps,
             per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=BATCH,
-            learning_rate=2e-3,
             lr_scheduler_type="cosine",
-            warmup_steps=200,
-            weight_decay=0.1,
-            adam_beta2=0.98,
+            warmup_steps=100,
             bf16=True,
+            torch_compile=True,  # twice as fast on two CPU cores
             use_cpu=not torch.cuda.is_available(),
             eval_strategy="steps",
             eval_steps=500,
@@ -117,10 +135,9 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=dev,
         data_collator=default_data_collator,
+        optimizers=(adamw(model, 2e-3, weight_decay=0.1, betas=(0.9, 0.98)), None),
     )
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(out / "checkpoints") if (out / "checkpoints").exists() else None
-    )
+    trainer.train(resume_from_checkpoint=checkpoint)
     print(trainer.evaluate())
     trainer.save_model(str(out))
     tokenizer.save_pretrained(out)

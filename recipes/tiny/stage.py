@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import cos_sim
-from settings import SEED
+from settings import SEED, adamw
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -47,6 +47,8 @@ def train(
     *,
     eval_dataset: Dataset | None = None,
     collator: Any = None,
+    learning_rate: float,
+    weight_decay: float = 0.0,
     **settings: Any,
 ) -> None:
     """Trains, resuming from the newest checkpoint in `out`, and saves the encoder there."""
@@ -73,6 +75,7 @@ def train(
         evaluator=STS.evaluator(data / "stsb", "dev"),
         loss=loss,
         data_collator=collator,
+        optimizers=(adamw(loss, learning_rate, weight_decay=weight_decay), None),
     )
     checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
