@@ -28,7 +28,7 @@ QUESTIONS = [
     ("How do I delete a directory tree?", {"module": {"$in": ["tempfile", "shutil"]}}),
     ("How do I move a file or directory to another location?", {}),
     ("How do I remove common leading whitespace from every line?", {"kind": "function"}),
-    ("How do I compute the median of numbers?", {"kind": {"$ne": "module"}}),
+    ("How do I compute the middle value of numeric data?", {"kind": {"$ne": "module"}}),
 ]
 
 

@@ -27,7 +27,7 @@ QUESTIONS = [
     ("How do I delete a directory tree?", [("module", FilterOperator.IN, ["tempfile", "shutil"])]),
     ("How do I move a file or directory to another location?", []),
     ("How do I remove common leading whitespace from every line?", [("kind", FilterOperator.EQ, "function")]),
-    ("How do I compute the median of numbers?", [("symbol", FilterOperator.TEXT_MATCH, "statistics.")]),
+    ("How do I compute the middle value of numeric data?", [("symbol", FilterOperator.TEXT_MATCH, "statistics.")]),
 ]
 
 
