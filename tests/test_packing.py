@@ -200,6 +200,15 @@ def test_the_other_direction_is_proven_again(tmp_path: Path) -> None:
     assert one[0].unpacked_because
 
 
+def test_a_part_in_training_mode_is_brought_back(model: st_llm2vec.LLM2Vec) -> None:
+    """Dropout in a single layer would give other vectors at every call."""
+    model.encode(["a"])  # the proof of packing, at the first, does so as well
+    part = model[0].model.layers[-1].mlp
+    part.train()
+    model.encode(["a"])
+    assert not part.training
+
+
 def test_two_threads(model: st_llm2vec.LLM2Vec) -> None:
     inputs = [TEXTS[i:] + TEXTS[:i] for i in range(len(TEXTS))]
     expected = [model.encode(texts) for texts in inputs]

@@ -42,6 +42,18 @@ def scores_by_hand(queries, vectors, metric):
     return queries @ vectors.T
 
 
+@pytest.mark.parametrize(
+    "labels", [{}, {"a": "},\n{"}, {"a": '"},\n{"', "b": ["},", "\n{", ""]}, {"},\n{": None}, {"é\\": "\n"}]
+)
+def test_metadata_that_looks_like_the_end_of_another(tmp_path, labels):
+    """All metadata of a call is written as one list, which is cut again between the documents."""
+    given = [{"n": 0}, labels, {}, labels, {"n": 1}]
+    with FaissStore.create(tmp_path / "s", None) as store:
+        ids = store.add(["a"] * 5, metadata=given, vectors=random_vectors(5))
+        assert [record.metadata for record in store.get(ids)] == given
+        assert store.verify() == []
+
+
 # -- the way through ---------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +458,8 @@ BAD = {
     "field with $": (lambda s: s.add(["a"], metadata=[{"$x": 2}]), "start with"),
     "another dimension": (lambda s: s.add(["a"], vectors=[[1.0, 2.0]]), "dimension 2 given.*dimension 16"),
     "fewer vectors": (lambda s: s.add(["a", "b"], vectors=ONE), r"\(1, 16\) for 2 texts"),
+    "vectors beyond float32": (lambda s: s.add(["a"], vectors=[[1e39] * 16]), "huge"),
+    "vectors of text": (lambda s: s.add(["a"], vectors=[["x", "y"]]), "array of floats"),
     "ragged vectors": (lambda s: s.add(["a", "b"], vectors=[[1.0], [1.0, 2.0]]), "array of floats"),
     "NaN vector": (lambda s: s.add(["a"], vectors=[[float("nan")] * 16]), "vectors 0 have NaN"),
     "infinite vector": (lambda s: s.add(["a"], vectors=[[float("inf")] * 16]), "vectors 0 have NaN"),
