@@ -235,7 +235,7 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
     Returns:
         One row per layer and padding, for the attention kernel in use.
     """
-    layers, kernel = _decoder_layers(model), kernel_of(model)
+    layers, kernel = decoder_layers(model), kernel_of(model)
     depth = len(layers)
     # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
     one_sided = {
@@ -314,7 +314,7 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
     return seen
 
 
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The stack of decoder layers, whatever the architecture calls it."""
     depth = _config(model).num_hidden_layers
     for module in model.modules():

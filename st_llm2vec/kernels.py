@@ -11,6 +11,8 @@ token. `save_pretrained` then writes the int8 file (docs/performance.md has its 
 from __future__ import annotations
 
 import copy
+import itertools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,6 +63,16 @@ def lacks(kind: str) -> str:
     return ""
 
 
+# Inside a compiled layer a product is one operator for all layers, and which one it is a tensor: a number or an object
+# would have every layer compiled by itself.
+_products: weakref.WeakValueDictionary[int, Product] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+_library = torch.library.Library("st_llm2vec", "FRAGMENT")
+_library.define("multiply(Tensor x, Tensor product, int rows, ScalarType dtype) -> Tensor")
+_library.impl("multiply", lambda x, product, rows, dtype: _products[int(product)].multiply(x, dtype), "CPU")
+_library.impl("multiply", lambda x, product, rows, dtype: x.new_empty(*x.shape[:-1], rows, dtype=dtype), "Meta")
+
+
 class Product:
     """One matrix product for the linear layers, one or several, that read the same input.
 
@@ -73,6 +85,8 @@ class Product:
         self.rows = [len(weight) for weight in weights]
         self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
         self._last: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._number = torch.tensor(number := next(_numbers))
+        _products[number] = self
         self._pack(weights)
 
     def _pack(self, weights: Sequence[Tensor]) -> None:
@@ -86,6 +100,8 @@ class Product:
         """What one of the layers makes of `x`, (..., width): (..., its rows)."""
         if len(self.rows) == 1:
             return self._all(x)
+        if torch.compiler.is_compiling():  # which leaves out what it has seen already
+            return torch.split(self._all(x), self.rows, -1)[layer]
         last = self._last  # one read: another thread may write it
         if last is None or last[0] is not x:
             last = self._last = (x, torch.split(self._all(x), self.rows, -1))
@@ -96,6 +112,16 @@ class Product:
     def _all(self, x: Tensor) -> Tensor:
         if not x.numel():  # an expert without tokens
             return x.new_empty(*x.shape[:-1], sum(self.rows))
+        return self._multiply(x, x.dtype)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling():
+            product: Tensor = torch.ops.st_llm2vec.multiply(x, self._number, sum(self.rows), dtype)
+            return product
+        return self.multiply(x, dtype)
+
+    def multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """oneDNN's product of what enters it: (..., width) to (..., rows of all layers)."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return product
 
@@ -156,13 +182,16 @@ class Int8Product(Product):
             # Divided in float32: bfloat16 could round to 128. oneDNN has no fast path for signed activations, so the
             # bytes go from -127..127 to 1..255, zero at 128; torch casts to int8 nine times as fast as to uint8.
             quantized = (flat * scale.float().reciprocal_()).round_().to(torch.int8).view(torch.uint8)
-            product = torch.ops.onednn.qlinear_pointwise(
-                *(quantized.bitwise_xor_(128), 1.0, 128),
-                *(self._packed, self._scale, self._zeros, None),
-                *(1.0, 0, x.dtype, "none", [], ""),
-            )
+            product = self._multiply(quantized.bitwise_xor_(128), x.dtype)
             product = product.mul_(scale.to(x.dtype)).view(*x.shape[:-1], -1)
         return product if self.bias is None else product.add_(self.bias.to(x.dtype))
+
+    def multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same of bytes, zero at 128, in float32 or bfloat16."""
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(x, 1.0, 128), *(self._packed, self._scale, self._zeros, None), *(1.0, 0, dtype, "none", [], "")
+        )
+        return product
 
     def _arguments(self) -> dict[str, Sequence[Tensor | None]]:
         return {**super()._arguments(), "scales": self.scales}

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -116,6 +117,9 @@ def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[
 _current: ContextVar[Row | None] = ContextVar("st_llm2vec_row", default=None)
 
 
+current_row = _current.get
+
+
 @contextmanager
 def packed(row: Row) -> Iterator[None]:
     """While the block runs, the attention layers called in this thread read `row`."""
@@ -134,7 +138,9 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         function: Callable[..., tuple[Tensor, Any]] = (
             ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
         )
-        row = _current.get()
+        if torch.compiler.is_compiling() and attention_mask is None:
+            return _as_operator(kernel, module, query, key, value, kwargs), None
+        row = None if torch.compiler.is_compiling() else _current.get()
         if row is None:
             return function(module, query, key, value, attention_mask, **kwargs)
         row.calls += 1
@@ -151,6 +157,36 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         return torch.cat(heads)[None], None  # (1, total, heads, dim)
 
     return attention
+
+
+# Inside a compiled layer, attention is one operator: where the row's texts end is none of the compiler's business.
+_library = torch.library.Library("st_llm2vec", "FRAGMENT")
+_library.define("attend(Tensor q, Tensor k, Tensor v, int groups, float? scaling, bool is_causal, int? window) -> Tensor")
+
+
+def _as_operator(
+    kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+) -> Tensor:
+    if kernel != "sdpa" or options.get("dropout") or options.get("position_bias") is not None:
+        raise NotImplementedError(f"attention by {kernel!r} with these options is not compiled: {sorted(options)}")
+    groups = query.shape[1] // key.shape[1]
+    window = options.get("sliding_window")
+    out: Tensor = torch.ops.st_llm2vec.attend(
+        query, key, value, groups, options.get("scaling"), _is_causal(module, options), window
+    )
+    return out
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, groups: int, scaling: float | None, is_causal: bool, window: int | None
+) -> Tensor:
+    module: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=is_causal, training=False)
+    options = {"scaling": scaling, "is_causal": is_causal, "sliding_window": window}
+    return _attention("sdpa")(module, query, key, value, None, **options)[0]
+
+
+_library.impl("attend", _attend, "CompositeExplicitAutograd")
+_library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]), "Meta")
 
 
 def _mask(module: nn.Module, kernel: str, query: Tensor, length: int, options: dict[str, Any]) -> Tensor | None:
@@ -302,3 +338,14 @@ def _difference(model: PreTrainedModel, packed_kernel: str) -> str:
     difference = float((together - expected).abs().max() / expected.abs().max())
     limit = 1e-5 if model.dtype in (torch.float32, torch.float64) else 0.05
     return "" if difference <= limit else f"a row differs from its texts by {difference:.1e} of their scale"
+
+
+@torch.inference_mode()
+def hidden_of_a_row(model: PreTrainedModel) -> Tensor:
+    """Hidden states, (total, hidden), of a row of texts of several lengths."""
+    mask = torch.arange(9) < torch.tensor([3, 5, 5, 1, 9])[:, None]
+    row = Row.of(mask).to(model.device)
+    ids = torch.arange(3, 3 + int(mask.sum()), device=model.device)[None]
+    with packed(row):
+        hidden: Tensor = model(input_ids=ids, position_ids=row.position_ids, use_cache=False)[0]
+    return hidden[0].float()
