@@ -29,13 +29,11 @@ HERE = Path(__file__).resolve().parent
 class Ours:
     """st_llm2vec."""
 
-    def __init__(self, folder: Path, device: str, kind: str, attention: str = "bidirectional") -> None:
+    def __init__(self, folder: Path, device: str, kind: str, **options: Any) -> None:
         import st_llm2vec
 
-        options = {"quantize": "int8"} if kind == "int8" else {"dtype": kind}
-        self.model = st_llm2vec.load(
-            str(folder), device=device, attention=attention, max_seq_length=MAX_LENGTH, **options
-        )
+        options |= {"quantize": "int8"} if kind == "int8" else {"dtype": kind}
+        self.model = st_llm2vec.load(str(folder), device=device, max_seq_length=MAX_LENGTH, **options)
 
     def tune(self, texts: list[str]) -> str:
         return ""
@@ -390,9 +388,14 @@ class Limit:
 
 VARIANTS: dict[str, Any] = {
     "ours float32": lambda folder, device: Ours(folder, device, "float32"),
-    "ours float32 causal": lambda folder, device: Ours(folder, device, "float32", "causal"),
     "ours bfloat16": lambda folder, device: Ours(folder, device, "bfloat16"),
     "ours int8": lambda folder, device: Ours(folder, device, "int8"),
+    "ours compiled float32": lambda folder, device: Ours(folder, device, "float32", compile=True),
+    "ours compiled float32 causal": lambda folder, device: Ours(
+        folder, device, "float32", compile=True, attention="causal"
+    ),
+    "ours compiled bfloat16": lambda folder, device: Ours(folder, device, "bfloat16", compile=True),
+    "ours compiled int8": lambda folder, device: Ours(folder, device, "int8", compile=True),
     "stock float32": lambda folder, device: Stock(folder, device, "float32"),
     "stock bfloat16": lambda folder, device: Stock(folder, device, "bfloat16"),
     "stock flash bfloat16": lambda folder, device: Stock(folder, device, "bfloat16", "flash_attention_2"),

@@ -68,6 +68,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     quantize: str | None = None,
     packing: bool = True,
+    compile: bool = False,
     device: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
     revision: str | None = None,
@@ -93,6 +94,8 @@ def load(
         quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
             (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
+        compile: Compile the layers, for packed texts, with `torch.compile` (`compilation.compile_layers`): faster, the
+            same vectors; loading takes seconds longer, and on a CPU needs a C++ compiler. Said where it cannot be done.
         device: "cpu", "cuda", "mps"; default: the best there is.
         model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
         revision: Branch, tag or commit of `name` on the hub.
@@ -122,6 +125,11 @@ def load(
     model[0].packing = packing
     if quantize or (rest is not None and model.device.type == "cpu"):
         _use_kernels(model.eval(), quantize, rest)
+    if compile:
+        model[0].compiles = True
+        model.encode(_PROBES, show_progress_bar=False)
+        if reason := model[0].unpacked_because or model[0].uncompiled_because:
+            log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
     return model
 
 

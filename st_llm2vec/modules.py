@@ -71,6 +71,10 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     audit: Audit | None = None
     unpacked_because: str | None = None
     """Why batches are padded; empty if they are packed, None before the first one."""
+    compiles = False
+    """Whether the layers are compiled for rows without padding, on their first one (compilation.py)."""
+    uncompiled_because: str | None = None
+    """Why the layers are not compiled; empty if they are, None before the first row."""
 
     def __init__(
         self,
@@ -126,7 +130,15 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             return False
         if self.unpacked_because is None or (not self.unpacked_because and not is_packing(self.model)):
             self.unpacked_because = enable_packing(self.model)
+        if self.compiles and self.uncompiled_because is None and torch.is_inference_mode_enabled():
+            from .compilation import compile_layers  # the compiler takes a second to import
+
+            self.uncompiled_because = compile_layers(self.model)
         return not self.unpacked_because
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not compiled, nor is what a worker process gets; it will be, on its first row.
+        return {**super().__getstate__(), "uncompiled_because": None}
 
     @property
     def attention(self) -> str:

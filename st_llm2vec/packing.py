@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -59,14 +60,10 @@ class Row:
         within = mask.cumsum(1)[order] - 1
         return cls(places[mask[order]], within[mask[order]][None], lengths.tolist())
 
-    @property
-    def runs(self) -> Iterator[tuple[slice, int, int]]:
-        """(where, texts, tokens of each) of the texts of equal length, which attention takes in one call."""
-        start = 0
-        for length, texts in groupby(self.lengths):
-            count = len(list(texts))
-            yield slice(start, start + count * length), count, length
-            start += count * length
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(texts, tokens of each) of the texts of equal length, which attention takes in one call."""
+        return [(len(list(texts)), length) for length, texts in groupby(self.lengths)]
 
     def to(self, device: torch.device | str) -> Row:
         """The same row on another device."""
@@ -138,65 +135,76 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         function: Callable[..., tuple[Tensor, Any]] = (
             ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
         )
-        if torch.compiler.is_compiling() and attention_mask is None:
-            return _as_operator(kernel, module, query, key, value, kwargs), None
-        row = None if torch.compiler.is_compiling() else _current.get()
-        if row is None:
+        compiling = torch.compiler.is_compiling()
+        row = None if compiling else _current.get()
+        if row is None and not (compiling and attention_mask is None):
             return function(module, query, key, value, attention_mask, **kwargs)
+        causal, window = _is_causal(module, kwargs), kwargs.get("sliding_window")
+        special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+        if kernel == "sdpa" and not special and not kwargs.get("dropout"):
+            attend = _attend if row else torch.ops.st_llm2vec.attend
+            return attend(query, key, value, kwargs.get("scaling"), causal, window), None
+        if row is None:
+            raise NotImplementedError(f"attention by {kernel!r} with {special or 'dropout'} is not compiled")
         row.calls += 1
         if kernel.startswith("flash"):
             return function(module, query, key, value, None, **kwargs, **_flash_arguments(row, query.device))
-        if _has_varlen(module, query, value, kwargs):
-            return _varlen(row, module, query, key, value, **kwargs)
         heads = []
-        for where, count, length in row.runs:
-            # (1, heads, count * length, dim) -> (count, heads, length, dim), all views
-            parts = (x[0, :, where].view(-1, count, length, x.shape[-1]).transpose(0, 1) for x in (query, key, value))
-            mask = _mask(module, kernel, query, length, kwargs)
-            heads.append(function(module, *parts, mask, **kwargs)[0].flatten(0, 1))
+        for q, k, v in _runs(row, query, key, value):
+            mask = _mask(kernel, q, causal, window)
+            heads.append(function(module, q, k, v, mask, **kwargs)[0].flatten(0, 1))
         return torch.cat(heads)[None], None  # (1, total, heads, dim)
 
     return attention
 
 
-# Inside a compiled layer, attention is one operator: where the row's texts end is none of the compiler's business.
-_library = torch.library.Library("st_llm2vec", "FRAGMENT")
-_library.define("attend(Tensor q, Tensor k, Tensor v, int groups, float? scaling, bool is_causal, int? window) -> Tensor")
-
-
-def _as_operator(
-    kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
-) -> Tensor:
-    if kernel != "sdpa" or options.get("dropout") or options.get("position_bias") is not None:
-        raise NotImplementedError(f"attention by {kernel!r} with these options is not compiled: {sorted(options)}")
-    groups = query.shape[1] // key.shape[1]
-    window = options.get("sliding_window")
-    out: Tensor = torch.ops.st_llm2vec.attend(
-        query, key, value, groups, options.get("scaling"), _is_causal(module, options), window
-    )
-    return out
-
-
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, groups: int, scaling: float | None, is_causal: bool, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
 ) -> Tensor:
-    module: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=is_causal, training=False)
-    options = {"scaling": scaling, "is_causal": is_causal, "sliding_window": window}
-    return _attention("sdpa")(module, query, key, value, None, **options)[0]
+    """Attention within each text of the row, by torch's own kernels: (1, heads, total, dim) to (1, total, heads, dim).
+
+    Compiled layers call it as an operator: where the row's texts end is none of the compiler's business.
+    """
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    row = _current.get()
+    if row is None:  # somebody compiled a padded model, and this batch has no pads
+        whole = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, **options)
+        return whole.transpose(1, 2).contiguous()
+    row.calls += 1
+    if _has_varlen(query, value):
+        return _varlen(row, query, key, value, scaling, is_causal, window)
+    if query.is_cuda and options.pop("enable_gqa"):  # its kernels without a loss of speed take equal heads
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    heads = []
+    for q, k, v in _runs(row, query, key, value):
+        mask = _mask("sdpa", q, is_causal, window)
+        alone = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, **options)
+        heads.append(alone.transpose(1, 2).flatten(0, 1))
+    return torch.cat(heads)[None]
 
 
+_library = torch.library.Library("st_llm2vec", "FRAGMENT")
+_library.define("attend(Tensor q, Tensor k, Tensor v, float? scaling, bool is_causal, SymInt? window) -> Tensor")
 _library.impl("attend", _attend, "CompositeExplicitAutograd")
 _library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]), "Meta")
 
 
-def _mask(module: nn.Module, kernel: str, query: Tensor, length: int, options: dict[str, Any]) -> Tensor | None:
-    """What a text of `length` tokens may see beyond what the kernel knows: a causal one in eager, a window in both."""
-    window = options.get("sliding_window") or length
-    causal = _is_causal(module, options)
+def _runs(row: Row, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of each run, the (texts, heads, tokens, dim) of tensors that are (1, heads, total, dim); all are views."""
+    sizes = [texts * length for texts, length in row.runs]
+    parts = [x[0].split(sizes, 1) for x in tensors]
+    for (texts, length), *those in zip(row.runs, *parts, strict=True):
+        yield tuple(x.unflatten(1, (texts, length)).transpose(0, 1) for x in those)
+
+
+def _mask(kernel: str, query: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    """What a text may see beyond what the kernel knows: causality in eager, a window in both; (1, 1, tokens, tokens)."""
+    length = query.shape[2]
+    window = window or length
     if window >= length and not (causal and kernel == "eager"):
         return None
     at = torch.arange(length, device=query.device)
-    ahead = at[None, :] - at[:, None]  # (length, length), key minus query
+    ahead = at[None, :] - at[:, None]  # key minus query
     seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window
     if kernel == "sdpa":
         return seen[None, None]
@@ -214,43 +222,35 @@ def _flash_arguments(row: Row, device: torch.device) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def _has_varlen(module: nn.Module, query: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+def _has_varlen(query: Tensor, value: Tensor) -> bool:
     """Whether torch's own flash attention over texts of different lengths can do this layer (CUDA, half precision)."""
     return (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1] <= 256
-        and not options.get("dropout")
-        and all(options.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
         and hasattr(torch.nn.attention, "varlen")
     )
 
 
 def _varlen(
-    row: Row, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-) -> tuple[Tensor, None]:
+    row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     flash = _flash_arguments(row, query.device)
     ends, longest = flash["cu_seq_lens_q"], flash["max_length_q"]
-    window = kwargs.get("sliding_window") or longest
+    window = window or longest
     # transformers' causal window counts the token itself, its symmetric one does not
-    reach = (min(window - 1, longest), 0) if _is_causal(module, kwargs) else (min(window, longest),) * 2
+    reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (total, heads, dim)
     out = varlen_attn(
-        q,
-        k,
-        v,
-        ends,
-        ends,
-        longest,
-        longest,
-        scale=kwargs.get("scaling"),
+        *(q, k, v, ends, ends, longest, longest),
+        scale=scaling,
         window_size=reach if window < longest or reach[1] == 0 else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
-    return out[None], None
+    return out[None]
 
 
 def _mask_function(kernel: str) -> Callable[..., Any]:
@@ -338,14 +338,3 @@ def _difference(model: PreTrainedModel, packed_kernel: str) -> str:
     difference = float((together - expected).abs().max() / expected.abs().max())
     limit = 1e-5 if model.dtype in (torch.float32, torch.float64) else 0.05
     return "" if difference <= limit else f"a row differs from its texts by {difference:.1e} of their scale"
-
-
-@torch.inference_mode()
-def hidden_of_a_row(model: PreTrainedModel) -> Tensor:
-    """Hidden states, (total, hidden), of a row of texts of several lengths."""
-    mask = torch.arange(9) < torch.tensor([3, 5, 5, 1, 9])[:, None]
-    row = Row.of(mask).to(model.device)
-    ids = torch.arange(3, 3 + int(mask.sum()), device=model.device)[None]
-    with packed(row):
-        hidden: Tensor = model(input_ids=ids, position_ids=row.position_ids, use_cache=False)[0]
-    return hidden[0].float()
