@@ -14,12 +14,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from transformers import PreTrainedModel
 
-from .bidirectional import decoder_layers
+from .bidirectional import decoder_layers, kernel_of
 from .packing import Row, current_row, is_packing, packed
 
 log = logging.getLogger(__name__)
@@ -35,17 +35,19 @@ def compile_layers(model: PreTrainedModel) -> str:
     """
     if not is_packing(model):
         return "it takes no rows"
+    if kernel_of(model) != "sdpa":
+        return f"the {kernel_of(model)!r} kernel of its attention is not compiled"
     layers = decoder_layers(model)
     before = _hidden(model)
 
-    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         return layer._call_impl(*args, **kwargs)
 
     # A code object of its own: torch keeps there what it compiled, eight times at most, for all models together.
     own = FunctionType(call.__code__.replace(), globals())
     compiled = torch.compile(own, dynamic=True, fullgraph=True, options={"post_grad_custom_pre_pass": _OneOfEach()})
     for layer in layers:
-        layer._compiled_call_impl = partial(_run, compiled, layer)
+        layer._compiled_call_impl = partial(compiled, layer)
     try:
         with torch._dynamo.config.patch(specialize_float=True):  # the epsilon of a norm is no variable
             after = _hidden(model)
@@ -55,13 +57,12 @@ def compile_layers(model: PreTrainedModel) -> str:
         difference = float((after - before).abs().max() / before.abs().max())
         limit = 1e-5 if model.dtype == torch.float32 else 0.05
         reason = "" if difference <= limit else f"its hidden states differ by {difference:.1e} of their scale"
-    if reason:
-        for layer in layers:
-            layer._compiled_call_impl = None
+    for layer in layers:
+        layer._compiled_call_impl = None if reason else partial(_run, compiled, layer)
     return reason
 
 
-def _run(compiled: Callable[..., Any], layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _run(compiled: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
     row = current_row()
     # A single token would be compiled once more, as a constant.
     if row is None or len(row.positions) < 2 or not torch.is_inference_mode_enabled():

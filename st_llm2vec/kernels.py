@@ -67,7 +67,7 @@ def lacks(kind: str) -> str:
 # would have every layer compiled by itself.
 _products: weakref.WeakValueDictionary[int, Product] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-_library = torch.library.Library("st_llm2vec", "FRAGMENT")
+_library: Any = torch.library.Library("st_llm2vec", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("multiply(Tensor x, Tensor product, int rows, ScalarType dtype) -> Tensor")
 _library.impl("multiply", lambda x, product, rows, dtype: _products[int(product)].multiply(x, dtype), "CPU")
 _library.impl("multiply", lambda x, product, rows, dtype: x.new_empty(*x.shape[:-1], rows, dtype=dtype), "Meta")

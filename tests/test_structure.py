@@ -20,6 +20,7 @@ ORDER = [
     "packing",
     "prompts",
     "kernels",
+    "compilation",
     "modules",
     "checkpoints",
     "merging",
