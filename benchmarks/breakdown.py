@@ -1,6 +1,6 @@
 """Where the time of an encoding goes: matrix products, attention, the rest of the decoder, and everything around it.
 
-python benchmarks/breakdown.py --shape 135m --workload short --variant "stock float32" "ours bfloat16"
+python benchmarks/breakdown.py --shape 135m --workload short --variant "stock float32" "ours compiled bfloat16"
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from workloads import ROOT, SHAPES, WORKLOADS, make_model, make_texts
 PARTS = {
     "matrix products": ("_linear_pointwise", "qlinear", "addmm", "::mm", "bmm", "mkldnn_linear", "::linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
+    "compiled loops": ("CompiledFxGraph",),
     "copies and casts": ("copy_", "::to", "clone", "contiguous", "::cat", "index"),
 }
+DEFAULT = [name for name in VARIANTS if name.startswith(("stock float32", "ours")) and "causal" not in name]
 
 
 def shares(variant: str, folder: Path, texts: list[str], device: str) -> dict[str, float]:
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--shape", default="135m", choices=SHAPES)
     parser.add_argument("--workload", default="short", choices=WORKLOADS)
-    parser.add_argument("--variant", nargs="+", default=["stock float32", "ours float32", "ours bfloat16", "ours int8"])
+    parser.add_argument("--variant", nargs="+", default=DEFAULT)
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()

@@ -122,6 +122,14 @@ def test_a_copy_compiles_by_itself(model: st_llm2vec.LLM2Vec) -> None:
     assert copied[0].uncompiled_because == ""
 
 
+def test_a_model_that_its_user_compiles_is_padded(folder: Path) -> None:
+    model = st_llm2vec.load(str(folder), device="cpu")
+    expected = model.encode(TEXTS)
+    model.compile(backend="eager")
+    assert np.allclose(model.encode(TEXTS), expected, atol=1e-5)
+    assert np.allclose(model.encode(TEXTS[3:4]), expected[3:4], atol=1e-5)  # no pads, so no mask
+
+
 def test_what_cannot_be_compiled_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = {"device": "cpu", "compile": True}
     model = st_llm2vec.load(str(folder), packing=False, **options)

@@ -46,6 +46,8 @@ def encode(
     batch_size: options.BatchSize = 32,
     max_seq_length: options.MaxSeqLength = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
     """Turn texts into vectors, float32, in the order of the rows.
@@ -58,7 +60,7 @@ def encode(
       st-llm2vec encode texts.txt vectors.npy
       st-llm2vec encode papers.jsonl papers.parquet --text-column abstract --normalize
       st-llm2vec encode questions.csv q.npy --as query --model my-encoder
-      st-llm2vec encode corpus/ vectors/ --to parquet
+      st-llm2vec encode corpus/ vectors/ --to parquet --dtype bfloat16 --compile
     """
     sources = [texts]
     if texts.is_dir():
@@ -69,7 +71,8 @@ def encode(
     write = writer_of(targets[sources[0]])
     rows = read_rows(sources[0])  # before the model, which takes longer to load
     inputs = rows.texts(text_column)
-    encoder = open_model(model, max_seq_length=max_seq_length, dtype=dtype, device=device)
+    how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
+    encoder = open_model(model, max_seq_length=max_seq_length, **how)
 
     def embed(batch: list[str]) -> Any:
         encode = encoder.encode_query if task is Task.query else encoder.encode_document

@@ -19,10 +19,17 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="float32, bfloat16 or float16. Default: float32 on a CPU, else the model's own."),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the layers: faster, the same vectors; takes seconds and a C++ compiler."),
+]
 MaxSeqLength = Annotated[int | None, typer.Option("--max-seq-length", min=1, help="Cut texts to this many tokens.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder or hub id of the encoder.")]
 PoolingMode = Annotated[
     str | None, typer.Option("--pooling-mode", help="mean, weighted_mean, last_token, eos_token or bos_token.")
+]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="int8: round the weights, on a CPU, if the vectors stay close.")
 ]
 Template = Annotated[
     str | None,

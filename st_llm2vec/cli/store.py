@@ -35,6 +35,7 @@ def index(
         typer.Option("--sync", help="Make the store hold exactly these texts, encoding what is new only."),
     ] = False,
     batch_size: options.BatchSize = 32,
+    compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
     """Encode texts and put them into a FAISS store, with all other columns as metadata.
@@ -59,7 +60,7 @@ def index(
     inputs = rows.texts(text_column)
     ids = rows.texts(id_column) if id_column else [f"{texts}:{number}" for number in rows.numbers]
     metadata = _metadata(rows, text_column, id_column)
-    encoder = open_model(model, device=device)
+    encoder = open_model(model, compile=compile, device=device)
 
     def put(target: FaissStore) -> int:
         with target:
