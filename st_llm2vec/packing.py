@@ -286,8 +286,8 @@ def enable_packing(model: PreTrainedModel) -> str:
     with _lock:
         if is_packing(model):
             return ""
-        # glibc keeps memory of up to the size of the largest block that was ever freed, and clears the rest anew for every
-        # layer (mallopt(3), M_MMAP_THRESHOLD: 32 MiB at most). This block is never touched, so it takes no memory.
+        # glibc keeps blocks up to the size of the largest one ever freed, 32 MiB at most, and fetches larger ones anew
+        # for every layer (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory.
         torch.empty(31 * 2**20, dtype=torch.uint8)
         kernel = kernel_of(model)
         if kernel not in KERNELS:

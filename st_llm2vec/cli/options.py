@@ -21,7 +21,7 @@ Dtype = Annotated[
 ]
 Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the layers: faster, the same vectors; takes seconds and a C++ compiler."),
+    typer.Option("--compile", help="Compile the layers: faster; takes seconds and a C++ compiler."),
 ]
 MaxSeqLength = Annotated[int | None, typer.Option("--max-seq-length", min=1, help="Cut texts to this many tokens.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder or hub id of the encoder.")]
