@@ -10,11 +10,14 @@ token. `save_pretrained` then writes the int8 file (docs/performance.md has its 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -340,14 +343,26 @@ def prepack(model: PreTrainedModel) -> str:
         if not reason and any(type(layer) is nn.Linear for group in groups for layer in group):
             reason = "its code reads the weights of its linear layers"
         if not reason:
-            for part in model.modules():
-                for parameter in () if isinstance(part, PackedLinear) else part.parameters(recurse=False):
-                    parameter.data = parameter.data.clone()  # else one norm would keep the whole file mapped
+            _release_files()
             return ""
         for layer in model.modules():
             if isinstance(layer, PackedLinear):
                 layer.unpack()
     return reason
+
+
+def _release_files() -> None:
+    """Lets go of what was read of mapped weight files: the layers hold copies, and of an embedding few rows are used.
+
+    Pages that were written to stay, the others come back when they are read (Linux; nothing elsewhere).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if line.endswith(".safetensors"):
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)  # MADV_PAGEOUT
+        libc.malloc_trim(0)
 
 
 def quantize(

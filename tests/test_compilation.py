@@ -93,7 +93,9 @@ def test_load(folder: Path, model: st_llm2vec.LLM2Vec) -> None:
     assert np.allclose(model.encode(TEXTS[::-1])[::-1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int8", "dtype": "float32"}], ids=str
+)
 def test_other_numbers(folder: Path, options: dict[str, str]) -> None:
     one, other = (st_llm2vec.load(str(folder), device="cpu", compile=c, **options) for c in (True, False))
     assert one[0].uncompiled_because == ""
