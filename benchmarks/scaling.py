@@ -1,6 +1,6 @@
 """Shows that the cost of encoding grows with the tokens, from 10^3 to 10^6, and memory with the vectors only.
 
-    python benchmarks/scaling.py --data DIR        # llm2vec-tiny, a quarter of an hour on two cores
+    python benchmarks/scaling.py --data DIR        # llm2vec-tiny, five minutes on two cores
 
 Each size is encoded by a process of its own, so that its peak memory is its own.
 """
