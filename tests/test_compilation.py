@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ from st_llm2vec.packing import Row, enable_packing, packed
 # torch's compiler imports what torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").is_file()),
+    reason="there is no C++ compiler, or no Python.h",
+)
+
 # Norms of every kind, biases, rotation of a part, parallel blocks, latent attention, experts, windows. All of them take
 # minutes: COMPILED="apertus arcee ..." pytest tests/test_compilation.py
 MODEL_TYPES = os.environ.get("COMPILED", "deepseek_v3 gemma3_text gpt2 phi qwen3_moe").split()
@@ -36,6 +43,7 @@ def hidden_states(model: Any, lengths: list[int]) -> torch.Tensor:
     return hidden
 
 
+@needs_compiler
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_same_hidden_states(model_type: str) -> None:
     model = tiny_decoder(model_type).eval()
@@ -49,6 +57,7 @@ def test_same_hidden_states(model_type: str) -> None:
         assert torch.allclose(hidden_states(model, lengths), hidden, atol=1e-5 * float(hidden.abs().max()))
 
 
+@needs_compiler
 def test_a_causal_window_is_compiled() -> None:
     model = tiny_decoder("mistral", sliding_window=5).eval()
     assert enable_packing(model) == ""
@@ -65,6 +74,7 @@ def test_a_kernel_that_is_not_compiled() -> None:
     assert decoder_layers(model)[0]._compiled_call_impl is None
 
 
+@needs_compiler
 def test_a_layer_that_would_differ_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_decoder("llama").eval()
     assert enable_packing(model) == ""
@@ -85,6 +95,7 @@ def model(folder: Path) -> st_llm2vec.LLM2Vec:
     return st_llm2vec.load(str(folder), device="cpu", dtype="float32", compile=True)
 
 
+@needs_compiler
 def test_load(folder: Path, model: st_llm2vec.LLM2Vec) -> None:
     assert model[0].uncompiled_because == ""
     expected = st_llm2vec.load(str(folder), device="cpu").encode(TEXTS)
@@ -93,6 +104,7 @@ def test_load(folder: Path, model: st_llm2vec.LLM2Vec) -> None:
     assert np.allclose(model.encode(TEXTS[::-1])[::-1], expected, atol=1e-5)
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     "options", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int8", "dtype": "float32"}], ids=str
 )
@@ -103,6 +115,7 @@ def test_other_numbers(folder: Path, options: dict[str, str]) -> None:
     assert float(cosine_similarity(a, b).min()) >= 0.9995
 
 
+@needs_compiler
 def test_who_needs_ordinary_layers_gets_them(folder: Path) -> None:
     model = st_llm2vec.load(str(folder), device="cpu", dtype="float32", compile=True)
     expected = model.encode(TEXTS)
@@ -116,6 +129,7 @@ def test_who_needs_ordinary_layers_gets_them(folder: Path) -> None:
     assert not np.allclose(model.encode(TEXTS), expected, atol=1e-3)
 
 
+@needs_compiler
 def test_a_copy_compiles_by_itself(model: st_llm2vec.LLM2Vec) -> None:
     expected = model.encode(TEXTS)
     copied = pickle.loads(pickle.dumps(model))
