@@ -145,8 +145,8 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
         if kernel == "sdpa" and not special and not kwargs.get("dropout"):
             attend = _attend if row else torch.ops.st_llm2vec.attend
-            dtype = torch.float32 if _IN_FLOAT32 and query.device.type == "cpu" else query.dtype
-            q, k, v = (x.to(dtype) for x in (query, key, value))
+            slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
+            q, k, v = (x.float() if slow else x for x in (query, key, value))
             return attend(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
         if row is None:
             raise NotImplementedError(f"attention by {kernel!r} with {special or 'dropout'} is not compiled")

@@ -72,6 +72,13 @@ def test_causal_window() -> None:
     assert torch.allclose(alone, together, atol=1e-5)
 
 
+def test_float64_stays_float64() -> None:
+    model = tiny_decoder("llama").double()
+    assert enable_packing(model) == ""
+    alone, together = hidden_states(model, [torch.arange(3, 3 + n) for n in (1, 4, 5)])
+    assert torch.allclose(alone, together, rtol=0, atol=1e-12)
+
+
 def without_positions(row: Row) -> Row:
     return Row(row.positions, torch.zeros_like(row.position_ids), row.lengths)
 
