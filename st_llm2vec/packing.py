@@ -29,6 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention import attend
 from .bidirectional import PACKED, kernel_of
 
 KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -66,6 +67,11 @@ class Row:
     def runs(self) -> list[tuple[int, int]]:
         """(texts, tokens of each) of the texts of equal length, which attention takes in one call."""
         return [(len(list(texts)), length) for length, texts in groupby(self.lengths)]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each text begins, and the row ends: int64 (texts + 1), on the CPU."""
+        return torch.tensor([*accumulate(self.lengths, initial=0)])
 
     def to(self, device: torch.device | str) -> Row:
         """The same row on another device."""
@@ -144,10 +150,10 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
         causal, window = _is_causal(module, kwargs), kwargs.get("sliding_window")
         special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
         if kernel == "sdpa" and not special and not kwargs.get("dropout"):
-            attend = _attend if row else torch.ops.st_llm2vec.attend
+            run = _attend if row else torch.ops.st_llm2vec.attend
             slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
             q, k, v = (x.float() if slow else x for x in (query, key, value))
-            return attend(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
+            return run(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
         if row is None:
             raise NotImplementedError(f"attention by {kernel!r} with {special or 'dropout'} is not compiled")
         row.calls += 1
@@ -165,10 +171,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
 ) -> Tensor:
-    """Attention within each text of the row, by torch's own kernels: (1, heads, total, dim) to (1, total, heads, dim).
-
-    Compiled layers call it as an operator: where the row's texts end is none of the compiler's business.
-    """
+    """Attention within each text of the row, by torch: (1, heads, total, dim) to (1, total, heads, dim)."""
     options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     row = _current.get()
     if row is None:  # somebody compiled a padded model, and this batch has no pads
@@ -187,9 +190,22 @@ def _attend(
     return torch.cat(heads)[None]
 
 
+def _attend_compiled(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
+) -> Tensor:
+    """The same as an operator in compiled layers: where the row's texts end is none of the compiler's business."""
+    found = None
+    if row := _current.get():
+        found = attend(query, key, value, row.starts, scaling=scaling, is_causal=is_causal, window=window)
+    if row is None or found is None:
+        return _attend(query, key, value, scaling, is_causal, window)
+    row.calls += 1
+    return found
+
+
 _library: Any = torch.library.Library("st_llm2vec", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("attend(Tensor q, Tensor k, Tensor v, float? scaling, bool is_causal, SymInt? window) -> Tensor")
-_library.impl("attend", _attend, "CompositeExplicitAutograd")
+_library.impl("attend", _attend_compiled, "CompositeExplicitAutograd")
 _library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]), "Meta")
 
 
@@ -221,9 +237,9 @@ def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
 
 
 def _flash_arguments(row: Row, device: torch.device) -> dict[str, Any]:
-    ends = torch.tensor(list(accumulate(row.lengths, initial=0)), dtype=torch.int32, device=device)
+    starts = row.starts.to(device, torch.int32)
     longest = row.lengths[-1]
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
 
 
 def _has_varlen(query: Tensor, value: Tensor) -> bool:

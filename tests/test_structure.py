@@ -16,6 +16,7 @@ ORDER = [
     "types",
     "errors",
     "aliases",
+    "attention",
     "bidirectional",
     "packing",
     "prompts",

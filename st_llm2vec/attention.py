@@ -1,0 +1,84 @@
+"""Attention within each text of a row on a CPU, in float32: a kernel of our own for compiled layers (attention.cpp).
+
+torch's takes texts of equal length at a time, and two to four times as long (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LANES = 16  # float32 in a vector; heads that are narrower are left to torch
+_EVERYTHING = 2**40
+log = logging.getLogger(__name__)
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("heads", "shared", "dim", "width")),
+        *((f"{name}_{of}", ctypes.c_int64) for name in "qkv" for of in ("head", "token")),
+        *((name, ctypes.c_int64) for name in ("before", "after")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+@lru_cache
+def _library() -> Any:
+    """The built kernel; None where there is no AVX512 or it cannot be built."""
+    if not getattr(torch.cpu, "_is_avx512_supported", bool)():
+        return None
+    try:
+        from torch._inductor.codecache import CppCodeCache  # keeps what it built on the disk
+
+        source = Path(__file__).with_name("attention.cpp").read_text(encoding="utf-8")
+        return CppCodeCache.load(source, needs_vec_isa=True, extra_flags=("-ffp-contract=fast",))
+    except Exception as error:  # torch's own: a compiler that it cannot use, a version without it
+        log.info("attention.cpp was not built, torch's attention is used: %s", str(error).strip()[:200])
+        return None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    *,
+    scaling: float | None = None,
+    is_causal: bool = False,
+    window: int | None = None,
+) -> Tensor | None:
+    """Attention within each text, as `scaled_dot_product_attention` computes it for each alone.
+
+    Args:
+        query, key, value: float32 (1, heads, total, dim), of keys and values as many heads or a divisor of them.
+        starts: int64 (texts + 1), where each text begins in the row, and `total`.
+        scaling: Of the scores; default: 1 / sqrt(dim).
+        is_causal: A token sees none after itself.
+        window: Tokens at most that it sees, itself among them, if causal; else so many on either side, too.
+
+    Returns:
+        (1, total, heads, dim); None where this kernel cannot do it.
+    """
+    heads, total, dim = query.shape[1:]
+    width = value.shape[-1]
+    fits = query.device.type == "cpu" and query.dtype == torch.float32 and min(dim, width) >= LANES
+    if not fits or int(starts[-1]) != total or (library := _library()) is None:
+        return None
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    out = query.new_empty(total, heads, width)
+    reach = window or _EVERYTHING
+    shape = _Shape(
+        *(heads, heads // key.shape[1], dim, width),
+        *(x.stride(axis) for x in (query, key, value) for axis in (1, 2)),
+        *((reach - 1, 0) if is_causal else (reach, reach)),
+        dim**-0.5 if scaling is None else scaling,
+    )
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (query, key, value, out, starts))
+    library.attend(*pointers, ctypes.c_int64(len(starts) - 1), ctypes.byref(shape))
+    return out[None]

@@ -1,0 +1,129 @@
+"""Our attention kernel computes what torch's does, text by text."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny_decoder
+
+from st_llm2vec import attention, packing
+from st_llm2vec.bidirectional import enable_bidirectional_attention
+from st_llm2vec.packing import Row, packed
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler imports what torch itself deprecates
+    pytest.mark.skipif(
+        not (
+            torch.cpu._is_avx512_supported()
+            and shutil.which(os.environ.get("CXX", "g++"))
+            and Path(sysconfig.get_path("include"), "Python.h").is_file()
+        ),
+        reason="the kernel needs AVX512, a C++ compiler and Python.h",
+    ),
+]
+
+
+def row_of(lengths: Sequence[int]) -> Row:
+    return Row.of(torch.arange(max(lengths)) < torch.tensor(sorted(lengths))[:, None])
+
+
+def heads(total: int, number: int, dim: int) -> torch.Tensor:
+    """(1, number, total, dim) as a projection leaves it: heads side by side."""
+    return torch.randn(1, total, number, dim).transpose(1, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
+    shared=st.sampled_from([1, 2, 3, 7]),
+    keys=st.integers(1, 3),
+    dim=st.sampled_from([16, 24, 64, 80]),
+    width=st.sampled_from([16, 33, 64, 128]),
+    is_causal=st.booleans(),
+    window=st.sampled_from([None, 1, 5, 40]),
+    scaling=st.sampled_from([None, 0.3]),
+)
+def test_equals_torch(
+    lengths: list[int],
+    shared: int,
+    keys: int,
+    dim: int,
+    width: int,
+    is_causal: bool,
+    window: int | None,
+    scaling: float | None,
+) -> None:
+    torch.manual_seed(0)
+    row, total = row_of(lengths), sum(lengths)
+    query, key, value = heads(total, keys * shared, dim), heads(total, keys, dim), heads(total, keys, width)
+    with packed(row):
+        expected = packing._attend(query, key, value, scaling, is_causal, window)
+    found = attention.attend(query, key, value, row.starts, scaling=scaling, is_causal=is_causal, window=window)
+    assert found is not None
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_long_texts_and_large_scores() -> None:
+    row = row_of([700, 3])
+    query, key, value = heads(703, 2, 64) * 30, heads(703, 1, 64), heads(703, 1, 64)
+    with packed(row):
+        expected = packing._attend(query, key, value, None, False, None)
+    found = attention.attend(query, key, value, row.starts)
+    assert found is not None
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_nan_is_not_hidden(at: int) -> None:
+    row = row_of([4, 5])
+    parts = [heads(9, 2, 16) for _ in range(3)]
+    parts[at][0, 0, 6, 3] = torch.nan
+    found = attention.attend(*parts, row.starts)
+    assert found is not None
+    assert found[0, :4].isfinite().all()  # the other text
+    assert not found[0, 6, 0].isfinite().all()
+
+
+def test_what_it_cannot_do_is_left_to_torch() -> None:
+    starts = torch.tensor([0, 4, 9])
+    fitting: Any = [heads(9, 2, 16) for _ in range(3)]
+    assert attention.attend(*fitting, starts) is not None
+    assert attention.attend(*(x.bfloat16() for x in fitting), starts) is None
+    assert attention.attend(*(heads(9, 2, 8) for _ in range(3)), starts) is None
+    assert attention.attend(*fitting, torch.tensor([0, 4, 8])) is None  # another row's
+
+
+def test_numbers_that_lie_apart() -> None:
+    query, key, value = (torch.randn(1, 2, 16, 9).mT for _ in range(3))
+    starts = torch.tensor([0, 4, 9])
+    expected = attention.attend(query.contiguous(), key.contiguous(), value.contiguous(), starts)
+    found = attention.attend(query, key, value, starts)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from st_llm2vec.compilation import _hidden, compile_layers
+
+    model = tiny_decoder("llama", head_dim=16).eval()
+    enable_bidirectional_attention(model)
+    assert packing.enable_packing(model) == ""
+    before = _hidden(model)
+    assert compile_layers(model) == ""
+    calls: list[Any] = []
+    monkeypatch.setattr(packing, "attend", lambda *a, **k: calls.append(attention.attend(*a, **k)) or calls[-1])
+    after = _hidden(model)
+    assert len(calls) == model.config.num_hidden_layers
+    assert all(call is not None for call in calls)
+    assert torch.allclose(after, before, atol=1e-5 * float(before.abs().max()))
