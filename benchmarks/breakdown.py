@@ -17,7 +17,7 @@ from workloads import ROOT, SHAPES, WORKLOADS, make_model, make_texts
 
 PARTS = {
     "matrix products": ("_linear_pointwise", "qlinear", "addmm", "::mm", "bmm", "mkldnn_linear", "::linear"),
-    "attention": ("scaled_dot_product", "flash_attention"),
+    "attention": ("scaled_dot_product", "flash_attention", "::attend"),
     "compiled loops": ("CompiledFxGraph",),
     "copies and casts": ("copy_", "::to", "clone", "contiguous", "::cat", "index"),
 }

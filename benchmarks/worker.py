@@ -32,7 +32,8 @@ class Ours:
     def __init__(self, folder: Path, device: str, kind: str, **options: Any) -> None:
         import st_llm2vec
 
-        options |= {"quantize": "int8"} if kind == "int8" else {"dtype": kind}
+        if kind != "default":
+            options |= {"quantize": "int8"} if kind == "int8" else {"dtype": kind}
         self.model = st_llm2vec.load(str(folder), device=device, max_seq_length=MAX_LENGTH, **options)
 
     def tune(self, texts: list[str]) -> str:
@@ -387,6 +388,7 @@ class Limit:
 
 
 VARIANTS: dict[str, Any] = {
+    "ours default float32": lambda folder, device: Ours(folder, device, "default"),
     "ours float32": lambda folder, device: Ours(folder, device, "float32"),
     "ours bfloat16": lambda folder, device: Ours(folder, device, "bfloat16"),
     "ours int8": lambda folder, device: Ours(folder, device, "int8"),
