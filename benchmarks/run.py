@@ -1,6 +1,6 @@
 """Measures this project, its peers and the machine's limit, taking turns in one run: `make bench`.
 
-    python benchmarks/run.py --data DIR                         # 135M shape, all workloads, all variants (an hour)
+    python benchmarks/run.py --data DIR                         # 135M shape, all workloads, all variants (40 minutes)
     python benchmarks/run.py --quick                            # a first impression, under five minutes
     python benchmarks/run.py --shape 0.6b --variant ours stock limit --workload short
     python benchmarks/run.py --device cuda --shape 7b --variant ours stock limit
@@ -362,7 +362,8 @@ def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
             "#999999" if "limit" in r["variant"] else "#d62728" if "ours" in r["variant"] else "#1f77b4" for r in rows
         ]
         axis.barh([r["variant"] for r in rows], [r["tokens_per_second"] for r in rows], color=colors)
-        axis.set(title=title, xlabel="tokens/s")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("tokens/s")
     figure.tight_layout()
     figure.savefig(file)
     print(f"Plot: {file}")

@@ -93,7 +93,7 @@ def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> 
     """Texts of a workload with about `tokens` tokens in all, in random order; the same for the same seed."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
     shuffle = random.Random(seed).shuffle
     if workload == "mixed":
         texts = [t for kind in ("short", "passages") for t in make_texts(kind, tokens // 2, data, seed)]

@@ -58,6 +58,9 @@ class Row:
     def of(cls, attention_mask: Tensor) -> Row:
         """The row of a batch with this mask, (n, length), padded on either side."""
         mask = attention_mask.bool()
+        if len(mask) == 1 and bool(mask.all()):  # a single query should not wait for what it does not need
+            places = torch.arange(mask.shape[1], device=mask.device)
+            return cls(places, places[None].clone(), [len(places)])
         lengths, order = mask.sum(1).sort(stable=True)
         places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
         within = mask.cumsum(1)[order] - 1
@@ -187,7 +190,7 @@ def _attend(
         mask = _mask("sdpa", q, is_causal, window)
         alone = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, **options)
         heads.append(alone.transpose(1, 2).flatten(0, 1))
-    return torch.cat(heads)[None]
+    return (torch.cat(heads) if len(heads) > 1 else heads[0])[None]
 
 
 def _attend_compiled(
@@ -211,6 +214,9 @@ _library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], 
 
 def _runs(row: Row, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Of each run, the (texts, heads, tokens, dim) of tensors that are (1, heads, total, dim); all are views."""
+    if len(row.lengths) == 1:
+        yield tensors
+        return
     sizes = [texts * length for texts, length in row.runs]
     parts = [torch.split(x[0], sizes, 1) for x in tensors]
     for (texts, length), *those in zip(row.runs, *parts, strict=True):

@@ -281,3 +281,19 @@ def pool(model: st_llm2vec.LLM2Vec) -> Iterator[dict[str, Any]]:
 
 def test_worker_process(model: st_llm2vec.LLM2Vec, pool: dict[str, Any]) -> None:
     assert np.allclose(model.encode(TEXTS, pool=pool, chunk_size=3), model.encode(TEXTS), atol=1e-5)
+
+
+def test_a_single_text_is_a_row_like_any_other() -> None:
+    whole = Row.of(torch.ones(1, 4))
+    padded = Row.of(torch.tensor([[1, 1, 1, 1, 0]]))
+    assert whole.positions.tolist() == padded.positions.tolist() == [0, 1, 2, 3]
+    assert whole.position_ids.tolist() == padded.position_ids.tolist() == [[0, 1, 2, 3]]
+    assert whole.lengths == padded.lengths == [4]
+    model = tiny_decoder("llama")
+    assert enable_packing(model) == ""
+    ids = torch.arange(3, 7)[None]
+    with torch.inference_mode():
+        alone = model(input_ids=ids)[0]
+        with packed(whole):
+            row = model(input_ids=ids, position_ids=whole.position_ids)[0]
+    assert torch.allclose(row, alone, atol=1e-5 * float(alone.abs().max()))
