@@ -37,7 +37,7 @@ def _library() -> Any:
         from torch._inductor.codecache import CppCodeCache  # keeps what it built on the disk
 
         source = Path(__file__).with_name("attention.cpp").read_text(encoding="utf-8")
-        return CppCodeCache.load(source, needs_vec_isa=True, extra_flags=("-ffp-contract=fast",))
+        return CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
     except Exception as error:  # torch's own: a compiler that it cannot use, a version without it
         log.info("attention.cpp was not built, torch's attention is used: %s", str(error).strip()[:200])
         return None
