@@ -190,7 +190,7 @@ def _attend(
         mask = _mask("sdpa", q, is_causal, window)
         alone = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, **options)
         heads.append(alone.transpose(1, 2).flatten(0, 1))
-    return (torch.cat(heads) if len(heads) > 1 else heads[0])[None]
+    return (torch.cat(heads) if len(heads) > 1 else heads[0].contiguous())[None]
 
 
 def _attend_compiled(
