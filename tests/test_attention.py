@@ -32,6 +32,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def built() -> None:
+    attention._library.cache_clear()  # it remembers that a test of what is missing had no compiler
+
+
 def row_of(lengths: Sequence[int]) -> Row:
     return Row.of(torch.arange(max(lengths)) < torch.tensor(sorted(lengths))[:, None])
 
