@@ -161,8 +161,8 @@ def test_without_a_compiler_the_model_encodes_as_before(
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16", compile=True)
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16", compile=True)
     assert "compile=True was left out" in caplog.text
     assert "ompiler" in model[0].uncompiled_because
     expected = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").encode(TEXTS)
