@@ -98,7 +98,7 @@ def int8_model(decoder):
 def test_int8_is_close_to_float32(decoder, int8_model):
     assert cosine(st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS), int8_model.encode(TEXTS)) >= 0.998
     tiny, small = st_llm2vec.load("llm2vec-tiny", device="cpu"), st_llm2vec.load("llm2vec-tiny", quantize="int8")
-    assert cosine(tiny.encode(kernels.PROBES), small.encode(kernels.PROBES)) >= 0.998
+    assert cosine(tiny.encode(kernels.PROBES), small.encode(kernels.PROBES)) >= 0.999  # trained, not random
 
 
 @needs["int8"]
