@@ -107,8 +107,8 @@ class Peak(threading.Thread):
 def measure(way: str, folder: Path) -> None:
     """Runs one way in this process and prints its peaks and seconds."""
     from st_llm2vec.checkpoints import resolve
+    from st_llm2vec.loading import convert
     from st_llm2vec.merging import merge_to_folder
-    from st_llm2vec.model import convert
 
     stack = {"name": str(folder / "first"), "adapter": str(folder / "second")}
     peak = Peak()

@@ -15,10 +15,12 @@ from .aliases import register_alias, unregister_alias
 from .plugin import disable_plugin, enable_plugin
 
 if TYPE_CHECKING:
-    from .bidirectional import audit, enable_bidirectional_attention, restore_causal_attention
+    from .auditing import audit
+    from .bidirectional import enable_bidirectional_attention, restore_causal_attention
     from .errors import Llm2VecError
     from .evaluation.diagnosis import doctor
-    from .model import LLM2Vec, load
+    from .loading import load
+    from .model import LLM2Vec
     from .types import Encoder
     from .words import encode_words
 
@@ -26,11 +28,11 @@ _LAZY = {
     "Encoder": "types",
     "LLM2Vec": "model",
     "Llm2VecError": "errors",
-    "audit": "bidirectional",
+    "audit": "auditing",
     "doctor": "evaluation.diagnosis",
     "enable_bidirectional_attention": "bidirectional",
     "encode_words": "words",
-    "load": "model",
+    "load": "loading",
     "restore_causal_attention": "bidirectional",
 }
 

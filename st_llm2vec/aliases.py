@@ -1,6 +1,6 @@
 """Short names of encoders: what each stands for, and the folder in which it is kept once it has been made.
 
-The first use of a name downloads and merges what it stands for (`st_llm2vec.model` does that) and keeps a portable
+The first use of a name downloads and merges what it stands for (`st_llm2vec.loading` does that) and keeps a portable
 folder; later uses open the folder and touch no network. A local folder of the same name always wins; then come
 `register_alias`, the user's file, and the table below.
 """

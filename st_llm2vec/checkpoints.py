@@ -35,6 +35,8 @@ SECOND_STAGES: dict[str, str] = {
     for mntp in (*PUBLISHED.values(), "McGill-NLP/LLM2Vec-Meta-Llama-31-8B-Instruct-mntp")
     for stage in ("unsup-simcse", "supervised")
 }
+# Ends the name of a decoder with merged stages that is in no folder; an adapter on top of it carries that name.
+NOT_SAVED = "-merged-but-not-saved"
 
 
 @dataclass(frozen=True)
@@ -306,3 +308,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise InvalidCheckpointError(f"{path} holds a {type(content).__name__}, not a {kind.__name__}.")
     return content
+
+
+def require_saved_base(folder: Path) -> None:
+    """Raises where a trainer's adapter belongs on merged stages that were never saved."""
+    named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    if named.endswith(NOT_SAVED):
+        raise InvalidCheckpointError(
+            f"The adapter in {folder} was trained on {named!r}: stages that lie in no folder together with their "
+            f"decoder. Name what was merged: st_llm2vec.load({str(folder)!r}, base='<the stage below>')."
+        )

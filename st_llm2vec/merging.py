@@ -6,6 +6,7 @@ compared with the files, so that an adapter that was ignored or misplaced cannot
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -165,6 +166,28 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> Sample:
         weight.copy_(_merged(weight, name, adapters))
     _require_trained(adapters)
     return sample
+
+
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself if it has no adapters, else a copy with them merged in float32; the model is not changed."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = copy.deepcopy(model)
+    for name, layer in list(merged.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            with torch.no_grad():
+                for adapter in layer.active_adapters:
+                    if adapter in layer.lora_A:
+                        delta = layer.get_delta_weight(adapter).float()
+                        base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+            parent, _, attribute = name.rpartition(".")
+            setattr(merged.get_submodule(parent), attribute, base)
+    merged._hf_peft_config_loaded = False
+    del merged.peft_config
+    return merged
 
 
 def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None) -> Sample:

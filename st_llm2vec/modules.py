@@ -1,7 +1,7 @@
 """The two sentence-transformers modules of an LLM2Vec encoder.
 
 `modules.json` names them only where the stock `Transformer` and `Pooling` would give other numbers; see
-`st_llm2vec.model.stock_modules`.
+`st_llm2vec.saving.portable_copy`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
-from .prompts import Template, TokenizedText, split_input, tokenize
+from .templates import Template
+from .tokenization import TokenizedText, split_input, tokenize
 
 DEFAULT_MAX_SEQ_LENGTH = 512
 
@@ -296,3 +297,14 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
         vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
         features["sentence_embedding"] = vectors
         return features
+
+
+# A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.
+MODULE_CLASSES: dict[str, type[nn.Module]] = {
+    f"{LLM2VecTransformer.__module__}.LLM2VecTransformer": LLM2VecTransformer,
+    f"{LLM2VecPooling.__module__}.LLM2VecPooling": LLM2VecPooling,
+}
+STOCK_CLASSES: dict[str, type[nn.Module]] = {
+    f"{Transformer.__module__}.Transformer": LLM2VecTransformer,
+    f"{Pooling.__module__}.Pooling": LLM2VecPooling,
+}

@@ -61,7 +61,7 @@ def _patch(module: ModuleType) -> None:
         name = os.fspath(model_name_or_path) if isinstance(model_name_or_path, os.PathLike) else model_name_or_path
         folder = None
         if isinstance(name, str) and aliases.find(name):
-            from .model import alias_folder
+            from .loading import alias_folder
 
             folder = alias_folder(name, kwargs.get("revision"), bool(kwargs.get("local_files_only")))
         if type(self) is host and isinstance(name, str) and (folder or _is_ours(name)):
@@ -75,7 +75,7 @@ def _patch(module: ModuleType) -> None:
     @functools.wraps(original_lookup)
     def _load_module_class_from_ref(self: Any, class_ref: str, *args: Any, **kwargs: Any) -> type:
         if class_ref.startswith(f"{__package__}."):
-            from .model import MODULE_CLASSES
+            from .modules import MODULE_CLASSES
 
             if class_ref in MODULE_CLASSES:
                 return MODULE_CLASSES[class_ref]

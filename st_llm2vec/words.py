@@ -17,7 +17,7 @@ from sentence_transformers.util import batch_to_device
 from .errors import InvalidInputError
 from .model import LLM2Vec
 from .modules import LLM2VecTransformer
-from .prompts import TokenizedText
+from .tokenization import TokenizedText
 
 Reading = Literal["same_token", "next_token"]
 

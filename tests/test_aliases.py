@@ -187,14 +187,14 @@ def test_a_revision_is_not_ignored(home: Path) -> None:
 SLOW_FIRST_USE = """
 import sys, time
 from pathlib import Path
-import st_llm2vec, st_llm2vec.model
+import st_llm2vec, st_llm2vec.loading
 from sentence_transformers import SentenceTransformer
-write = st_llm2vec.model.write_alias
+write = st_llm2vec.loading.write_alias
 def slow(name, alias, folder, *args):
     print("making", flush=True)
     write(name, alias, folder, *args)
     time.sleep(float(sys.stdin.readline()))
-st_llm2vec.model.write_alias = slow
+st_llm2vec.loading.write_alias = slow
 print("ready", flush=True)
 sys.stdin.readline()
 print(SentenceTransformer("llm2vec-mistral", device="cpu").encode("a fox").tolist(), flush=True)

@@ -21,8 +21,8 @@ import st_llm2vec
 from st_llm2vec import merging
 from st_llm2vec.checkpoints import resolve
 from st_llm2vec.errors import InvalidCheckpointError
+from st_llm2vec.loading import convert
 from st_llm2vec.merging import merge_adapters, merge_to_folder, published, require_merged
-from st_llm2vec.model import convert
 
 MODELS = KIT / "models"
 TEXTS = [["Retrieve passages that answer", "how much protein"], ["", "a passage"]]

@@ -171,7 +171,7 @@ def test_batches_hold_every_text_once(lengths: list[int], budget: int) -> None:
 
 def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.encode(TEXTS)
-    monkeypatch.setattr("st_llm2vec.model.CHUNK", 3)
+    monkeypatch.setattr("st_llm2vec.encoding.CHUNK", 3)
     assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
     counted = hasattr(SentenceTransformer, "_inference")  # before 6.2 the host sorts first, and counts in its batches
     with pytest.raises(Llm2VecError, match="Input 7 is int" if counted else "is int"):

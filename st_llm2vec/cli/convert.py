@@ -62,7 +62,7 @@ def convert(
         encoder = open_model(model, **asked)
         encoder.save_pretrained(str(target))
     else:
-        from ..model import convert as write
+        from ..loading import convert as write
 
         note(f"Converting {model} ...")
         encoder = write(model, target, **asked)
@@ -76,7 +76,7 @@ def convert(
 def _write(name: str, alias: aliases.Alias, target: Path) -> None:
     """The folder of an alias: a copy of the one that is kept, or made here without filling the cache."""
     note(f"Writing {name}, which stands for {alias} ...")
-    from ..model import alias_folder, write_alias
+    from ..loading import alias_folder, write_alias
 
     if aliases.kept_folder(name, alias).is_dir():
         with published(target) as draft:

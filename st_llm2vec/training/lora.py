@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from peft import LoraConfig
 
+from ..checkpoints import NOT_SAVED
 from ..errors import InvalidInputError
-from ..model import NOT_SAVED, LLM2Vec, merged_copy
+from ..merging import merged_copy
+from ..model import LLM2Vec
 
 # All seven projections of a Llama-like layer, as in the original package.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

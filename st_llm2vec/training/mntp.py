@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 
 from ..errors import InvalidCheckpointError, InvalidInputError
 from ..model import LLM2Vec
-from ..prompts import special_counts
+from ..templates import special_counts
 
 IGNORED = -100
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.prompts import TEMPLATES, Template, choose_template, own_template, split_input, tokenize, with_eos
+from st_llm2vec.templates import TEMPLATES, Template, choose_template, own_template, with_eos
+from st_llm2vec.tokenization import split_input, tokenize
 
 TOKENIZERS = {
     name: tiny_tokenizer(**{k: True for k in name.split("+") if k != "plain"}) for name in ("plain", "bos", "bos+eos")

@@ -1,0 +1,78 @@
+"""Texts to vectors: tokenized ahead in a thread, sorted by length, packed into batches of a token budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.util import batch_to_device, truncate_embeddings
+from torch import Tensor, nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from .packing import Row, batches, one_ahead
+
+if TYPE_CHECKING:
+    from .model import LLM2Vec
+
+CHUNK = 8192  # texts that are tokenized at once, ahead of the model
+TOKENS_PER_TEXT = 64  # a batch holds batch_size times as many
+CPU_TOKENS = 1024  # at most, on a CPU: what a layer makes of more leaves its cache (float32: a tenth slower)
+COMPILED_CPU_TOKENS = 2048  # compiled layers make less of them, and are called less often
+
+
+@torch.inference_mode()
+def encode_texts(
+    model: LLM2Vec,
+    inputs: list[Any],
+    *,
+    prompt: str | None,
+    batch_size: int,
+    show_progress_bar: bool,
+    save_to_cpu: bool,
+    normalize_embeddings: bool,
+    truncate_dim: int | None,
+    place: torch.device,
+    **kwargs: Any,
+) -> Tensor:
+    """Vectors of n texts: (n, dimension), in the order of the texts."""
+    transformer = model[0]
+    if is_training(model):  # eval() takes a single query milliseconds
+        model.eval()
+    budget = batch_size * TOKENS_PER_TEXT
+    if place.type == "cpu":
+        budget = min(budget, CPU_TOKENS if transformer.uncompiled_because != "" else COMPILED_CPU_TOKENS)
+    starts = range(0, len(inputs), CHUNK)
+    found = torch.empty(0, device="cpu" if save_to_cpu else place)
+    bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
+
+    def tokenized(first: int) -> Any:
+        return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
+
+    with bar, one_ahead(tokenized, starts) as chunks:
+        for first, rows in zip(starts, chunks, strict=True):
+            for batch in batches([len(row.input_ids) for row in rows], budget):
+                features = transformer.collate([rows[i] for i in batch])
+                row = Row.of(features["attention_mask"]).to(place)
+                features = {**batch_to_device(features, place), "row": row}
+                vectors = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                if truncate_dim is not None:
+                    vectors = truncate_embeddings(vectors, truncate_dim)
+                if normalize_embeddings:
+                    vectors = nn.functional.normalize(vectors, p=2, dim=1)
+                if not len(found):
+                    found = vectors.new_empty((len(inputs), vectors.shape[1]), device=found.device)
+                found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
+                bar.update(len(batch))
+    return found
+
+
+def is_training(module: nn.Module) -> bool:
+    """Whether any part of it is, in a tenth of the time that a loop over `modules()` takes."""
+    left: list[nn.Module | None] = [module]
+    while left:
+        part = left.pop()
+        if part is not None:
+            if part.training:
+                return True
+            left.extend(part._modules.values())
+    return False
