@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+
 DATABASES := .venv-databases
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-databases lint typecheck bench bench-quick clean
+.PHONY: demo test test-databases lint typecheck docs bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -26,6 +29,10 @@ lint: $(READY)
 typecheck: $(READY)
 	$(BIN)/mypy
 
+# Strict: a dead link or an unknown name fails. The site lies in build/site.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+
 # Other packages are measured in environments of their own, which it makes below build/bench.
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -36,7 +43,7 @@ bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) $(DATABASES) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DATABASES) $(DOCS) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first, pinned: left to the resolver, it could be another version with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
@@ -52,3 +59,8 @@ $(DATABASES_READY): pyproject.toml constraints-databases.txt tests/databases/req
 	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt \
 		--editable ".[langchain,llama-index,explore]" --requirement tests/databases/requirements.txt
 	touch $(DATABASES_READY)
+
+$(DOCS_READY): constraints-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement constraints-docs.txt
+	touch $(DOCS_READY)
