@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from .packing import Row, batches, one_ahead
+from .tokenization import TokenizedText
 
 if TYPE_CHECKING:
     from .model import LLM2Vec
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 8192  # texts that are tokenized at once, ahead of the model
 TOKENS_PER_TEXT = 64  # a batch holds batch_size times as many
 CPU_TOKENS = 1024  # at most, on a CPU: what a layer makes of more leaves its cache (float32: a tenth slower)
+TOKENS = 65_536  # at most elsewhere
 COMPILED_CPU_TOKENS = 2048  # compiled layers make less of them, and are called less often
 
 
@@ -38,9 +41,7 @@ def encode_texts(
     transformer = model[0]
     if is_training(model):  # eval() takes a single query milliseconds
         model.eval()
-    budget = batch_size * TOKENS_PER_TEXT
-    if place.type == "cpu":
-        budget = min(budget, CPU_TOKENS if transformer.uncompiled_because != "" else COMPILED_CPU_TOKENS)
+    budget = min(batch_size * TOKENS_PER_TEXT, token_budget(model, place))
     starts = range(0, len(inputs), CHUNK)
     found = torch.empty(0, device="cpu" if save_to_cpu else place)
     bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
@@ -51,10 +52,7 @@ def encode_texts(
     with bar, one_ahead(tokenized, starts) as chunks:
         for first, rows in zip(starts, chunks, strict=True):
             for batch in batches([len(row.input_ids) for row in rows], budget):
-                features = transformer.collate([rows[i] for i in batch])
-                row = Row.of(features["attention_mask"]).to(place)
-                features = {**batch_to_device(features, place), "row": row}
-                vectors = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                vectors = run_batch(model, [rows[i] for i in batch], place, **kwargs)
                 if truncate_dim is not None:
                     vectors = truncate_embeddings(vectors, truncate_dim)
                 if normalize_embeddings:
@@ -64,6 +62,23 @@ def encode_texts(
                 found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
                 bar.update(len(batch))
     return found
+
+
+@torch.inference_mode()
+def run_batch(model: LLM2Vec, texts: Sequence[TokenizedText], place: torch.device, **kwargs: Any) -> Tensor:
+    """Vectors of texts that are tokenized already, in one forward pass: (n, dimension), on the model's device."""
+    features = model[0].collate(texts)
+    row = Row.of(features["attention_mask"]).to(place)
+    features = {**batch_to_device(features, place), "row": row}
+    vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+    return vectors
+
+
+def token_budget(model: LLM2Vec, place: torch.device) -> int:
+    """Tokens that one forward pass takes at most."""
+    if place.type != "cpu":
+        return TOKENS
+    return CPU_TOKENS if model[0].uncompiled_because != "" else COMPILED_CPU_TOKENS
 
 
 def is_training(module: nn.Module) -> bool:

@@ -37,6 +37,7 @@ ORDER = [
     "plugin",
     "training",
     "evaluation",
+    "serving",
     "cli",
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))

@@ -25,7 +25,7 @@ import typer
 
 from .. import __version__
 from ..errors import Llm2VecError
-from . import convert, doctor, encode, evaluate, explore, models, store, train
+from . import convert, doctor, encode, evaluate, explore, models, serve, store, train
 
 app = typer.Typer(
     name="st-llm2vec",
@@ -41,6 +41,7 @@ app.command("search")(store.search)
 app.command("explore")(explore.explore)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 
 

@@ -1,0 +1,235 @@
+"""The endpoints: /v1/embeddings and /v1/models in OpenAI's schema, /search, /health and /metrics.
+
+OpenAI's own clients, LangChain's `OpenAIEmbeddings` and LlamaIndex's `OpenAIEmbedding` work with it as they are. The
+prompt of a text is chosen by a suffix of the model's name ("my-encoder:query") or by the field `prompt_name`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from ..errors import InvalidInputError
+from ..model import LLM2Vec
+from .batcher import Batcher, Encoded
+from .metrics import Metrics, watch
+from .schema import EmbeddingRequest, EmbeddingResponse, Refusal, SearchRequest, refuse_in_schema
+
+TASKS = ("query", "document")
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Not a valid request"},
+    401: {"description": "The API key is missing or wrong"},
+    404: {"description": "Another model is served"},
+    413: {"description": "The body is too large"},
+    503: {"description": "Too much is waiting, or the server is shutting down"},
+}
+# Slow things happen before the server is ready: two texts, so that they are packed.
+WARM_UP = ["a", "A text of some length, with all that the first texts have to wait for."]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for, and what may wait.
+
+    Attributes:
+        texts: Inputs of one request (OpenAI's own limit).
+        characters: Of one input; what the model does not read is cut by tokens, as `encode` does.
+        body_bytes: Of one request's body.
+        waiting_tokens: Of all requests; beyond, they are answered with 503.
+    """
+
+    texts: int = 2048
+    characters: int = 1_000_000
+    body_bytes: int = 32 * 2**20
+    waiting_tokens: int = 1_000_000
+
+
+def create_app(
+    model: LLM2Vec, name: str, *, store: Any = None, api_key: str | None = None, limits: Limits | None = None
+) -> FastAPI:
+    """Serve one encoder, and answer questions from one store.
+
+    What is slow (proving that packing is exact, compiling) happens here, before the server says that it is ready.
+
+    Args:
+        model: The encoder.
+        name: What clients call it.
+        store: An open `FaissStore` of this encoder, for /search.
+        api_key: Clients send it as `Authorization: Bearer KEY`; None lets everybody in.
+        limits: What one request may ask for.
+
+    Returns:
+        An ASGI application. Shutting it down finishes what was taken on.
+    """
+    model.encode(WARM_UP, show_progress_bar=False)
+    server = _Server(model, name, store, api_key, limits or Limits())
+    app = FastAPI(title="st-llm2vec", version=__version__, lifespan=server.lifespan)
+    app.add_middleware(_BodyLimit, limit=server.limits.body_bytes)
+    watch(app, server.metrics)
+    refuse_in_schema(app)
+    secured: dict[str, Any] = {"dependencies": [Depends(server.authorize)], "responses": REFUSALS}
+    app.add_api_route("/health", server.health, methods=["GET"])
+    app.add_api_route("/metrics", server.show_metrics, methods=["GET"], **secured)
+    app.add_api_route("/v1/models", server.models, methods=["GET"], **secured)
+    app.add_api_route(
+        "/v1/embeddings", server.embeddings, methods=["POST"], response_model=EmbeddingResponse, **secured
+    )
+    if store is not None:
+        app.add_api_route("/search", server.search, methods=["POST"], **secured)
+    return app
+
+
+@dataclass
+class _Server:
+    """One encoder and what its endpoints share."""
+
+    model: LLM2Vec
+    name: str
+    store: Any
+    api_key: str | None
+    limits: Limits
+    batcher: Batcher | None = None
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(lambda: self.batcher.waiting_tokens if self.batcher else 0)
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self.batcher = Batcher(
+            self.model, max_waiting_tokens=self.limits.waiting_tokens, on_batch=self.metrics.on_batch
+        )
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.batcher.close)
+
+    def authorize(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self.api_key is not None and not hmac.compare_digest(given, self.api_key.encode()):
+            message = "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
+            raise Refusal(401, message, code="invalid_api_key")
+
+    async def health(self) -> dict[str, str]:
+        """Whether texts are taken."""
+        return {"status": "ready", "model": self.name}
+
+    async def show_metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(self) -> dict[str, Any]:
+        """The served name, alone and with each prompt."""
+        prompts = dict.fromkeys([*TASKS, *self.model.prompts])
+        names = [self.name, *(f"{self.name}:{prompt}" for prompt in prompts)]
+        return {"object": "list", "data": [{"id": each, "object": "model", "owned_by": "st-llm2vec"} for each in names]}
+
+    async def embeddings(self, body: EmbeddingRequest) -> Response:
+        """Vectors of one text or of a list of texts."""
+        asked, _, suffix = (body.model, "", "") if body.model == self.name else body.model.rpartition(":")
+        if asked != self.name:
+            raise Refusal(404, f"model must be {self.name!r}, got {body.model!r}.", "model", "model_not_found")
+        width = self.model.get_embedding_dimension() or 0
+        if body.dimensions and body.dimensions > width:
+            raise Refusal(400, f"dimensions must be in [1, {width}], got {body.dimensions}.", "dimensions")
+        if suffix and body.prompt_name not in (None, suffix):
+            message = f"prompt_name={body.prompt_name!r} and model={body.model!r} ask for two prompts."
+            raise Refusal(400, message, "prompt_name")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        found = await self.encode(texts, body.prompt_name or suffix or None)
+        vectors = found.vectors[:, : body.dimensions]
+        return await asyncio.to_thread(_answer, vectors, body.encoding_format, body.model, found.tokens)
+
+    async def search(self, body: SearchRequest) -> dict[str, Any]:
+        """The best documents of the store for one question or for a list of questions."""
+        questions = [body.query] if isinstance(body.query, str) else body.query
+        found = await self.encode(questions, "query")
+        try:
+            hits = await asyncio.to_thread(self.store.search, found.vectors, body.k, where=body.where)
+        except InvalidInputError as error:
+            raise Refusal(400, str(error), "where") from error
+        answers = [[asdict(hit) for hit in each] for each in hits]
+        return {"hits": answers[0] if isinstance(body.query, str) else answers}
+
+    async def encode(self, texts: list[str], prompt_name: str | None) -> Encoded:
+        if not 1 <= len(texts) <= self.limits.texts:
+            raise Refusal(400, f"input must hold 1 to {self.limits.texts} texts, got {len(texts)}.", "input")
+        if long := [i for i, text in enumerate(texts) if len(text) > self.limits.characters]:
+            message = f"input[{long[0]}] must have at most {self.limits.characters} characters."
+            raise Refusal(400, message, "input")
+        prompt, task = _prompt(self.model, prompt_name)
+        assert self.batcher is not None  # requests come after the start
+        return await self.batcher.encode(texts, prompt=prompt, task=task)
+
+
+def _prompt(model: LLM2Vec, name: str | None) -> tuple[str | None, str | None]:
+    """(prompt, task) of a prompt's name: as `encode_query` and `encode_document`, or as `encode(prompt_name=)`."""
+    if name in TASKS:
+        return model.prompts.get(name) or None, name
+    if name is None:
+        default = model.default_prompt_name
+        return (model.prompts.get(default) or None if default else None), None
+    if name not in model.prompts:
+        known = ", ".join(dict.fromkeys([*TASKS, *model.prompts]))
+        raise Refusal(400, f"prompt_name must be one of {known}, got {name!r}.", "prompt_name")
+    return model.prompts[name] or None, None
+
+
+def _answer(vectors: np.ndarray, encoding: str, model: str, tokens: int) -> Response:
+    if encoding == "base64":
+        values: list[Any] = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    else:
+        values = vectors.tolist()
+    data = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return Response(
+        json.dumps({"object": "list", "data": data, "model": model, "usage": usage}), media_type="application/json"
+    )
+
+
+class _BodyLimit:
+    """Refuses bodies beyond the limit, before they are read whole."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = Refusal(
+            413, f"The body must be at most {self.limit} bytes. Send fewer texts at once.", code="too_large"
+        )
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.limit:
+            await refusal.response()(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > self.limit:
+                await refusal.response()(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replayed() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replayed, send)

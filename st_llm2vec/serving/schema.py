@@ -1,0 +1,110 @@
+"""What goes in and out, in OpenAI's schema; errors included."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from ..errors import Llm2VecError
+from .batcher import BusyError
+
+RETRY_AFTER = "1"  # seconds
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+    """An answer other than 200, in OpenAI's schema."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def response(self) -> JSONResponse:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        content = {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.status == 503:
+            headers["Retry-After"] = RETRY_AFTER
+        return JSONResponse(content, self.status, headers)
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: str | list[str] = Field(description="One text, or a list of texts. Token ids are not taken.")
+    model: str = Field(description="The served name, or that name with :query, :document or another prompt's name.")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
+    prompt_name: str | None = Field(None, description="query, document, or another of the model's prompts.")
+    user: str | None = Field(None, description="Taken for compatibility; not used.")
+
+
+class SearchRequest(BaseModel):
+    """The body of /search."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    query: str | list[str]
+    k: int = Field(10, ge=1, le=1000)
+    where: dict[str, Any] | None = Field(None, description="Filter on the metadata, as FaissStore.search takes it.")
+
+
+class Embedding(BaseModel):
+    """A vector: numbers, or the base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    """The answer of /v1/embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+def refuse_in_schema(app: FastAPI) -> None:
+    """Every error in OpenAI's schema; none shows more than its message."""
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        return refusal.response()
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, __: BusyError) -> Response:
+        return Refusal(503, "Too much is waiting. Try again in a second.", code="busy").response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "str", "list[str]"))
+        given = first.get("input")
+        tokens = isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int | list))
+        hint = " Token ids are not taken: send the text." if where.startswith("input") and tokens else ""
+        return Refusal(400, f"{where or 'body'}: {first['msg']}.{hint}", where or None).response()
+
+    @app.exception_handler(HTTPException)
+    async def missing(_: Request, error: HTTPException) -> Response:
+        answer = Refusal(error.status_code, str(error.detail)).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Llm2VecError)
+    async def ours(_: Request, error: Llm2VecError) -> Response:
+        return Refusal(400, str(error)).response()

@@ -1,0 +1,209 @@
+"""The server answers what `encode` answers, in OpenAI's schema, and refuses what it should."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+import st_llm2vec
+from faiss_llm2vec import FaissStore
+from st_llm2vec.serving import Batcher, BusyError, Limits, create_app
+
+TEXTS = ["Bears hibernate in winter.", "The bank raised its rates.", "", "a " * 700, "naïve café 编码器"]
+KEY = "a-secret"
+
+
+@pytest.fixture(scope="module")
+def model() -> st_llm2vec.LLM2Vec:
+    model = st_llm2vec.load("llm2vec-tiny")
+    model.prompts = {"query": "search: ", "document": "", "topic": "topic of: "}
+    return model
+
+
+@pytest.fixture(scope="module")
+def client(model: st_llm2vec.LLM2Vec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    path: Path = tmp_path_factory.mktemp("server") / "store"
+    with FaissStore.create(path, model) as store:
+        store.add(TEXTS[:2], ids=["bears", "bank"], metadata=[{"topic": "animals"}, {"topic": "money"}])
+        app = create_app(
+            model, "tiny", store=store, api_key=KEY, limits=Limits(texts=8, characters=2000, body_bytes=20_000)
+        )
+        with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+            yield client
+
+
+def embeddings(client: TestClient, **body: Any) -> dict[str, Any]:
+    response = client.post("/v1/embeddings", json={"model": "tiny", **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def vectors(client: TestClient, **body: Any) -> np.ndarray:
+    return np.array([row["embedding"] for row in embeddings(client, **body)["data"]])
+
+
+def test_vectors_are_those_of_encode(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
+    found = embeddings(client, input=TEXTS)
+    assert [row["index"] for row in found["data"]] == list(range(len(TEXTS)))
+    expected = model.encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose([row["embedding"] for row in found["data"]], expected, atol=1e-5)
+    tokens = sum(len(text.input_ids) for text in model[0].tokenized(TEXTS))
+    assert found["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def test_a_single_text_is_a_list_of_one(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
+    np.testing.assert_allclose(vectors(client, input=TEXTS[0])[0], model.encode(TEXTS[0]), atol=1e-5)
+
+
+def test_base64_and_dimensions(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
+    (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8)["data"]
+    found = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
+    np.testing.assert_allclose(found, model.encode(TEXTS[0], truncate_dim=8), atol=1e-5)
+
+
+@pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
+def test_the_prompt_is_chosen_by_suffix_or_field(
+    client: TestClient, model: st_llm2vec.LLM2Vec, body: dict[str, Any]
+) -> None:
+    found = vectors(client, input=TEXTS[0], **body)[0]
+    np.testing.assert_allclose(found, model.encode_query(TEXTS[0]), atol=1e-5)
+    assert np.abs(found - model.encode(TEXTS[0])).max() > 1e-3
+    topic = vectors(client, input=TEXTS[0], prompt_name="topic")[0]
+    np.testing.assert_allclose(topic, model.encode(TEXTS[0], prompt_name="topic"), atol=1e-5)
+
+
+def test_search_answers_from_the_store(client: TestClient) -> None:
+    response = client.post("/search", json={"query": "who sleeps when it is cold?", "k": 1})
+    assert [hit["id"] for hit in response.json()["hits"]] == ["bears"]
+    filtered = client.post("/search", json={"query": ["sleep", "cold"], "where": {"topic": "money"}}).json()["hits"]
+    assert [[hit["id"] for hit in hits] for hits in filtered] == [["bank"], ["bank"]]
+    assert client.post("/search", json={"query": "a", "where": {"topic": {"$near": 1}}}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"input": [1, 2, 3]}, 400, "Token ids are not taken"),
+        ({"input": [[1, 2], [3]]}, 400, "Token ids are not taken"),
+        ({"input": []}, 400, "1 to 8"),
+        ({"input": ["a"] * 9}, 400, "1 to 8"),
+        ({"input": "a" * 2001}, 400, "2000 characters"),
+        ({"input": "a", "model": "gpt"}, 404, "'tiny'"),
+        ({"input": "a", "model": "tiny:nonsense"}, 400, "query, document, topic"),
+        ({"input": "a", "model": "tiny:query", "prompt_name": "document"}, 400, "two prompts"),
+        ({"input": "a", "dimensions": 257}, 400, "[1, 256]"),
+        ({"input": "a", "dimensions": 0}, 400, "dimensions"),
+        ({"input": "a", "nonsense": 1}, 400, "nonsense"),
+        ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
+        ({"input": None}, 400, "input"),
+        ({}, 400, "input"),
+    ],
+)
+def test_a_refusal_is_in_openais_schema(client: TestClient, body: dict[str, Any], status: int, word: str) -> None:
+    response = client.post("/v1/embeddings", json={"model": "tiny", **body})
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert word in error["message"] or word in str(error["param"])
+
+
+def test_a_body_beyond_the_limit_is_refused_whether_or_not_it_says_so(client: TestClient) -> None:
+    assert client.post("/v1/embeddings", content=b"x" * 20_001).status_code == 413
+    unsized = client.post("/v1/embeddings", content=iter([b"x" * 15_000, b"x" * 15_000]))
+    assert unsized.status_code == 413
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", "ключ"])
+def test_without_the_key_nothing_is_told(client: TestClient, key: str | None) -> None:
+    headers = {"Authorization": "" if key is None else f"Bearer {key}".encode()}
+    for method, path in (("POST", "/v1/embeddings"), ("POST", "/search"), ("GET", "/metrics"), ("GET", "/v1/models")):
+        assert client.request(method, path, headers=headers).status_code == 401
+    assert client.get("/health", headers=headers).json() == {"status": "ready", "model": "tiny"}
+
+
+def test_metrics_count_texts_and_hold_no_path_from_outside(client: TestClient) -> None:
+    embeddings(client, input=TEXTS[:2])
+    client.get("/somewhere-else")
+    shown = client.get("/metrics").text
+    texts = next(float(line.split()[1]) for line in shown.splitlines() if line.startswith("llm2vec_texts_total"))
+    assert texts >= 2
+    assert "somewhere-else" not in shown
+
+
+def test_many_callers_get_their_own_vectors_from_shared_batches(model: st_llm2vec.LLM2Vec) -> None:
+    texts = [f"{word} {'and so on ' * (i % 7)}" for i, word in enumerate(TEXTS[0].split() * 16)]
+    sizes: list[int] = []
+
+    async def ask() -> list[np.ndarray]:
+        batcher = Batcher(model, on_batch=lambda count, _: sizes.append(count))
+        try:
+            return [found.vectors[0] for found in await asyncio.gather(*(batcher.encode([text]) for text in texts))]
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    found = asyncio.run(ask())
+    np.testing.assert_allclose(found, model.encode(texts, show_progress_bar=False), atol=1e-5)
+    assert sum(sizes) == len(texts)
+    assert max(sizes) > 4
+
+
+def test_a_large_request_does_not_hold_up_a_small_one(model: st_llm2vec.LLM2Vec) -> None:
+    order: list[str] = []
+
+    async def ask() -> None:
+        batcher = Batcher(model)
+
+        async def one(name: str, texts: list[str]) -> None:
+            await batcher.encode(texts)
+            order.append(name)
+
+        large = asyncio.create_task(one("large", ["a text of a dozen words or so, to take some time"] * 3000))
+        while not batcher.waiting_tokens:
+            await asyncio.sleep(0.001)
+        await one("small", ["a"])
+        await large
+        await asyncio.to_thread(batcher.close)
+
+    asyncio.run(ask())
+    assert order == ["small", "large"]
+
+
+def test_what_is_too_much_is_refused_and_a_caller_that_left_costs_nothing(model: st_llm2vec.LLM2Vec) -> None:
+    async def ask() -> None:
+        seen: list[int] = []
+        batcher = Batcher(model, max_waiting_tokens=100, on_batch=lambda count, _: seen.append(count))
+        gone = asyncio.create_task(batcher.encode(["some words here"] * 4000))
+        while not batcher.waiting_tokens:
+            await asyncio.sleep(0.001)
+        with pytest.raises(BusyError):
+            await batcher.encode(["a"])
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await asyncio.to_thread(batcher.close)
+        assert sum(seen) < 4000
+        assert batcher.waiting_tokens == 0
+        with pytest.raises(BusyError):
+            await batcher.encode(["a"])
+
+    asyncio.run(ask())
+
+
+def test_a_fault_of_the_model_reaches_its_callers_and_the_server_goes_on(model: st_llm2vec.LLM2Vec) -> None:
+    async def ask() -> None:
+        batcher = Batcher(model)
+        hook = model[0].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await batcher.encode(["a", "b"])
+        hook.remove()
+        assert (await batcher.encode(["a"])).vectors.shape == (1, 256)
+        await asyncio.to_thread(batcher.close)
+
+    asyncio.run(ask())
