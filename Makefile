@@ -57,7 +57,7 @@ $(DATABASES_READY): pyproject.toml constraints-databases.txt tests/databases/req
 	$(PYTHON) -m venv $(DATABASES)
 	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt torch
 	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt \
-		--editable ".[langchain,llama-index,explore]" --requirement tests/databases/requirements.txt
+		--editable ".[langchain,llama-index,explore,serve]" --requirement tests/databases/requirements.txt
 	touch $(DATABASES_READY)
 
 $(DOCS_READY): constraints-docs.txt
