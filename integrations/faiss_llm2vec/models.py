@@ -57,8 +57,9 @@ def _fingerprint(model: Any, seen: tuple[Any, ...]) -> tuple[str, bool]:
         parts = [_fingerprint(part, (*seen, model)) for part in inside.values()]
         sure = any(part_sure for _, part_sure in parts)
         passed_on = len(inside) == 1 and next(iter(inside)) in _PASSED_ON
-        if sure or passed_on or name is None:
-            wrapped = ", ".join(text for text, _ in parts)
+        wrapped = ", ".join(text for text, _ in parts)
+        other_name = " " in wrapped and not wrapped.endswith(f" {name}")
+        if sure or passed_on or name is None or other_name:
             known = wrapped if passed_on else f"{kind}({wrapped})"
     if known is None:
         known = kind if name is None else f"{kind} {name}"

@@ -294,8 +294,8 @@ def _document(found: Record | Hit) -> Document:
 
 
 def _listed(strings: Iterable[str]) -> list[str]:
-    if isinstance(strings, str):
-        raise InvalidInputError(f"texts and ids are lists of strings, got {strings!r:.80}.")
+    if isinstance(strings, str) or not isinstance(strings, Iterable):
+        raise InvalidInputError(f"texts and ids must be lists of strings, got {strings!r:.80}.")
     return list(strings)
 
 
