@@ -4,6 +4,7 @@ The meaning is that of LlamaIndex's own in-memory store, except that
 
     MetadataFilters may hold MetadataFilters, to any depth
     ==  !=  in  nin  of a field that holds a list         look at its items: one of them is (none is) the value
+    <  <=  >  >=     of a field that holds a list         look at its items: one of them is
     contains  any  all  of a field that holds a text      take it for a list of one item
     <  <=  >  >=  text_match  of values of other types    do not match, instead of raising
     == None                                               matches fields that hold None
