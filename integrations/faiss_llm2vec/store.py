@@ -170,7 +170,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
@@ -196,7 +196,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
@@ -208,7 +208,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         skip_unchanged: bool = True,
         show_progress: bool = False,
     ) -> dict[str, int]:
@@ -275,7 +275,7 @@ class FaissStore(StoreReader):
         self,
         texts: Sequence[str],
         ids: Sequence[str] | None,
-        metadata: Sequence[Mapping[str, Any]] | None,
+        metadata: Sequence[Mapping[str, Any] | None] | None,
         vectors: Any,
         show_progress: bool,
         *,

@@ -293,7 +293,7 @@ def _document(found: Record | Hit) -> Document:
     return Document(id=found.id, page_content=found.text, metadata=found.metadata)
 
 
-def _listed(strings: Iterable[str]) -> list[str]:
+def _listed(strings: Iterable[Any]) -> list[Any]:
     if isinstance(strings, str) or not isinstance(strings, Iterable):
         raise InvalidInputError(f"texts and ids must be lists of strings, got {strings!r:.80}.")
     return list(strings)
