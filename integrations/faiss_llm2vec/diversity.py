@@ -14,6 +14,8 @@ def diverse(query: Vectors, vectors: Vectors, k: int, relevance: float) -> list[
         query: (dimension,).
         relevance: 1.0 picks by similarity to the query only, 0.0 by difference from what was picked only.
     """
+    if not len(vectors):
+        return []  # those of a store without documents have no dimension yet
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     likeness = units @ (query / max(float(np.linalg.norm(query)), 1e-30))  # (n,)
     nearest = np.full(len(units), -np.inf)  # similarity to the most similar one picked so far

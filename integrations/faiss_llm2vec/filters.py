@@ -9,7 +9,8 @@
     $exists: true / false        the field is there (None counts) / is not
     a field that is missing      matches nothing but $ne, $nin, $not and {"$exists": false}
 
-`True` and `1` are different values, `1` and `1.0` are the same. `{}` matches every document.
+`True` and `1` are different values, `1` and `1.0` are the same; scalars of numpy count as Python's. `{}` matches every
+document.
 
 Each field of each document is a row of the table `fields`, so a leaf of a filter is one look-up in its primary key,
 with names and values always bound, never spliced into the SQL; $and, $or and $not are set operations on sorted ids.
@@ -118,7 +119,7 @@ def _operator(source: _Source, field: str, name: Any, operand: Any) -> Ids:  # n
     if name == "$nin":
         return _complement(source, _operator(source, field, "$in", operand))
     if name == "$exists":
-        if not isinstance(operand, bool):
+        if not isinstance(operand := plain(operand), bool):
             raise InvalidInputError(f"$exists on {field!r} takes True or False, not {operand!r}.")
         present = _select(source, "field = ?", (field,))
         return present if operand else _complement(source, present)
@@ -135,6 +136,7 @@ def _operator(source: _Source, field: str, name: Any, operand: Any) -> Ids:  # n
 
 
 def _any_of(source: _Source, field: str, operand: Any) -> Ids:
+    operand = plain(operand)
     if isinstance(operand, (str, bytes, Mapping)) or not isinstance(operand, Iterable):
         raise InvalidInputError(f"$in and $nin on {field!r} take a list of values, not {operand!r}.")
     by_type: dict[str, list[Any]] = {}
@@ -168,10 +170,17 @@ def _typed(field: str, value: Any) -> tuple[str, Any]:
         return "number", value
     if isinstance(value, float) and math.isfinite(value):
         return "number", value
+    if type(scalar := plain(value)) is not type(value):
+        return _typed(field, scalar)
     raise InvalidInputError(
         f"field {field!r} is {value!r} ({type(value).__name__}). Values are str, bool, None, a finite float, an int of "
         "64 bits or, in metadata, a list of those; flatten what is nested and write dates as strings."
     )
+
+
+def plain(value: Any) -> Any:
+    """A number, bool or string of numpy or torch (0 axes) as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _select(source: _Source, condition: str, values: tuple[Any, ...]) -> Ids:

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
+import numbers
+import operator
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from faiss_llm2vec.database import Manifest
-from faiss_llm2vec.filters import FieldRows, field_rows
+from faiss_llm2vec.filters import FieldRows, field_rows, plain
 from faiss_llm2vec.kinds import Vectors
 from faiss_llm2vec.records import Documents
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 
 # No string in JSON has a bare line break, and metadata is flat: this stands between the objects of a list only.
 _BETWEEN = "},\n{"
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",\n", ": "))
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",\n", ": "), default=plain)
 
 
 def documents(
-    texts: Sequence[str], ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None
+    texts: Sequence[str], ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any] | None] | None
 ) -> Documents:
     """Checks what the caller gave, and pairs it up."""
     texts = _strings("texts", texts)
     ids = _random_ids(len(texts)) if ids is None else checked_ids(ids)
     if isinstance(metadata, Mapping):
         raise InvalidInputError("metadata is one dict; give a list with one dict per text.")
-    labels = [{} for _ in texts] if metadata is None else list(metadata)
+    if metadata is not None and (isinstance(metadata, str) or not isinstance(metadata, Iterable)):
+        raise InvalidInputError(f"metadata must be a list with one dict or None per text, got {metadata!r:.80}.")
+    labels = [{} if label is None else label for label in ([None] * len(texts) if metadata is None else metadata)]
     if not len(texts) == len(ids) == len(labels):
         raise InvalidInputError(
             f"{len(texts)} texts, {len(ids)} ids, {len(labels)} metadata: give one of each per text."
@@ -92,6 +96,8 @@ def floats(vectors: Any) -> Vectors:
             f"vectors are {vectors.dtype}, as quantised embeddings are. Give the float vectors; a store of "
             "kind='int8' or kind='binary' quantises them by itself and rescores with the floats."
         )
+    if getattr(getattr(vectors, "dtype", None), "kind", "f") == "c":
+        raise InvalidInputError("vectors are complex numbers; give real ones.")
     with contextlib.suppress(TypeError, ValueError):
         array: Vectors = _lists(vectors) if _is_lists(vectors) else np.asarray(vectors, dtype=np.float32)
         if array.ndim:
@@ -153,9 +159,27 @@ def checked_vectors(values: Any, rows: int, manifest: Manifest) -> Vectors:
     return np.ascontiguousarray(vectors)
 
 
-def check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InvalidInputError(f"{name}={value!r}: give a whole number of at least 1.")
+def check_query(text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInputError(f"query {text!r} has no text to search for.")
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int, if it is a whole number of at least 1; numpy has some, too."""
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, (bool, np.bool_)) and (number := operator.index(value)) >= 1:
+            return number
+    raise InvalidInputError(f"{name} must be a whole number of at least 1, got {name}={value!r}.")
+
+
+def real(name: str, value: Any, fits: Callable[[float], bool], allowed: str) -> float:
+    """`value` as a float, if it is a real number that `fits`; `allowed` is the error's word for those that do."""
+    scalar = plain(value)
+    if isinstance(scalar, numbers.Real) and not isinstance(scalar, bool):
+        with contextlib.suppress(OverflowError):  # an int beyond the range of float
+            if fits(number := float(scalar)):
+                return number
+    raise InvalidInputError(f"{name} must be {allowed}, got {name}={value!r}.")
 
 
 def few(values: Iterable[Any]) -> str:

@@ -113,6 +113,7 @@ def recommend_kind(count: int, dimension: int, memory_budget: float = math.inf) 
     Raises:
         InvalidInputError: Not even the smallest fits; the message says what it needs.
     """
+    count, dimension = int(count), int(dimension)  # numpy's 32 bits would overflow
     if 4 * dimension * count <= min(memory_budget, _QUICKLY_SCANNED):
         return "flat"
     for name in ("hnsw", "ivf", "rabitq"):
@@ -135,6 +136,7 @@ def build(kind: Kind, vectors: Vectors, metric: str) -> Any:
         return None
     nlist = max(1, min(int(4 * rows**0.5), rows // _ROWS_PER_LIST))
     index = _empty(kind.factory.format(nlist=nlist), dimension, METRICS[metric])
+    _without_polysemous_codes(index)
     lists = getattr(_inner(index), "nlist", 0)
     if rows < _ROWS_PER_LIST * lists:
         return None
@@ -181,6 +183,18 @@ def _empty(factory: str, dimension: int, metric: int) -> Any:
     if factory.startswith("B"):
         return faiss.index_binary_factory(-(-dimension // 8) * 8, factory)
     return faiss.index_factory(dimension, factory, metric)
+
+
+def _without_polysemous_codes(index: Any) -> None:
+    """Keeps product quantizers from reordering their codes for a search by Hamming distance, which is never asked for.
+
+    A factory string asks for it unless it ends in "np"; it takes many times as long as all of the rest of training.
+    """
+    if hasattr(index, "do_polysemous_training"):
+        index.do_polysemous_training = False
+    for name in ("index", "storage", "quantizer"):  # behind OPQ, of a graph, of inverted lists
+        if isinstance(part := getattr(index, name, None), faiss.Index):
+            _without_polysemous_codes(faiss.downcast_index(part))
 
 
 def _inner(index: Any) -> Any:

@@ -10,6 +10,11 @@ from faiss_llm2vec.database import Manifest
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 from st_llm2vec.types import Encoder
 
+# What embeds documents, in sentence-transformers' words, LangChain's and LlamaIndex's.
+_EMBED = ("encode_document", "embed_documents", "get_text_embedding")
+# Where wrappers keep the model whose vectors they hand on as they are: LangChain's cache, LlamaIndex's bridge.
+_PASSED_ON = ("underlying_embeddings", "_langchain_embedding")
+
 
 def loaded_model(model: Encoder | str | None) -> Encoder | None:
     if isinstance(model, str):
@@ -30,22 +35,62 @@ def dimension_of(model: Encoder | None) -> int | None:
     return None if dimension is None else int(dimension)
 
 
-def fingerprint_of(model: Encoder | None) -> str | None:
-    """What tells this model from another: its own fingerprint, else its class and name."""
-    if model is None:
-        return None
-    fingerprint = getattr(model, "fingerprint", None)
-    if callable(fingerprint):
-        fingerprint = fingerprint()
-    if fingerprint is not None:
-        return str(fingerprint)
+def fingerprint_of(model: Any, stated: str | None = None) -> str | None:
+    """What tells the vectors of this model from another's.
+
+    What the caller states; else the model's own fingerprint; else that of the model inside, for a cache or another
+    wrapper; else its class and name. A prompt that the wrapper puts before each document counts, too.
+    """
+    if stated is not None and not (isinstance(stated, str) and stated):
+        raise InvalidInputError(f"fingerprint must be a text that names the model, got fingerprint={stated!r}.")
+    return stated if stated is not None or model is None else _fingerprint(model, ())[0]
+
+
+def _fingerprint(model: Any, seen: tuple[Any, ...]) -> tuple[str, bool]:
+    """The fingerprint, and whether it says more than names do."""
+    own = getattr(model, "fingerprint", None)
+    own = own() if callable(own) else own
+    known, sure = (None, False) if own is None else (str(own), True)
+    kind, name = type(model).__name__, _name(model)
+    inside = {} if sure else _models_inside(model, (*seen, model))
+    if inside:
+        parts = [_fingerprint(part, (*seen, model)) for part in inside.values()]
+        sure = any(part_sure for _, part_sure in parts)
+        passed_on = len(inside) == 1 and next(iter(inside)) in _PASSED_ON
+        wrapped = ", ".join(text for text, _ in parts)
+        other_name = " " in wrapped and not wrapped.endswith(f" {name}")
+        if sure or passed_on or name is None or other_name:
+            known = wrapped if passed_on else f"{kind}({wrapped})"
+    if known is None:
+        known = kind if name is None else f"{kind} {name}"
+    return known + _prompt_added(model), sure
+
+
+def _name(model: Any) -> str | None:
     # A SentenceTransformer keeps the name in the transformers model inside it.
     for owner in (model, getattr(model, "transformers_model", None)):
-        for attribute in ("model_name", "model_name_or_path", "name_or_path"):
+        for attribute in ("model_name", "model", "model_id", "model_name_or_path", "name_or_path"):
             if isinstance(name := getattr(owner, attribute, None), str) and name:
-                # The last part only: a model folder that was moved is still the same model.
-                return f"{type(model).__name__} {Path(name).name}"
-    return type(model).__name__
+                return Path(name).name  # the last part only: a model folder that was moved is still the same model
+    return None
+
+
+def _models_inside(model: Any, seen: tuple[Any, ...]) -> dict[str, Any]:
+    """The attributes that embed texts themselves, by name; pydantic keeps some of them apart."""
+    attributes = {**getattr(model, "__dict__", {}), **(getattr(model, "__pydantic_private__", None) or {})}
+    return {
+        name: value
+        for name, value in sorted(attributes.items())
+        if any(callable(getattr(type(value), method, None)) for method in _EMBED)
+        and not any(value is other for other in seen)
+    }
+
+
+def _prompt_added(model: Any) -> str:
+    options = getattr(model, "encode_kwargs", None)
+    given = {key: options.get(key) for key in ("prompt", "prompt_name")} if isinstance(options, Mapping) else {}
+    given["text_instruction"] = getattr(model, "text_instruction", None)
+    return "".join(f" {key}={value!r}" for key, value in given.items() if isinstance(value, str))
 
 
 def prompts_of(model: Encoder | None) -> dict[str, Any] | None:
@@ -62,20 +107,25 @@ def pooling_of(model: Encoder | None) -> str | None:
     return None
 
 
-def check_same(path: Path, manifest: Manifest, model: Encoder | None) -> None:
-    """Raises StoreMismatchError unless `model` is the one that the store was made with; None passes."""
+def check_same(path: Path, manifest: Manifest, model: Encoder | None, stated: str | None = None) -> None:
+    """Raises StoreMismatchError unless `model` is the one that the store was made with; None passes.
+
+    Args:
+        stated: fingerprint that counts in place of the model's own.
+    """
     prompts = prompts_of(model)
     pairs = (
-        ("fingerprint", manifest.fingerprint, fingerprint_of(model)),
+        ("fingerprint", manifest.fingerprint, fingerprint_of(model, stated)),
         ("dimension", manifest.model_dimension or manifest.dimension, dimension_of(model)),
         ("pooling", manifest.pooling, pooling_of(model)),
         ("prompts", _set_ones(manifest.prompts), _set_ones(prompts)),
     )
     for name, ours, theirs in pairs:
         if ours is not None and theirs is not None and ours != theirs:
+            same = f" If both give the same vectors, say so: fingerprint={ours!r}." if name == "fingerprint" else ""
             raise StoreMismatchError(
                 f"{path} was made with a model of {name} {ours!r}; the model given has {name} {theirs!r}. Open it with "
-                "the model it was made with, or make a new store for this one."
+                f"the model it was made with, or make a new store for this one.{same}"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, overload
@@ -59,17 +59,29 @@ class StoreReader:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def get(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> list[Record]:
+    def get(
+        self,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        *,
+        limit: int | None = None,
+        with_vectors: bool = False,
+    ) -> list[Record]:
         """The documents with these ids, in their order, or all that match a filter, oldest first, or both if both.
 
-        Ids that do not exist are passed over.
+        Ids that do not exist are passed over; `limit` stops after so many.
         """
+        limit = None if limit is None else inputs.whole("limit", limit)
         if ids is None and where is None:
             raise InvalidInputError("get() needs ids= or where=; get(where={}) returns every document.")
         with self._mutex:
             self._check_open()
-            rows = self._contents.database.rows(self._contents.selected(ids, where))
-            return [Record(id=row.id, text=row.text, metadata=json.loads(row.metadata)) for row in rows]
+            docids = self._contents.selected(ids, where)[:limit]
+            rows = self._contents.database.rows(docids)
+            return [
+                Record(id=row.id, text=row.text, metadata=json.loads(row.metadata), vector=vector)
+                for row, vector in zip(rows, self._vectors_or_none(docids, with_vectors), strict=True)
+            ]
 
     def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
         """The stored vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
@@ -90,6 +102,7 @@ class StoreReader:
         mmr: float | None = None,
         fetch_k: int | None = None,
         effort: float = 1.0,
+        with_vectors: bool = False,
     ) -> list[Hit]: ...
     @overload
     def search(
@@ -102,6 +115,7 @@ class StoreReader:
         mmr: float | None = None,
         fetch_k: int | None = None,
         effort: float = 1.0,
+        with_vectors: bool = False,
     ) -> list[list[Hit]]: ...
     @overload
     def search(
@@ -114,6 +128,7 @@ class StoreReader:
         mmr: float | None = None,
         fetch_k: int | None = None,
         effort: float = 1.0,
+        with_vectors: bool = False,
     ) -> Any: ...
     def search(
         self,
@@ -125,6 +140,7 @@ class StoreReader:
         mmr: float | None = None,
         fetch_k: int | None = None,
         effort: float = 1.0,
+        with_vectors: bool = False,
     ) -> Any:
         """The best documents for a query, best first; fewer than `k` where fewer match.
 
@@ -136,30 +152,32 @@ class StoreReader:
                 relevance over cosine similarities. Hits then come in the order they were picked.
             fetch_k: candidates for `mmr`, max(20, 4 k) by default.
             effort: how many times wider than usual an index is searched: more recall, more time. Flat is exact anyway.
+            with_vectors: give each hit its vector.
 
         Returns:
             A list of hits for a single query, a list of such lists for a batch.
         """
-        inputs.check_positive("k", k)
-        if mmr is not None and not (isinstance(mmr, (int, float)) and 0 <= mmr <= 1):
-            raise InvalidInputError(f"mmr={mmr!r}: give a number from 0.0 (diversity) to 1.0 (relevance).")
-        if fetch_k is not None:
-            inputs.check_positive("fetch_k", fetch_k)
-        if not (isinstance(effort, (int, float)) and 0 < effort < np.inf):
-            raise InvalidInputError(f"effort={effort!r}: give a positive number; 2.0 searches twice as wide as usual.")
-        wanted = k if mmr is None else max(k, fetch_k or max(20, 4 * k))
+        k = wanted = inputs.whole("k", k)
+        fetch_k = None if fetch_k is None else inputs.whole("fetch_k", fetch_k)
+        if mmr is not None:
+            mmr = inputs.real("mmr", mmr, lambda m: 0 <= m <= 1, "a number from 0.0 (diversity) to 1.0 (relevance)")
+            wanted = max(k, fetch_k or max(20, 4 * k))
+        lowest = -np.inf
+        if score_threshold is not None:
+            lowest = inputs.real("score_threshold", score_threshold, lambda s: not np.isnan(s), "a number")
+        effort = inputs.real("effort", effort, lambda e: 0 < e < np.inf, "a positive number (2.0: twice as wide)")
+        effort = min(effort, 1e6)  # as wide as an index is; more would leave the range of FAISS's integers
         queries, single = self._queries(query)
         with self._mutex:
             self._check_open()
             among = None if where is None else self._contents.matching(where)
             scores, found = self._contents.nearest(queries, wanted, among, effort)
             results = []
-            lowest = -np.inf if score_threshold is None else score_threshold
             for vector, row_scores, row_found in zip(queries, scores, found, strict=True):
                 keep = np.flatnonzero((row_found >= 0) & (row_scores >= lowest))
                 if mmr is not None:
                     keep = keep[diverse(vector, self._contents.vectors(row_found[keep]), k, mmr)]
-                results.append(self._hits(row_found[keep], row_scores[keep]))
+                results.append(self._hits(row_found[keep], row_scores[keep], with_vectors))
         return results[0] if single else results
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
@@ -209,8 +227,7 @@ class StoreReader:
         texts = [query] if isinstance(query, str) else query
         if isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str):
             for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise InvalidInputError(f"query {text!r} has no text to search for.")
+                inputs.check_query(text)
             encoder = self._encoder("search for a text")
             return self._checked(encoder.encode_query(list(texts)), len(texts)), isinstance(query, str)
         vectors = inputs.floats(query)
@@ -221,12 +238,16 @@ class StoreReader:
             vectors = vectors[np.newaxis]
         return self._checked(vectors, len(vectors)), single
 
-    def _hits(self, docids: Ids, scores: Vectors) -> list[Hit]:
+    def _hits(self, docids: Ids, scores: Vectors, with_vectors: bool) -> list[Hit]:
         rows = self._contents.database.rows(docids.tolist())
+        vectors = self._vectors_or_none(docids, with_vectors)
         return [
-            Hit(id=row.id, text=row.text, score=float(score), metadata=json.loads(row.metadata))
-            for row, score in zip(rows, scores, strict=True)
+            Hit(id=row.id, text=row.text, score=float(score), metadata=json.loads(row.metadata), vector=vector)
+            for row, score, vector in zip(rows, scores, vectors, strict=True)
         ]
+
+    def _vectors_or_none(self, docids: Sequence[int] | Ids, wanted: bool) -> Iterable[Vectors | None]:
+        return self._contents.vectors(np.array(docids, dtype=np.int64)) if wanted else [None] * len(docids)
 
     def _check_open(self) -> None:
         if self._closed:

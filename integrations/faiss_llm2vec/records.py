@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from faiss_llm2vec.filters import FieldRows
 
@@ -51,11 +54,15 @@ class Documents:
 
 @dataclass(frozen=True)
 class Record:
-    """A document as it was stored."""
+    """A document as it was stored.
+
+    `vector`, (dimension,) float32, is there if it was asked for: `get(..., with_vectors=True)`.
+    """
 
     id: str
     text: str
     metadata: dict[str, Any]
+    vector: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,11 @@ class Hit:
     """A document found by a search.
 
     `score`, higher is better: cosine similarity in [-1, 1] (metric "cosine"), inner product ("dot"), or the negative
-    Euclidean distance ("l2", 0 is identical).
+    Euclidean distance ("l2", 0 is identical). `vector`, (dimension,) float32, is there if it was asked for.
     """
 
     id: str
     text: str
     score: float
     metadata: dict[str, Any]
+    vector: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)

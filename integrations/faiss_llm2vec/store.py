@@ -51,6 +51,8 @@ class FaissStore(StoreReader):
     One store object may be shared by threads. Writing is for one store object at a time, on the whole machine.
     """
 
+    _stated: str | None = None  # fingerprint, by the caller
+
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     @classmethod
@@ -62,6 +64,7 @@ class FaissStore(StoreReader):
         kind: str = "flat",
         metric: str = "cosine",
         truncate_dim: int | None = None,
+        fingerprint: str | None = None,
     ) -> FaissStore:
         """Makes a store in a folder that does not exist yet, or is empty, and opens it.
 
@@ -71,6 +74,7 @@ class FaissStore(StoreReader):
                 others trade recall for speed or memory; `recommend_kind` chooses.
             metric: "cosine" (vectors are normalised), "dot" or "l2"; see `Hit` for the scores.
             truncate_dim: keep the first so many numbers of each vector, for models trained to allow it (Matryoshka).
+            fingerprint: what tells the model from others, where it cannot do so itself or there is none.
 
         Raises:
             StoreExistsError: There is something at `path`; it was left as it is.
@@ -89,7 +93,7 @@ class FaissStore(StoreReader):
         model = models.loaded_model(model)
         dimension = model_dimension = models.dimension_of(model)
         if truncate_dim is not None:
-            inputs.check_positive("truncate_dim", truncate_dim)
+            truncate_dim = inputs.whole("truncate_dim", truncate_dim)
             if model_dimension is not None and truncate_dim > model_dimension:
                 raise InvalidInputError(f"truncate_dim={truncate_dim} is more than the model's {model_dimension}.")
             dimension = None if model_dimension is None else truncate_dim
@@ -101,7 +105,7 @@ class FaissStore(StoreReader):
             dimension=dimension,
             truncate_dim=truncate_dim,
             model_dimension=model_dimension,
-            fingerprint=models.fingerprint_of(model),
+            fingerprint=models.fingerprint_of(model, fingerprint),
             prompts=models.prompts_of(model),
             pooling=models.pooling_of(model),
         )
@@ -121,11 +125,17 @@ class FaissStore(StoreReader):
             raise StoreError(f"cannot make a store in {path.parent}: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return cls.open(path, model)
+        return cls.open(path, model, fingerprint=fingerprint)
 
     @classmethod
     def open(
-        cls, path: str | Path, model: Encoder | str | None = None, *, recover: bool = False, mmap: bool = False
+        cls,
+        path: str | Path,
+        model: Encoder | str | None = None,
+        *,
+        recover: bool = False,
+        mmap: bool = False,
+        fingerprint: str | None = None,
     ) -> FaissStore:
         """Opens a store as it was after the last change that was acknowledged.
 
@@ -137,6 +147,7 @@ class FaissStore(StoreReader):
             recover: serve what is sound of a damaged store, read-only, and list the rest in `missing`. The folder is
                 left as it is. Documents whose vectors are lost can still be read by `get`, and encoded again.
             mmap: map the vectors instead of reading them, and compare only the sizes of the files: opens at once.
+            fingerprint: what to compare with the store's, in place of the model's own.
 
         Raises:
             StoreNotFoundError: There is no store.
@@ -145,7 +156,8 @@ class FaissStore(StoreReader):
         """
         store = cls(Path(path), models.loaded_model(model), mmap=mmap, recover=recover)
         try:
-            models.check_same(store.path, store._contents.manifest, store.model)
+            store._stated = fingerprint
+            models.check_same(store.path, store._contents.manifest, store.model, fingerprint)
         except BaseException:
             store.close()
             raise
@@ -158,7 +170,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
@@ -166,7 +178,7 @@ class FaissStore(StoreReader):
 
         Args:
             ids: one new id per text; random ones by default.
-            metadata: one flat dict per text: str, bool, None, numbers, and lists of those.
+            metadata: one flat dict (or None) per text: str, bool, None, numbers, and lists of those.
             vectors: float (len(texts), dimension), instead of encoding the texts.
             show_progress: have the model show a progress bar.
 
@@ -184,7 +196,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
@@ -196,7 +208,7 @@ class FaissStore(StoreReader):
         texts: Sequence[str],
         *,
         ids: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
         skip_unchanged: bool = True,
         show_progress: bool = False,
     ) -> dict[str, int]:
@@ -263,7 +275,7 @@ class FaissStore(StoreReader):
         self,
         texts: Sequence[str],
         ids: Sequence[str] | None,
-        metadata: Sequence[Mapping[str, Any]] | None,
+        metadata: Sequence[Mapping[str, Any] | None] | None,
         vectors: Any,
         show_progress: bool,
         *,
@@ -367,7 +379,7 @@ class FaissStore(StoreReader):
                 self._contents.sweep()
                 # Another writer may have come and gone since we opened.
                 self._contents.refresh()
-                models.check_same(self.path, self._contents.manifest, self.model)
+                models.check_same(self.path, self._contents.manifest, self.model, self._stated)
             except BaseException:
                 held.close()
                 raise

@@ -9,9 +9,11 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
-from faiss_llm2vec import FaissStore, Hit, Record
+from faiss_llm2vec import FaissStore, Hit, Record, inputs
+from faiss_llm2vec.models import fingerprint_of
 from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError, StoreNotFoundError
 
 # Scores of FaissStore, brought to LangChain's [0, 1]. Inner products have no bounds.
@@ -35,22 +37,30 @@ class FaissVectorStore(VectorStore):
     Args:
         path: folder of the store, made if there is none.
         kind, metric: see `FaissStore.create`, whose defaults they have.
+        fingerprint: what tells the embedding model from others, in place of what `embedding` says; that of a cache
+            (`CacheBackedEmbeddings`) is that of the embeddings under it.
 
     Raises:
         StoreMismatchError: The store was made with another embedding model, kind or metric.
     """
 
     def __init__(
-        self, embedding: Embeddings, path: str | Path, *, kind: str | None = None, metric: str | None = None
+        self,
+        embedding: Embeddings,
+        path: str | Path,
+        *,
+        kind: str | None = None,
+        metric: str | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.embedding = embedding
         given: dict[str, Any] = {
             name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
         }
         try:
-            self.store = FaissStore.open(path, _EmbeddingsEncoder(embedding))
+            self.store = FaissStore.open(path, _EmbeddingsEncoder(embedding), fingerprint=fingerprint)
         except StoreNotFoundError:
-            self.store = FaissStore.create(path, _EmbeddingsEncoder(embedding), **given)
+            self.store = FaissStore.create(path, _EmbeddingsEncoder(embedding), fingerprint=fingerprint, **given)
         stats = self.store.stats()
         for name, value in given.items():
             if stats[name] != value:
@@ -69,6 +79,35 @@ class FaissVectorStore(VectorStore):
         **kwargs: Any,
     ) -> FaissVectorStore:
         """A new store of these texts; `path=` and the other arguments are those of the class."""
+        vector_store = cls._empty(embedding, **kwargs)
+        try:
+            vector_store.add_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            vector_store.close()
+            raise
+        return vector_store
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> FaissVectorStore:
+        """`from_texts` by the embeddings' own async methods."""
+        vector_store = await run_in_executor(None, cls._empty, embedding, **kwargs)
+        try:
+            await vector_store.aadd_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            vector_store.close()
+            raise
+        return vector_store
+
+    @classmethod
+    def _empty(cls, embedding: Embeddings, **kwargs: Any) -> FaissVectorStore:
         vector_store = cls(embedding, **kwargs)
         if documents := vector_store.store.count():
             vector_store.close()
@@ -76,7 +115,6 @@ class FaissVectorStore(VectorStore):
                 f"{vector_store.store.path} has {documents} documents already. Add to them with "
                 "FaissVectorStore(embedding, path).add_texts(...), or choose another path."
             )
-        vector_store.add_texts(texts, metadatas, ids=ids)
         return vector_store
 
     @property
@@ -93,23 +131,44 @@ class FaissVectorStore(VectorStore):
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
         """Adds texts, or replaces those whose id exists: all of them or, if anything is wrong, none.
 
-        Texts whose id is None get a random one. Returns the ids.
+        Texts whose id is None get a random one, and those whose metadata is None have none. Returns the ids.
         """
         kwargs.pop("batch_size", None)  # langchain_core.indexing.index passes it on; one call is one change here
         _refuse(kwargs)
-        return self.store.upsert(list(texts), ids=_completed(ids), metadata=metadatas)
+        return self.store.upsert(_listed(texts), ids=_completed(ids), metadata=metadatas)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """`add_texts` by the embeddings' own `aembed_documents`."""
+        kwargs.pop("batch_size", None)
+        _refuse(kwargs)
+        texts, completed = _listed(texts), _completed(ids)
+        # As in `add_texts`, whatever is wrong is said before anything is encoded.
+        await run_in_executor(None, self._check_addable, texts, completed, metadatas)
+        vectors = await self.embedding.aembed_documents(texts) if texts else None
+        return await run_in_executor(None, self.store.upsert, texts, ids=completed, metadata=metadatas, vectors=vectors)
+
+    def _check_addable(self, texts: list[str], ids: list[str] | None, metadatas: Any) -> None:
+        if inputs.documents(texts, ids, metadatas):
+            self.store.delete(ids=[])  # takes the writer's lock, or says who has it
 
     def add_embeddings(
         self,
         text_embeddings: Iterable[tuple[str, Sequence[float]]],
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
     ) -> list[str]:
@@ -131,7 +190,7 @@ class FaissVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents with these ids, in their order; ids that do not exist are passed over."""
-        return [_document(record) for record in self.store.get(list(ids))]
+        return [_document(record) for record in self.store.get(_listed(ids))]
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """The `k` best documents; takes `filter` and `score_threshold`."""
@@ -162,6 +221,31 @@ class FaissVectorStore(VectorStore):
     ) -> list[Document]:
         """`max_marginal_relevance_search` for the vector of a query."""
         return [_document(hit) for hit in self._search(embedding, k, fetch_k=fetch_k, mmr=lambda_mult, **kwargs)]
+
+    # -- reading, with the embeddings' own `aembed_query` --------------------------------------------------------------
+
+    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """`similarity_search` without blocking the event loop."""
+        vector = await self._vector(query)
+        return await run_in_executor(None, self.similarity_search_by_vector, vector, k, **kwargs)
+
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """`similarity_search_with_score` without blocking the event loop."""
+        vector = await self._vector(query)
+        return await run_in_executor(None, self.similarity_search_with_score_by_vector, vector, k, **kwargs)
+
+    async def amax_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """`max_marginal_relevance_search` without blocking the event loop."""
+        vector, search = await self._vector(query), self.max_marginal_relevance_search_by_vector
+        return await run_in_executor(None, search, vector, k, fetch_k, lambda_mult, **kwargs)
+
+    async def _vector(self, query: str) -> list[float]:
+        inputs.check_query(query)
+        return await self.embedding.aembed_query(query)
 
     def _search(
         self,
@@ -195,10 +279,8 @@ class _EmbeddingsEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """The model's own, else what LangChain embeddings usually know: their class and the name of the model."""
-        names = (getattr(self.embedding, attribute, None) for attribute in ("model_name", "model", "model_id"))
-        name = next((Path(name).name for name in names if isinstance(name, str)), "")
-        return getattr(self.embedding, "fingerprint", None) or f"{type(self.embedding).__name__} {name}".strip()
+        """That of the embeddings."""
+        return fingerprint_of(self.embedding) or ""
 
     def encode_query(self, inputs: list[str], **kwargs: Any) -> list[list[float]]:
         return [self.embedding.embed_query(text) for text in inputs]
@@ -211,8 +293,14 @@ def _document(found: Record | Hit) -> Document:
     return Document(id=found.id, page_content=found.text, metadata=found.metadata)
 
 
+def _listed(strings: Iterable[Any]) -> list[Any]:
+    if isinstance(strings, str) or not isinstance(strings, Iterable):
+        raise InvalidInputError(f"texts and ids must be lists of strings, got {strings!r:.80}.")
+    return list(strings)
+
+
 def _completed(ids: Sequence[str | None] | None) -> list[str] | None:
-    return None if ids is None else [uuid.uuid4().hex if id is None else id for id in ids]
+    return None if ids is None else [uuid.uuid4().hex if id is None else id for id in _listed(ids)]
 
 
 def _refuse(unknown: Mapping[str, Any]) -> None:

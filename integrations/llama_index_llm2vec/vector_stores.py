@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
@@ -18,10 +20,13 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from faiss_llm2vec import FaissStore, Hit, Record
+from faiss_llm2vec.filters import plain
+from faiss_llm2vec.models import fingerprint_of
 from llama_index_llm2vec.filters import NODE_ID, Where, where_of
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError, StoreNotFoundError
 
 _REF_DOC_ID = ("document_id", "doc_id", "ref_doc_id")  # LlamaIndex writes it under each
+_QUERY_OPTIONS = ("mmr_threshold", "mmr_prefetch_k", "mmr_prefetch_factor")
 
 
 class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
@@ -36,9 +41,12 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     Args:
         path: folder of the store, made if there is none.
         kind, metric: see `FaissStore.create`, whose defaults they have.
+        embed_model: the embedding model of the index. A store that was made with one refuses another; LlamaIndex itself
+            tells a vector store nothing of it.
+        fingerprint: what tells that model from others, in place of what `embed_model` says.
 
     Raises:
-        StoreMismatchError: The store was made with another kind or metric; a vector has another dimension.
+        StoreMismatchError: The store was made with another kind, metric or model; a vector has another dimension.
     """
 
     stores_text: bool = True
@@ -46,18 +54,29 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     path: str
     kind: str | None = None
     metric: str | None = None
+    fingerprint: str | None = None
 
     _store: FaissStore = PrivateAttr()
 
-    def __init__(self, path: Any, *, kind: str | None = None, metric: str | None = None, **kwargs: Any) -> None:
-        super().__init__(path=str(path), kind=kind, metric=metric, **kwargs)
+    def __init__(
+        self,
+        path: Any,
+        *,
+        kind: str | None = None,
+        metric: str | None = None,
+        embed_model: Any = None,
+        fingerprint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        fingerprint = fingerprint_of(embed_model, fingerprint)
+        super().__init__(path=str(path), kind=kind, metric=metric, fingerprint=fingerprint, **kwargs)
         given: dict[str, Any] = {
             name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
         }
         try:
-            self._store = FaissStore.open(path)
+            self._store = FaissStore.open(path, fingerprint=fingerprint)
         except StoreNotFoundError:
-            self._store = FaissStore.create(path, None, **given)
+            self._store = FaissStore.create(path, None, fingerprint=fingerprint, **given)
         stats = self._store.stats()
         for name, value in given.items():
             if stats[name] != value:
@@ -83,13 +102,54 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     # -- changing ------------------------------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Adds nodes with their vectors, all of them or none; those whose id exists are replaced."""
-        return self._store.upsert(
+        """Adds nodes with their vectors, all of them or none.
+
+        A node whose id exists is replaced, and so is one that is the same part of the same source document under
+        another id: an index that lost its document store (`from_vector_store`) takes each document for a new one. Where
+        another version of a source document stays in the store beside the new one, a warning says so.
+        """
+        fields = [_fields(node) for node in nodes]
+        replaced, outdated = self._there_already(nodes, fields)
+        ids = self._store.upsert(
             [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes],
             ids=[node.node_id for node in nodes],
-            metadata=[_fields(node) for node in nodes],
+            metadata=fields,
             vectors=[node.get_embedding() for node in nodes],
         )
+        if replaced:
+            self._store.delete(replaced)
+        if outdated:
+            names = ", ".join(map(repr, sorted(outdated)[:5])) + (" ..." if len(outdated) > 5 else "")
+            warnings.warn(
+                f"{self.path} keeps nodes of older versions of {names} beside the new ones. Replace a document with "
+                "index.update_ref_doc(document); refresh_ref_docs does so if the index has the document store that it "
+                "was made with (storage_context.persist).",
+                stacklevel=2,
+            )
+        return ids
+
+    def _there_already(
+        self, nodes: Sequence[BaseNode], fields: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[str], set[str]]:
+        """Ids of the nodes that these repeat, and the source documents that are there in another version."""
+        versions: dict[str, set[str]] = {}
+        for node in nodes:
+            if node.source_node is not None and node.source_node.hash:
+                versions.setdefault(node.source_node.node_id, set()).add(node.source_node.hash)
+        if not versions:
+            return [], set()
+        given, ids = set(map(_part, nodes, fields)), {node.node_id for node in nodes}
+        repeated, outdated = [], set()
+        for record in self._store.get(where={"ref_doc_id": {"$in": list(versions)}}):
+            node = _node(record)
+            version = None if node.source_node is None else node.source_node.hash
+            if version is None or record.id in ids:
+                continue
+            if version not in versions[node.source_node.node_id]:
+                outdated.add(node.source_node.node_id)
+            elif _part(node, record.metadata) in given:
+                repeated.append(record.id)
+        return repeated, outdated
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Deletes all nodes of a source document."""
@@ -113,23 +173,34 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """The nodes with these ids, or that match the filters, or both if both; every node if neither is given."""
         where = where_of(filters, self._store)
-        return [
-            _node(record) for record in self._store.get(node_ids, where=where if node_ids is None else where or None)
-        ]
+        where_or_none = where if node_ids is None else where or None
+        return [_node(record) for record in self._store.get(node_ids, where_or_none, with_vectors=True)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The best nodes for a vector; mode "mmr" takes `mmr_threshold`, 1.0 for relevance only, 0.0 for diversity."""
+        """The best nodes for a vector; of a query without vector and text, the first nodes that pass its filters.
+
+        Mode "mmr" takes `mmr_threshold`, 1.0 for relevance only, 0.0 for diversity, and picks among `mmr_prefetch_k`
+        nodes, or `mmr_prefetch_factor` times `similarity_top_k`.
+        """
+        if unknown := kwargs.keys() - set(_QUERY_OPTIONS):
+            raise InvalidInputError(f"unexpected {', '.join(sorted(unknown))}; there are {', '.join(_QUERY_OPTIONS)}.")
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
-            raise InvalidInputError(f"mode {query.mode.value!r} is not vector search. Use 'default' or 'mmr'.")
+            mode = getattr(query.mode, "value", query.mode)
+            raise InvalidInputError(f"mode {mode!r} is not vector search. Use 'default' or 'mmr'.")
+        where = self._where(query)
         if query.query_embedding is None:
-            raise InvalidInputError("the query has no query_embedding. Set one, or ask through an index.")
-        threshold = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get("mmr_threshold", 0.5)
+            return self._first(query, where)
+        threshold = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get("mmr_threshold")
+        fetch_k = kwargs.get("mmr_prefetch_k")
+        if fetch_k is None and (factor := kwargs.get("mmr_prefetch_factor")) is not None:
+            fetch_k = int(query.similarity_top_k * factor)
         hits = self._store.search(
             query.query_embedding,
             query.similarity_top_k,
-            where=self._where(query),
-            mmr=threshold if query.mode == VectorStoreQueryMode.MMR else None,
-            fetch_k=kwargs.get("mmr_prefetch_k"),
+            where=where,
+            mmr=None if query.mode == VectorStoreQueryMode.DEFAULT else 0.5 if threshold is None else threshold,
+            fetch_k=fetch_k,
+            with_vectors=True,
         )
         return VectorStoreQueryResult(
             nodes=[_node(hit) for hit in hits],
@@ -137,11 +208,18 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             ids=[hit.id for hit in hits],
         )
 
+    def _first(self, query: VectorStoreQuery, where: Where | None) -> VectorStoreQueryResult:
+        if query.query_str or where is None:
+            raise InvalidInputError("the query has no query_embedding. Set one, give filters, or ask through an index.")
+        records = self._store.get(where=where, limit=query.similarity_top_k, with_vectors=True)
+        return VectorStoreQueryResult(nodes=list(map(_node, records)), ids=[record.id for record in records])
+
     def _where(self, query: VectorStoreQuery) -> Where | None:
         parts = [where_of(query.filters, self._store)]
-        if query.node_ids:  # an index over a store of text asks with an empty list, and means all
+        # An index over a store of text asks with an empty list and its text, and means all.
+        if query.node_ids or (query.node_ids is not None and query.query_str is None):
             parts.append({NODE_ID: {"$in": query.node_ids}})
-        if query.doc_ids:
+        if query.doc_ids is not None:
             parts.append({"ref_doc_id": {"$in": query.doc_ids}})
         parts = [part for part in parts if part]
         return {"$and": parts} if parts else None
@@ -173,11 +251,38 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
 
 def _fields(node: BaseNode) -> dict[str, Any]:
     """The node without text and vector as LlamaIndex writes it, and its metadata as fields to filter by."""
-    fields = node_to_metadata_dict(node, remove_text=True)
+    fields = node_to_metadata_dict(_without_numpy(node), remove_text=True)
     fields |= dict.fromkeys(_REF_DOC_ID, node.ref_doc_id)  # not the text "None"
     fields[NODE_ID] = node.node_id
     return {name: value for name, value in fields.items() if value != []}  # see IS_EMPTY
 
 
+def _without_numpy(node: BaseNode) -> BaseNode:
+    """A node that can be written as JSON where its metadata, or that of a related node, has numbers of numpy."""
+    related: dict[NodeRelationship, Any] = {
+        kind: [_plain_metadata(part) for part in parts] if isinstance(parts, list) else _plain_metadata(parts)
+        for kind, parts in node.relationships.items()
+    }
+    return _plain_metadata(node).model_copy(update={"relationships": related})
+
+
+def _plain_metadata(owner: Any) -> Any:
+    metadata = {
+        name: [plain(item) for item in value] if isinstance(value, list) else plain(value)
+        for name, value in owner.metadata.items()
+    }
+    return owner.model_copy(update={"metadata": metadata})
+
+
+def _part(node: BaseNode, fields: Mapping[str, Any]) -> str:
+    """All that a node is but for its id, its vector and its neighbours."""
+    content = json.loads(fields["_node_content"])
+    rest = {name: value for name, value in content.items() if name not in ("id_", "relationships", "embedding")}
+    text = node.get_content(metadata_mode=MetadataMode.NONE)
+    return json.dumps([fields["_node_type"], node.ref_doc_id, text, rest], sort_keys=True)
+
+
 def _node(found: Record | Hit) -> BaseNode:
-    return metadata_dict_to_node(found.metadata, text=found.text)
+    node = metadata_dict_to_node(found.metadata, text=found.text)
+    node.embedding = None if found.vector is None else found.vector.tolist()
+    return node

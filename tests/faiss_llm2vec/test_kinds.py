@@ -183,3 +183,39 @@ def test_truncate_dim_of_a_store_without_a_model(tmp_path, encoder):
     for wrong in (17, 0, 1.5):
         with pytest.raises(InvalidInputError, match="truncate_dim"):
             FaissStore.create(tmp_path / "t", encoder, truncate_dim=wrong)
+
+
+# -- rescoring and training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["l2", "dot", "cosine"])
+def test_candidates_of_an_index_are_rescored_with_the_float_vectors(tmp_path, metric):
+    rng = np.random.default_rng(3)
+    vectors, queries = rng.standard_normal((ROWS, 16)).astype("f4"), rng.standard_normal((5, 16)).astype("f4")
+    exact = {
+        "l2": -np.linalg.norm(queries[:, None] - vectors, axis=2),
+        "dot": queries @ vectors.T,
+        "cosine": queries @ vectors.T / np.linalg.norm(vectors, axis=1) / np.linalg.norm(queries, axis=1)[:, None],
+    }[metric]
+    with FaissStore.create(tmp_path / "s", None, kind="sq8", metric=metric) as store:
+        store.add(NAMES, ids=NAMES, vectors=vectors)
+        assert len(list((store.path / "segments").glob("*.index.faiss"))) == 1  # not scanned
+        for hits, scores in zip(store.search(queries, k=10), exact, strict=True):
+            assert [int(hit.id) for hit in hits] == np.argsort(-scores)[:10].tolist()
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(-scores)[:10] * -1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["PQ8", "IVF8,PQ8", "PCA16,PQ8", "HNSW8_PQ8"])
+def test_product_quantizers_train_no_polysemous_codes(vectors, kind):
+    assert polysemous(faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)) == {True}
+    # A search never asks for them, and making them takes most of the time.
+    assert polysemous(build(kind_of(kind, 32), vectors, "cosine")) == {False}
+
+
+def polysemous(index):
+    """Whether the product quantizers in an index train polysemous codes, looked for wherever FAISS keeps an index."""
+    found = {index.do_polysemous_training} if hasattr(index, "do_polysemous_training") else set()
+    for name in ("index", "storage", "quantizer"):
+        if isinstance(part := getattr(index, name, None), faiss.Index):
+            found |= polysemous(faiss.downcast_index(part))
+    return found

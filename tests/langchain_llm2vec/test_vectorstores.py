@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import numpy as np
 import pytest
 from langchain_core.documents import Document
-from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
+from pydantic import Field
 
 from faiss_llm2vec import FaissStore
 from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
-from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError
+from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreLockedError, StoreMismatchError
 
 DOCUMENTS = [
     Document(id=f"d{i}", page_content=f"text {i}", metadata={"n": i, "even": i % 2 == 0, "tags": ["a", "b"][: i % 3]})
@@ -94,12 +98,13 @@ def test_mmr_prefers_what_differs(tmp_path, encoder):
 
 
 @pytest.mark.parametrize(
-    ("metric", "score", "relevance"), [("cosine", [1.0, -1.0], [1.0, 0.0]), ("l2", [0.0, -2.0], [1.0, 1 / 3])]
+    ("metric", "score", "relevance"),
+    [("cosine", [1.0, 0.6, -1.0], [1.0, 0.6, 0.0]), ("l2", [0.0, -(0.8**0.5), -2.0], [1.0, 1 / (1 + 0.8**0.5), 1 / 3])],
 )
 def test_scores_and_relevance(tmp_path, encoder, metric, score, relevance):
     store = FaissVectorStore(LLM2VecEmbeddings(encoder), tmp_path / "store", metric=metric)
-    same, opposite = [1.0] + [0.0] * 15, [-1.0] + [0.0] * 15
-    store.add_embeddings([("same", same), ("opposite", opposite)], [{"n": 0}, {"n": 1}])
+    same, near, opposite = [1.0] + [0.0] * 15, [0.6, 0.8] + [0.0] * 14, [-1.0] + [0.0] * 15
+    store.add_embeddings([("same", same), ("near", near), ("opposite", opposite)], [{"n": 0}, None, {"n": 1}])
     assert [s for _, s in store.similarity_search_with_score_by_vector(same)] == pytest.approx(score)
     encoder.encode_query = lambda texts, **options: __import__("numpy").array([same], "f4")
     found = store.similarity_search_with_relevance_scores("anything")
@@ -196,4 +201,150 @@ def test_misspelt_arguments_are_refused(store):
 def test_nested_metadata_is_refused_as_a_whole(store):
     with pytest.raises(InvalidInputError, match="flatten"):
         store.add_texts(["fine", "not"], [{"n": 1}, {"n": {"deep": 1}}])
+    assert store.store.count() == 20
+
+
+# -- embeddings in wrappers --------------------------------------------------------------------------------------------
+
+
+class CacheBacked(Embeddings):
+    """As LangChain's CacheBackedEmbeddings, which langchain_core does not have."""
+
+    def __init__(self, embeddings):
+        self.underlying_embeddings = embeddings
+
+    def embed_documents(self, texts):
+        return self.underlying_embeddings.embed_documents(texts)
+
+    def embed_query(self, text):
+        return self.underlying_embeddings.embed_query(text)
+
+
+def test_a_cache_has_the_fingerprint_of_the_embeddings_under_it(store, embeddings, make_encoder, tmp_path):
+    store.close()
+    cached = FaissVectorStore(CacheBacked(embeddings), tmp_path / "store")
+    assert cached.similarity_search("text 7", k=1) == [DOCUMENTS[7]]
+    cached.close()
+    other = make_encoder()
+    other.fingerprint = "fake-2"
+    with pytest.raises(StoreMismatchError, match=r"'fake-1'.*'fake-2'"):
+        FaissVectorStore(CacheBacked(LLM2VecEmbeddings(other)), tmp_path / "store")
+    same = FaissVectorStore(CacheBacked(LLM2VecEmbeddings(other)), tmp_path / "store", fingerprint="fake-1")
+    same.add_texts(["one more"])
+    same.close()
+
+
+def test_a_prompt_before_documents_makes_another_model(encoder, tmp_path):
+    prompted = LLM2VecEmbeddings(encoder, encode_kwargs={"prompt": "passage: "})
+    FaissVectorStore.from_texts(["a"], prompted, path=tmp_path / "store").close()
+    FaissVectorStore(prompted, tmp_path / "store").close()
+    with pytest.raises(StoreMismatchError, match="passage: "):
+        FaissVectorStore(LLM2VecEmbeddings(encoder), tmp_path / "store")
+
+
+# -- without blocking the event loop -----------------------------------------------------------------------------------
+
+
+class AsyncOnly(DeterministicFakeEmbedding):
+    """Embeddings of a server that is asked by the async methods only, and only on the event loop."""
+
+    fingerprint: str = "async"
+    asked: list = Field(default_factory=list)
+
+    def embed_documents(self, texts):
+        raise AssertionError("the sync method was called")
+
+    embed_query = embed_documents
+
+    async def aembed_documents(self, texts):
+        assert asyncio.get_running_loop()
+        self.asked.append(list(texts))
+        return [DeterministicFakeEmbedding.embed_query(self, text) for text in texts]
+
+    async def aembed_query(self, text):
+        self.asked.append(text)
+        return DeterministicFakeEmbedding.embed_query(self, text)
+
+
+async def test_async_methods_await_those_of_the_embeddings(tmp_path):
+    embeddings = AsyncOnly(size=8)
+    store = await FaissVectorStore.afrom_documents(DOCUMENTS, embeddings, path=tmp_path / "store")
+    assert embeddings.asked == [[document.page_content for document in DOCUMENTS]]
+    assert await store.aadd_texts(["new", "newer"], [None, {"n": 21}], ids=["new", None]) != ["new", None]
+    assert [d.metadata for d in store.get_by_ids(["new"])] == [{}]
+    assert await store.aadd_documents(DOCUMENTS[:1]) == ["d0"]
+    assert await store.asimilarity_search("text 7", k=1) == [DOCUMENTS[7]]
+    assert numbers(await store.asimilarity_search("text 7", k=np.int64(2), filter={"n": {"$lt": 2}})) == {0, 1}
+    ((found, score),) = await store.asimilarity_search_with_score("text 7", k=1)
+    assert (found, score) == (DOCUMENTS[7], pytest.approx(1))
+    assert (await store.asimilarity_search_with_relevance_scores("text 7", k=1))[0][0] == DOCUMENTS[7]
+    assert len(await store.amax_marginal_relevance_search("text 7", k=3, fetch_k=9, lambda_mult=0.2)) == 3
+    for search_type in ("similarity", "mmr", "similarity_score_threshold"):
+        options = {"search_kwargs": {"score_threshold": 0.9}} if "score" in search_type else {}
+        retriever = store.as_retriever(search_type=search_type, **options)
+        assert (await retriever.ainvoke("text 7"))[0] == DOCUMENTS[7]
+    assert await store.aadd_texts([]) == []
+    store.close()
+
+
+async def test_many_async_calls_at_once(tmp_path, encoder):
+    store = FaissVectorStore(LLM2VecEmbeddings(encoder, query_encode_kwargs={"prompt": ""}), tmp_path / "store")
+    await asyncio.gather(*(store.aadd_texts([f"t{i}"], ids=[f"{i}"]) for i in range(40)))
+    found = await asyncio.gather(*(store.asimilarity_search(f"t{i}", k=1) for i in range(40)))
+    assert [document.id for (document,) in found] == [f"{i}" for i in range(40)]
+    store.close()
+
+
+async def test_async_methods_refuse_before_anything_is_embedded(tmp_path):
+    embeddings = AsyncOnly(size=8)
+    store = FaissVectorStore(embeddings, tmp_path / "store")
+    embeddings.asked.clear()
+    for texts, options in (
+        (["a"], {"ids": ["x", "y"]}),
+        (["a", "b"], {"ids": ["x", "x"]}),
+        (["a"], {"metadatas": [{"n": {"deep": 1}}]}),
+        ("bare", {}),
+    ):
+        with pytest.raises(InvalidInputError):
+            await store.aadd_texts(texts, **options)
+    with pytest.raises(TypeError, match="unexpected"):
+        await store.aadd_texts(["a"], metadata=[{}])
+    with pytest.raises(InvalidInputError, match="no text"):
+        await store.asimilarity_search(" ")
+    with FaissStore.open(tmp_path / "store") as writer:
+        writer.delete(where={})
+        with pytest.raises(StoreLockedError):
+            await store.aadd_texts(["a"])
+    assert embeddings.asked == []
+    with pytest.raises(InvalidInputError, match="deep"):
+        await FaissVectorStore.afrom_texts(["a"], embeddings, [{"n": {"deep": 1}}], path=tmp_path / "other")
+    store.close()
+
+
+# -- odd input ---------------------------------------------------------------------------------------------------------
+
+
+def test_texts_without_metadata_among_others(store):
+    ids = store.add_texts(["x", "y"], [None, {"n": np.int64(30)}])
+    assert [document.metadata for document in store.get_by_ids(ids)] == [{}, {"n": 30}]
+    assert numbers(store.similarity_search("y", filter={"n": np.int32(30)})) == {30}
+
+
+def test_an_empty_list_is_no_missing_one(store):
+    store.delete([])
+    store.delete([], filter={"n": 1})
+    assert store.get_by_ids([]) == []
+    assert store.add_texts([], [], ids=[]) == []
+    assert store.store.count() == 20
+
+
+def test_a_bare_string_is_no_list_of_its_letters(store):
+    for call in (
+        lambda: store.add_texts("ab"),
+        lambda: store.get_by_ids("d1"),
+        lambda: store.delete("d1"),
+        lambda: store.add_texts(["a"], ids="x"),
+    ):
+        with pytest.raises(InvalidInputError, match="list"):
+            call()
     assert store.store.count() == 20
