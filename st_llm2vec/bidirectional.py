@@ -63,8 +63,9 @@ def enable_bidirectional_attention(
         StillCausalError: Some layer stays causal; the model has been closed again.
     """
     refuse_encoders(model.config)
-    if is_bidirectional_by_design(model):
-        return _proven(model)
+    # A config may say it and the code not follow (gemma): there, the usual way is gone.
+    if is_bidirectional_by_design(model) and (report := audit(model, paddings=("none", "right"))):
+        return report
     if sliding_window == "symmetric":
         restore_causal_attention(model)
     widen = sliding_window == "off" and not is_bidirectional(model)
