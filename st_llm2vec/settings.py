@@ -50,7 +50,9 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def _pooling_mode(name: str, value: Any) -> str:
-    return OUR_POOLING_MODES.get(value, value) if value in OUR_POOLING_MODES else one_of(name, value, POOLING_MODES)
+    if isinstance(value, str) and value in OUR_POOLING_MODES:
+        return OUR_POOLING_MODES[value]
+    return one_of(name, value, POOLING_MODES)
 
 
 def _template(name: str, value: Any) -> str | Template:
