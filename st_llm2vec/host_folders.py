@@ -123,18 +123,20 @@ def require_same_tokens(
     stock.__class__ = Transformer
     stock_pooling = Pooling(8, pooling.pooling_mode, pooling.include_prompt)
     our_pooling = LLM2VecPooling(8, pooling.pooling_mode, pooling.include_prompt)
-    transformer.keep_suffix = our_pooling.reads_span
+    our_pooling.on_model_ready([transformer])
     generator = torch.Generator().manual_seed(0)
     for prompt in {*_PROBE_PROMPTS, *prompts.values()}:
         ours, others = (module.preprocess(list(_PROBES), prompt=prompt) for module in (transformer, stock))
         same = torch.equal(ours["input_ids"], others["input_ids"])
         if same:
             tokens = torch.randn((*ours["input_ids"].shape, 8), generator=generator)
-            ours, others = (
+            a, b = (
                 module({**features, "token_embeddings": tokens})["sentence_embedding"]
                 for module, features in ((our_pooling, ours), (stock_pooling, others))
             )
-            same = torch.allclose(ours, others, atol=1e-5)
+            # Where a text's only token begins in the prompt, the host has nothing left and gives zeros.
+            left = b.abs().sum(1) > 0
+            same = torch.allclose(a[left], b[left], atol=1e-5)
         if not same:
             how = f"{pooling.pooling_mode!r} pooling with include_prompt={pooling.include_prompt}"
             raise _refused(host.folder, f"{how}, which takes other tokens there than here after the prompt {prompt!r}")

@@ -279,7 +279,8 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
         return self.pooling_mode != "cls" and (not self.include_prompt or self.pooling_mode == "lasttoken")
 
     def on_model_ready(self, model: Any) -> None:
-        model[0].keep_suffix = self.reads_span
+        # The last token without a template has no suffix to keep: it is cut as the stock module cuts it.
+        model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`: float32 (n, hidden)."""
