@@ -151,7 +151,8 @@ def test_our_folders_and_what_the_host_makes_of_them(
 
 
 def test_our_folder_saved_again_by_plain_sentence_transformers(bos_decoder: Path, tmp_path: Path) -> None:
-    ours = st_llm2vec.load(str(bos_decoder), device="cpu", pooling_mode="last_token", prompts={"query": "find: "})
+    settings = {"pooling_mode": "last_token", "include_prompt": True, "prompts": {"query": "find: "}}
+    ours = st_llm2vec.load(str(bos_decoder), device="cpu", **settings)
     ours.save_pretrained(str(tmp_path / "ours"))
     host = opened(tmp_path / "ours")
     host.max_seq_length = 16
