@@ -157,7 +157,7 @@ def _class_of(reference: str, folder: Path) -> type[Any]:
 
 
 def _transformer_config(folder: Path, path: str) -> dict[str, Any]:
-    config = {name: value for name, value in Transformer.load_config(str(folder), subfolder=path).items()}
+    config: dict[str, Any] = Transformer.load_config(str(folder), subfolder=path)
     for name, value in config.items():
         known = name in (*_PASSED_ON, *_READ) or value in _NEUTRAL.get(name, (None, {}))
         if not known:

@@ -63,8 +63,8 @@ def load(
             of an LLM2Vec checkpoint.
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
-        pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token"; sentence-transformers'
-            names for them are understood.
+        pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token"; the names that
+            sentence-transformers has for them are understood.
         template: Name in `templates.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
             `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
@@ -210,7 +210,7 @@ def write_alias(name: str, alias: aliases.Alias, folder: Path, hub: Hub | None =
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a checkpoint becomes: its settings, complete but for what only the decoder can tell, and its host's files."""
+    """What a checkpoint becomes: its settings, but for what only the decoder can tell, and its host's files."""
 
     settings: EncoderSettings
     host: HostFolder | None

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
-from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES
+from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
 from .templates import Template
 from .tokenization import TokenizedText, split_input, tokenize
 

@@ -86,17 +86,19 @@ class Runtime:
         except (RuntimeError, TypeError) as error:
             said = str(error).partition("\n")[0]
             raise InvalidInputError(
-                f"device={device!r} cannot be used ({said}). It must be a name such as 'cpu', 'cuda', 'cuda:1' or 'mps'."
+                f"device={device!r} cannot be used ({said}). It must be a name such as 'cpu', 'cuda:1' or 'mps'."
             ) from error
         backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
         if kind in ("cuda", "mps", "xpu") and not backend.is_available():
             raise InvalidInputError(f"device={str(device)!r} is not available here. Use device='cpu', or leave it out.")
         if "device_map" in self.model_kwargs:
             raise InvalidInputError(
-                f"device={str(device)!r} and model_kwargs['device_map'] both say where the weights go. Give one of them."
+                f"device={str(device)!r} and model_kwargs['device_map'] both place the weights. Give one of them."
             )
         if self.quantize and kind != "cpu":
-            raise InvalidInputError(f"quantize={self.quantize!r} is for a CPU, got device={str(device)!r}. Leave it out.")
+            raise InvalidInputError(
+                f"quantize={self.quantize!r} is for a CPU, got device={str(device)!r}. Leave it out."
+            )
         return str(device)
 
 

@@ -39,7 +39,8 @@ def one_of(name: str, value: Any, allowed: Mapping[str, Any] | tuple[str, ...]) 
     """
     if isinstance(value, str) and value in allowed:
         return value
-    raise InvalidInputError(f"{name}={value!r} is not known; {name} must be one of {', '.join(sorted(allowed))}.")
+    known = ", ".join(map(repr, sorted(allowed)))
+    raise InvalidInputError(f"{name}={value!r} is not known; {name} must be one of {known}.")
 
 
 def as_flag(name: str, value: Any) -> bool:
@@ -79,14 +80,21 @@ def _length(name: str, value: Any) -> int:
     return number
 
 
+def _attention(name: str, value: Any) -> str:
+    return one_of(name, value, ATTENTION)
+
+
 def _prompts(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, Mapping) and all(isinstance(part, str) for prompt in value.items() for part in prompt):
         return dict(value)
     raise InvalidInputError(f"{name}={value!r} must be texts by name, such as {{'query': 'Find what answers: '}}.")
 
 
-def _setting(check: Callable[[str, Any], Any], said: str) -> Any:
-    return field(default=None, metadata={"check": check, "help": said})
+def _setting(check: Callable[[str, Any], Any], kind: type, said: str) -> Any:
+    return field(default=None, metadata={"check": check, "kind": kind, "help": said})
+
+
+_TEMPLATES_HELP = f"{', '.join(TEMPLATES)}; {CHAT}: the tokenizer's own."
 
 
 @dataclass(frozen=True)
@@ -97,13 +105,13 @@ class EncoderSettings:
         InvalidInputError: A value of the wrong type, or one that is not known.
     """
 
-    pooling_mode: str | None = _setting(_pooling_mode, "mean, weighted_mean, last_token, eos_token or bos_token.")
-    template: str | Template | None = _setting(_template, f"{', '.join(TEMPLATES)}; {CHAT}: the tokenizer's own.")
-    max_seq_length: int | None = _setting(_length, "Cut texts to this many tokens.")
-    document_max_length: int | None = _setting(_length, "Cut the text alone first, word by word.")
-    include_prompt: bool | None = _setting(as_flag, "Pool BOS, template and prompt, too.")
-    attention: str | None = _setting(lambda name, value: one_of(name, value, ATTENTION), "bidirectional or causal.")
-    prompts: Mapping[str, str] | None = _setting(_prompts, "Texts to put before queries and documents, by name.")
+    pooling_mode: str | None = _setting(_pooling_mode, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
+    template: str | Template | None = _setting(_template, str, _TEMPLATES_HELP)  # noqa: RUF009 - a field
+    max_seq_length: int | None = _setting(_length, int, "Cut texts to this many tokens.")
+    document_max_length: int | None = _setting(_length, int, "Cut the text alone first, word by word.")
+    include_prompt: bool | None = _setting(as_flag, bool, "Pool BOS, template and prompt, too.")
+    attention: str | None = _setting(_attention, str, "bidirectional or causal.")
+    prompts: Mapping[str, str] | None = _setting(_prompts, dict, "Texts to put before queries and documents, by name.")
 
     def __post_init__(self) -> None:
         for row in fields(self):

@@ -1,4 +1,4 @@
-"""`load(X)` and `SentenceTransformer(X)` give the same vectors for every folder that both open; else `load` says why."""
+"""`load(X)` and `SentenceTransformer(X)` give the same vectors for every folder that both open; else it is said why."""
 
 from __future__ import annotations
 

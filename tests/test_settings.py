@@ -16,10 +16,11 @@ from tiny_models import save_decoder, tiny_tokenizer
 import st_llm2vec
 from st_llm2vec import aliases, loading
 from st_llm2vec.aliases import Alias
+from st_llm2vec.cli import main
 from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
 from st_llm2vec.runtime import Runtime
 from st_llm2vec.settings import NAMES, EncoderSettings
-from st_llm2vec.templates import Template
+from st_llm2vec.templates import TEMPLATES, Template
 
 WRONG: list[tuple[str, Any]] = [
     ("pooling_mode", "max"),
@@ -147,6 +148,37 @@ def test_every_row_is_an_argument_of_load_and_comes_out_of_the_encoder(decoder: 
     assert EncoderSettings.of(model.settings()) == asked
 
 
+def test_every_row_is_an_option_of_the_command_line(decoder: Path, tmp_path: Path) -> None:
+    arguments = ["--pooling-mode", "weightedmean", "--template", "llama-2", "--max-seq-length", "64"]
+    arguments += ["--document-max-length", "32", "--include-prompt", "--attention", "causal"]
+    arguments += ["--prompt", "query=find: ", "--prompt", "document=a=b"]
+    assert main(["convert", str(decoder), str(tmp_path / "x"), *arguments]) == 0
+    prompts = {"query": "find: ", "document": "a=b"}
+    wanted = EncoderSettings("weighted_mean", TEMPLATES["llama-2"], 64, 32, True, "causal", prompts)
+    assert EncoderSettings.of(st_llm2vec.load(tmp_path / "x", device="cpu").settings()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--pooling-mode", "max"], 1, "pooling_mode='max'"),
+        (["--attention", "bidi"], 1, "attention='bidi'"),
+        (["--max-seq-length", "0"], 1, "max_seq_length=0"),
+        (["--max-seq-length", "many"], 2, "--max-seq-length"),
+        (["--prompt", "query"], 2, "NAME=TEXT"),
+        (["--dtype", "float17"], 1, "dtype='float17'"),
+        (["--device", "gpu"], 1, "device='gpu'"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("nothing_is_fetched")
+def test_the_command_line_refuses_before_it_fetches(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "owner/decoder", str(tmp_path / "x"), *arguments]) == code
+    assert said in capsys.readouterr().err
+
+
 def test_settings_lie_over_others_name_by_name() -> None:
     below = EncoderSettings("mean", max_seq_length=8, prompts={"query": "a", "document": "b"})
     above = EncoderSettings(max_seq_length=9, include_prompt=False, prompts={"query": "c"})
@@ -177,7 +209,7 @@ def test_paths_are_understood(decoder: Path) -> None:
 
 
 def test_more_tokens_than_positions_are_refused(decoder: Path) -> None:
-    with pytest.raises(InvalidInputError, match="max_seq_length=257.*1 to 256"):
+    with pytest.raises(InvalidInputError, match=r"max_seq_length=257.*1 to 256"):
         st_llm2vec.load(str(decoder), max_seq_length=257, device="cpu")
 
 
