@@ -206,7 +206,7 @@ def _folder(name: str, revision: str | None, hub: Hub) -> Path:
             allow_patterns=_FILES,
             ignore_patterns=_NOT_FILES,
             local_files_only=hub.local_files_only,
-            cache_dir=hub.cache_folder,
+            cache_dir=None if hub.cache_folder is None else os.fspath(hub.cache_folder),
             token=hub.token,
         )
     except HFValidationError as error:

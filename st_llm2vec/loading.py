@@ -98,7 +98,7 @@ def load(
     asked = EncoderSettings(
         pooling_mode, template, max_seq_length, document_max_length, include_prompt, attention, prompts
     )
-    runtime = Runtime(dtype, quantize, packing, compile, device, model_kwargs or {})
+    runtime = Runtime(dtype, quantize, packing, compile, device, {} if model_kwargs is None else model_kwargs)
     place = _path("name", name, required=True)
     stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
     hub = Hub(cache_folder, token, local_files_only)

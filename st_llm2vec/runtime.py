@@ -61,9 +61,9 @@ class Runtime:
         object.__setattr__(self, name, value)
 
     def _checked_kwargs(self, given: Any) -> dict[str, Any]:
-        if not isinstance(given, Mapping | None):
+        if not isinstance(given, Mapping):
             raise InvalidInputError(f"model_kwargs={given!r} is a {type(given).__name__}; give arguments by name.")
-        options = dict(given or {})
+        options = dict(given)
         for name, place in _ELSEWHERE.items():
             if options.pop(name, None) not in (None, name == "use_safetensors"):
                 raise InvalidInputError(f"model_kwargs[{name!r}]={given[name]!r} is not used by load. Use {place}.")
@@ -88,8 +88,8 @@ class Runtime:
             raise InvalidInputError(
                 f"device={device!r} cannot be used ({said}). It must be a name such as 'cpu', 'cuda:1' or 'mps'."
             ) from error
-        backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
-        if kind in ("cuda", "mps", "xpu") and not backend.is_available():
+        checks = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        if kind in checks and not checks[kind]():
             raise InvalidInputError(f"device={str(device)!r} is not available here. Use device='cpu', or leave it out.")
         if "device_map" in self.model_kwargs:
             raise InvalidInputError(

@@ -50,7 +50,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         said["prompts"] = _prompts(said["prompts"]) if said["prompts"] else None
         command(**given, settings=EncoderSettings(**said))
 
-    del with_options.__wrapped__  # type: ignore[attr-defined]
+    del with_options.__wrapped__
     with_options.__signature__ = signature.replace(parameters=[*kept, *options.values()])  # type: ignore[attr-defined]
     with_options.__annotations__ = {each.name: each.annotation for each in (*kept, *options.values())}
     return with_options
