@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundError
+from .settings import EncoderSettings
 
 PREFIX = "llm2vec-"
-SETTINGS = ("pooling_mode", "template", "max_seq_length", "document_max_length", "include_prompt")
 _FORMAT = 1  # of a kept folder; another number makes it anew
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 CONTENTS = "alias.json"
@@ -50,10 +50,13 @@ class Alias:
                 raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
             if Path(value).is_dir():
                 object.__setattr__(self, name, str(Path(value).absolute()))
-        if not all(isinstance(part, str) for prompt in self.prompts.items() for part in prompt):
-            raise InvalidInputError(f"prompts={self.prompts!r} must be texts by name, such as {{'query': '...'}}.")
-        if unknown := sorted(set(self.settings) - set(SETTINGS)):
-            raise InvalidInputError(f"settings {unknown} are not known. Use some of {SETTINGS}.")
+        if not isinstance(self.revision, str | None):
+            raise InvalidInputError(f"revision={self.revision!r} must be a branch, tag or commit.")
+        EncoderSettings.of({"prompts": self.prompts})
+        object.__setattr__(self, "prompts", dict(self.prompts or {}))
+        if EncoderSettings.of(self.settings).prompts is not None:
+            raise InvalidInputError("settings has 'prompts', which have a place of their own. Give them as prompts=.")
+        object.__setattr__(self, "settings", dict(self.settings))
 
     def __str__(self) -> str:
         return " + ".join(filter(None, (self.base, self.model, self.adapter)))
@@ -126,7 +129,9 @@ def register_alias(
         SentenceTransformer("my-encoder")
     """
     _require_name(name)
-    _registered[name] = Alias(model, adapter, base, revision, dict(prompts or {}), dict(settings or {}))
+    _registered[name] = Alias(
+        model, adapter, base, revision, {} if prompts is None else prompts, {} if settings is None else settings
+    )
 
 
 def unregister_alias(name: str) -> None:

@@ -95,7 +95,9 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
 def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, gradients: bool) -> dict[int, bool]:
     """One forward pass in which each layer's own input is fixed, so that no layer hides behind the one before."""
     real = mask[0].nonzero().flatten()
-    earlier, last = real[:-1], real[-1]
+    # A window that is kept hides what lies farther away, in both directions.
+    reach = getattr(text_config(model), "sliding_window", None) or AUDIT_TOKENS
+    earlier, last = real[:-1][-max(1, reach - 1) :], real[-1]
     seen: dict[int, bool] = {}
     inputs: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)

@@ -31,6 +31,7 @@ __all__ = [
     "decoder_layers",
     "enable_bidirectional_attention",
     "is_bidirectional",
+    "is_bidirectional_by_design",
     "kernel_of",
     "needs_module_flags",
     "refuse_encoders",
@@ -51,8 +52,8 @@ def enable_bidirectional_attention(
     Args:
         model: A decoder (`AutoModel` or `AutoModelForCausalLM`), on any device, in any dtype.
         sliding_window: "off" widens windows to the whole text, as in the original implementation (parity section 3.7).
-            "symmetric" keeps them, and they then reach as far to the right as to the left. A model whose config says
-            `is_causal: false` already keeps the windows that it says.
+            "symmetric" keeps them, and they then reach as far to the right as to the left. A model that is
+            bidirectional already, by its config (`is_causal: false`) or by its architecture, keeps its windows.
 
     Returns:
         The audit, true by construction.
@@ -62,6 +63,9 @@ def enable_bidirectional_attention(
         StillCausalError: Some layer stays causal; the model has been closed again.
     """
     refuse_encoders(model.config)
+    # A config may say it and the code not follow (gemma): there, the usual way is gone.
+    if is_bidirectional_by_design(model) and (report := audit(model, paddings=("none", "right"))):
+        return report
     if sliding_window == "symmetric":
         restore_causal_attention(model)
     widen = sliding_window == "off" and not is_bidirectional(model)
@@ -79,20 +83,24 @@ def enable_bidirectional_attention(
             config.causal_attention = causal
         config.is_causal = False
     _set_module_flags(model, is_causal=False)
+    try:
+        return _proven(model)
+    except Exception:
+        restore_causal_attention(model)
+        raise
 
+
+def _proven(model: PreTrainedModel) -> Audit:
+    """The audit of a model that is set to be bidirectional; an error if it is not."""
     try:
         report = audit(model, paddings=("none", "right"))  # what happens at load time: texts alone, and padded batches
-    except Exception as error:
-        restore_causal_attention(model)
-        if not isinstance(error, AttributeError | TypeError):  # mpt: its code asks the mask that is no longer there
-            raise
+    except (AttributeError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
         raise UnsupportedArchitectureError(
             f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
             f"{kernel_of(model)!r} kernel ({error}). Choose another with "
             "model_kwargs={'attn_implementation': ...}, or load it as it is with attention='causal'."
         ) from error
     if not report:
-        restore_causal_attention(model)
         why = REFUSED.get(report.model_type, "convolutions, recurrences or causal buffers, which no setting opens")
         raise StillCausalError(
             f"model_type {report.model_type!r} was asked to attend in both directions, but layers "
@@ -104,7 +112,16 @@ def enable_bidirectional_attention(
 
 
 def restore_causal_attention(model: PreTrainedModel) -> None:
-    """Makes the model an ordinary causal one again, window included; its outputs are those from before, bit for bit."""
+    """Makes the model an ordinary causal one again, window included; its outputs are those from before, bit for bit.
+
+    Raises:
+        UnsupportedArchitectureError: It is bidirectional by its architecture, and was never causal.
+    """
+    if is_bidirectional_by_design(model):
+        raise UnsupportedArchitectureError(
+            f"model_type {text_config(model).model_type!r} is bidirectional by its architecture or its config "
+            "(use_bidirectional_attention) and has no causal form. Leave attention='causal' out."
+        )
     for config in _configs(model):
         for name, value in (getattr(config, "causal_attention", None) or {}).items():
             if name == "sliding_window":
@@ -130,6 +147,8 @@ def twin(module: M) -> M:
 
 def needs_module_flags(model: PreTrainedModel) -> bool:
     """Whether `config.json` alone leaves stock transformers causal (stablelm, nemotron): our class must set flags."""
+    if is_bidirectional_by_design(model):
+        return False
     stock = twin(model)
     if getattr(stock, "_supports_sdpa", False):
         stock.set_attn_implementation("sdpa")  # what stock classes choose
@@ -141,7 +160,16 @@ def needs_module_flags(model: PreTrainedModel) -> bool:
 
 def is_bidirectional(model: PreTrainedModel) -> bool:
     """What the model is set to; `audit` tells what it does."""
-    return getattr(text_config(model), "is_causal", True) is False
+    return getattr(text_config(model), "is_causal", True) is False or is_bidirectional_by_design(model)
+
+
+def is_bidirectional_by_design(model: PreTrainedModel) -> bool:
+    """Whether the model is bidirectional without us (EmbeddingGemma): its masks and windows are left as they are."""
+    config = text_config(model)
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return True
+    flags = [module.is_causal for module in model.modules() if _has_flag(module)]
+    return getattr(config, "is_causal", True) is not False and bool(flags) and not any(flags)
 
 
 def refuse_encoders(config: PretrainedConfig) -> None:
@@ -175,5 +203,9 @@ def _set_module_flags(model: PreTrainedModel, *, is_causal: bool) -> None:
     # Some architectures drop the config's flag on the way to the kernel (stablelm, nemotron); the kernel then reads
     # the attention module's own.
     for module in model.modules():
-        if "is_causal" in module.__dict__ and not isinstance(module, PreTrainedModel):
+        if _has_flag(module):
             module.is_causal = is_causal
+
+
+def _has_flag(module: nn.Module) -> bool:
+    return "is_causal" in module.__dict__ and not isinstance(module, PreTrainedModel)

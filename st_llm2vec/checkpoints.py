@@ -20,11 +20,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from .aliases import PUBLISHED
-from .errors import InvalidCheckpointError, ModelNotFoundError
+from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
+from .settings import EncoderSettings, as_flag, is_original, translated
 
 SETTINGS_FILE = "llm2vec_config.json"
-# Names of the original package's llm2vec_config.json, and ours.
-_ORIGINAL_SETTINGS = {"max_length": "max_seq_length", "doc_max_length": "document_max_length"}
 # What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
 _FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "README.md", "LICENSE*"]
 _NOT_FILES = ["consolidated*", "original/*"]
@@ -40,6 +39,33 @@ NOT_SAVED = "-merged-but-not-saved"
 
 
 @dataclass(frozen=True)
+class Hub:
+    """How the hub is reached.
+
+    Args:
+        cache_folder: Where downloads are kept; default: the hub's own cache.
+        token: For repositories that are private or gated; default: the one that `hf auth login` stored.
+        local_files_only: Touch no network.
+
+    Raises:
+        InvalidInputError: A value of the wrong type.
+    """
+
+    cache_folder: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        as_flag("local_files_only", self.local_files_only)
+        for name, kinds in (("cache_folder", (str, os.PathLike)), ("token", (str, bool))):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                allowed = " or ".join(kind.__name__ for kind in kinds)
+                shown = "..." if name == "token" else repr(value)
+                raise InvalidInputError(f"{name}={shown} is a {type(value).__name__}; {name} must be a {allowed}.")
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A decoder, the adapters to merge into it in this order, and where tokenizer and settings come from."""
 
@@ -49,6 +75,18 @@ class Checkpoint:
     original_name: str | None
     settings: dict[str, Any]
     sources: tuple[dict[str, str | None], ...]  # what was asked for, and the commit that it resolved to
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The decoder and its adapters, the last adapter first: whose settings come before whose."""
+        return (*reversed(self.adapters), self.decoder)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it was made by the original package, by whose rules it was evaluated."""
+        return any(_is_originals_adapter(folder) for folder in self.adapters) or any(
+            is_original(read_json(folder / SETTINGS_FILE)) for folder in self.folders
+        )
 
     def __str__(self) -> str:
         lines = [f"decoder    {_shown(self.decoder)}"]
@@ -63,6 +101,8 @@ def resolve(
     base: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    cache_folder: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
 ) -> Checkpoint:
     """Finds the decoder and the adapters of a name; downloads what is not a local folder.
 
@@ -72,14 +112,16 @@ def resolve(
         adapter: Folder or hub id of a second adapter on top.
         base: What the adapter in `name` belongs on; needed where its files cannot be trusted to say so.
         revision: Branch, tag or commit of `name`.
+        local_files_only, cache_folder, token: As for `Hub`.
 
     Raises:
         ModelNotFoundError: Neither a folder nor a repository that can be reached.
         InvalidCheckpointError: Files are missing, are of a kind that is not read, point outside of their folder, or do
             not belong on top of one another.
     """
-    top = _folder(name, revision, local_files_only)
-    second = [] if adapter is None else [_folder(adapter, None, local_files_only)]
+    hub = Hub(cache_folder, token, local_files_only)
+    top = _folder(name, revision, hub)
+    second = [] if adapter is None else [_folder(adapter, None, hub)]
     if second and not _is_adapter(second[0]):
         raise InvalidCheckpointError(
             f"adapter={adapter!r} has no adapter_config.json, but weights of its own; load it alone."
@@ -97,7 +139,7 @@ def resolve(
         original = read_json(top / "config.json").get("_name_or_path") or repository
         return Checkpoint(top, tuple(second), top, original, settings, sources)
 
-    below = resolve(base or _base_of(top), local_files_only=local_files_only)
+    below = resolve(base or _base_of(top), **vars(hub))
     adapters = (*below.adapters, top, *second)
     _require_order(below.decoder, adapters)
     original, tokenizer = below.original_name, below.tokenizer
@@ -110,11 +152,21 @@ def resolve(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Settings in `llm2vec_config.json`, ours or the original package's, under our names; empty if there is none."""
-    settings = {_ORIGINAL_SETTINGS.get(key, key): value for key, value in read_json(folder / SETTINGS_FILE).items()}
-    if "skip_instruction" in settings:
-        settings["include_prompt"] = not settings.pop("skip_instruction")
-    return settings
+    """Settings in `llm2vec_config.json`, ours or the original package's, under our names; empty if there is none.
+
+    Raises:
+        InvalidCheckpointError: A setting of the wrong type, or one that is not known.
+    """
+    content = read_json(folder / SETTINGS_FILE)
+    EncoderSettings.from_file(content, folder / SETTINGS_FILE)  # before a decoder is fetched for it
+    return translated(content)
+
+
+def _is_originals_adapter(folder: Path) -> bool:
+    """Whether the original package trained an adapter: it is published, or names one of that package's classes."""
+    trained_on = (read_json(folder / "adapter_config.json").get("auto_mapping") or {}).get("base_model_class") or ""
+    known = {stage for pair in SECOND_STAGES.items() for stage in pair}
+    return _published_id(folder) in known or bool(re.search(r"(Bi|Encoder)(Model|ForMNTP)$", str(trained_on)))
 
 
 def require_inside(folder: Path) -> None:
@@ -136,7 +188,7 @@ def _leaves(path: str) -> bool:
     return os.path.isabs(path) or bool(re.match(r"[A-Za-z]:|[\\/]", path)) or ".." in re.split(r"[\\/]", path)
 
 
-def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
+def _folder(name: str, revision: str | None, hub: Hub) -> Path:
     """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
     if Path(name).is_dir():
         require_inside(Path(name))
@@ -153,12 +205,14 @@ def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
             revision=revision,
             allow_patterns=_FILES,
             ignore_patterns=_NOT_FILES,
-            local_files_only=local_files_only,
+            local_files_only=hub.local_files_only,
+            cache_dir=None if hub.cache_folder is None else os.fspath(hub.cache_folder),
+            token=hub.token,
         )
     except HFValidationError as error:
         raise ModelNotFoundError(f"{name!r} is neither a folder nor a hub id ('owner/name').") from error
     except (OSError, ValueError) as error:
-        where = "the local cache (local_files_only=True)" if local_files_only else "the hub or its cache"
+        where = "the local cache (local_files_only=True)" if hub.local_files_only else "the hub or its cache"
         where = f"{where} at revision {revision!r}" if revision else where
         answer = " ".join(str(error).split()).rstrip(".") + "."
         raise ModelNotFoundError(

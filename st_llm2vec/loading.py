@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,32 @@ from transformers import AutoConfig
 
 from . import aliases, kernels
 from .bidirectional import refuse_encoders
-from .checkpoints import NOT_SAVED, Checkpoint, read_json, resolve
+from .checkpoints import NOT_SAVED, SETTINGS_FILE, Checkpoint, Hub, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
+from .host_folders import HostFolder, read_host_folder, require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
-from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
+from .modules import LLM2VecPooling, LLM2VecTransformer
+from .runtime import AUTO, Runtime, as_dtype
 from .saving import PROBES, portable_copy, write_folder
-from .templates import CHAT, Template, choose_template, own_template, with_eos
+from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, PUBLISHED_DOCUMENT_MAX_LENGTH, EncoderSettings
+from .templates import CHAT, Template, choose_template, own_template, require_tokens, with_eos
 
 log = logging.getLogger(__name__)
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    adapter: str | None = None,
-    base: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
     pooling_mode: str | None = None,
     template: str | Template | None = None,
     max_seq_length: int | None = None,
     document_max_length: int | None = None,
     include_prompt: bool | None = None,
     attention: str | None = None,
+    prompts: Mapping[str, str] | None = None,
     dtype: torch.dtype | str | None = None,
     quantize: str | None = None,
     packing: bool = True,
@@ -47,22 +51,29 @@ def load(
     model_kwargs: dict[str, Any] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    cache_folder: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
 ) -> LLM2Vec:
-    """A text encoder from any decoder: bidirectional, and proven so.
+    """Load a text encoder from any decoder: bidirectional, and proven so.
+
+    A folder that sentence-transformers wrote is opened as it was saved, attention included.
 
     Args:
         name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, or a folder or hub id of a decoder or
             of an LLM2Vec checkpoint.
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
-        pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
-        template: Name in `prompts.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
+        pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token"; the names that
+            sentence-transformers has for them are understood.
+        template: Name in `templates.TEMPLATES`, "chat" (the user's turn of the tokenizer's own chat template) or a
             `Template`; None takes what the checkpoint is known for, else none.
         max_seq_length: Tokens at most, all included; default 512, or the decoder's positions if they are fewer.
         document_max_length: Cut the text alone first, word by word; default: what the checkpoint says, else 400 for
             adapters on a decoder, as LLM2Vec publishes them, and no cut for others.
         include_prompt: Pool BOS, template and prompt, too; default False.
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
+        prompts: Texts to put before others, by name; "query" and "document" are those of `encode_query` and
+            `encode_document`. Default: those that were saved.
         dtype: On a CPU, one that is given also lays the weights out for the processor (`kernels.prepack`). Default
             float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
         quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
@@ -74,49 +85,41 @@ def load(
         model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
+        cache_folder: Where downloads are kept; default: the hub's own cache.
+        token: For private and gated repositories; default: the one that `hf auth login` stored.
+
+    Returns:
+        The encoder.
 
     Raises:
-        ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError, InvalidInputError.
+        InvalidInputError: A setting of the wrong type, or one that is not known; before anything is fetched.
+        ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError.
     """
-    if not isinstance(name, str | os.PathLike):
-        raise InvalidInputError(f"load takes a name or a folder, and was given {type(name).__name__}.")
-    name = alias_folder(os.fspath(name), revision, local_files_only) or os.fspath(name)
-    asked = {
-        "pooling_mode": pooling_mode,
-        "template": template,
-        "max_seq_length": max_seq_length,
-        "document_max_length": document_max_length,
-        "include_prompt": include_prompt,
-        "attention": attention,
-    }
-    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
-    if quantize not in (None, "int8"):
-        raise InvalidInputError(f"quantize={quantize!r} is not known. The only kind is 'int8'.")
-    rest = dtype  # of what is not quantized
-    if quantize:
-        device, dtype = device or "cpu", torch.float32
-    model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
-    model[0].packing = packing
-    if quantize or (rest is not None and model.device.type == "cpu"):
-        _use_kernels(model.eval(), quantize, rest)
-    if compile:
-        model[0].compiles = True
-        model.encode(PROBES, show_progress_bar=False)
-        if reason := model[0].unpacked_because or model[0].uncompiled_because:
-            log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
-    return model
+    asked = EncoderSettings(
+        pooling_mode, template, max_seq_length, document_max_length, include_prompt, attention, prompts
+    )
+    runtime = Runtime(dtype, quantize, packing, compile, device, {} if model_kwargs is None else model_kwargs)
+    place = _path("name", name, required=True)
+    stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
+    hub = Hub(cache_folder, token, local_files_only)
+    revision = _path("revision", revision)
+    folder = alias_folder(place, revision, hub)
+    checkpoint = resolve(folder or place, **stages, revision=revision, **vars(hub))
+    return _run(_build(checkpoint, asked, runtime), runtime)
 
 
 def convert(
-    name: str,
+    name: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    adapter: str | None = None,
-    base: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    cache_folder: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
     provenance: dict[str, Any] | None = None,
     **settings: Any,
 ) -> LLM2Vec:
@@ -126,7 +129,7 @@ def convert(
 
     Args:
         name: A folder or hub id, as for `load`, but no alias.
-        adapter, base, revision, local_files_only: As for `load`.
+        adapter, base, revision, local_files_only, cache_folder, token: As for `load`.
         folder: Folder to write; it appears complete or not at all.
         dtype: Of the weights; default: as they are stored.
         device: Where the probe texts run; default: the CPU.
@@ -139,15 +142,18 @@ def convert(
     Raises:
         As `load`; also OSError where the disk is full.
     """
-    dtype = _dtype(dtype)
-    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
-    options: dict[str, Any] = {"asked": settings, "dtype": "auto", "device": device or "cpu"}
-    before = None
-    if checkpoint.adapters:
-        before = _probe(_build(replace(checkpoint, adapters=()), **options))
+    asked = EncoderSettings.of(settings)
+    weights = as_dtype(None if dtype == AUTO else dtype)
+    runtime = Runtime(dtype=AUTO, device=device or "cpu")
+    place = _path("name", name, required=True)
+    stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
+    hub = Hub(cache_folder, token, local_files_only)
+    checkpoint = resolve(place, **stages, revision=_path("revision", revision), **vars(hub))
+    before = _probe(_build(replace(checkpoint, adapters=()), asked, runtime)) if checkpoint.adapters else None
     with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
-        model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
+        sample = merge_to_folder(checkpoint, merged, dtype=weights)  # type: ignore[arg-type]
+        model = _build(checkpoint, asked, runtime, merged=(merged, sample))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
@@ -159,99 +165,8 @@ def convert(
     return model
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(found, torch.dtype):
-        raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
-    return found
-
-
-def _probe(model: LLM2Vec) -> np.ndarray:
-    vectors: np.ndarray = model.encode(PROBES, show_progress_bar=False)
-    if not np.isfinite(vectors).all():
-        raise InvalidCheckpointError("Vectors of probe texts are not finite; the weights are damaged.")
-    return vectors
-
-
-def _build(
-    checkpoint: Checkpoint,
-    asked: dict[str, Any],
-    *,
-    dtype: torch.dtype | str | None,
-    device: str | None,
-    model_kwargs: dict[str, Any] | None = None,
-    merged: tuple[Path, Sample] | None = None,
-) -> LLM2Vec:
-    """The encoder of a checkpoint, its adapters merged here, or in the folder `merged` already."""
-    folder, sample = merged or (checkpoint.decoder, None)
-    model_kwargs = model_kwargs or {}
-    if model_kwargs.get("quantization_config") and checkpoint.adapters and not merged:
-        raise InvalidInputError(
-            "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
-            "that folder quantized."
-        )
-    _require_two_modules(checkpoint.decoder)
-    config = _read_config(folder)
-    settings = _settle(checkpoint, config, asked)
-    stored = getattr(config, "quantization_config", None)
-    if dtype is None:
-        on_cpu = device == "cpu" or (device is None and not torch.accelerator.is_available())
-        dtype = torch.float32 if on_cpu and not stored else "auto"
-    transformer = LLM2VecTransformer(
-        str(folder),
-        attention="causal",  # adapters first: the audit is of what will run
-        document_max_length=settings["document_max_length"],
-        tokenizer_folder=str(checkpoint.tokenizer),
-        model_kwargs={"dtype": dtype, "use_safetensors": True, **model_kwargs},
-        processor_kwargs={"model_max_length": settings["max_seq_length"]},
-    )
-    if settings["template"] == CHAT:
-        settings["template"] = own_template(transformer.tokenizer)
-    transformer.text_template = settings["template"]
-    if settings["pooling_mode"] == "eos_token":
-        eos = transformer.tokenizer.eos_token
-        transformer.text_template = with_eos(settings["template"], checkpoint.original_name, config.model_type, eos)
-    if checkpoint.adapters and sample is None:
-        sample = merge_adapters(transformer.model, checkpoint.adapters)
-        # A next stage's adapter names its base. On the raw decoder, that would lose these stages without a word.
-        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}{NOT_SAVED}"
-    transformer.attention = settings["attention"]
-    require_merged(transformer.model, sample or {})
-    mode = POOLING_MODES[settings["pooling_mode"]]
-    pooling = LLM2VecPooling(transformer.get_embedding_dimension(), mode, settings["include_prompt"])
-    if model_kwargs.keys() & {"device_map", "quantization_config"}:
-        device = str(transformer.model.device)  # the weights are where they were asked to be
-    model = LLM2Vec(modules=[transformer, pooling], device=device, prompts=settings["prompts"])
-    model.provenance = settings.get("provenance") or {
-        "base_model": checkpoint.original_name or checkpoint.sources[0]["name"],
-        "checkpoints": list(checkpoint.sources),
-        "license": _license(checkpoint.decoder),
-    }
-    model.model_card_data.license = model.provenance.get("license")
-    return model
-
-
-def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str | None) -> None:
-    """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
-    decoder = model[0].model
-    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
-        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
-        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
-    if quantize and not (missing := kernels.lacks("int8")):
-        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=_dtype(dtype))
-        return
-    if quantize:
-        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
-    reason = kernels.prepack(decoder)
-    if reason and reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
-        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", reason)
-    elif reason:
-        log.info("The linear layers run without prepacked weights: %s.", reason)
-
-
-def alias_folder(name: str, revision: str | None = None, local_files_only: bool = False) -> str | None:
-    """The folder of an alias, made from what it stands for at its first use; None if `name` is no alias.
+def alias_folder(name: str, revision: str | None = None, hub: Hub | None = None) -> str | None:
+    """Return the folder of an alias, made from what it stands for at its first use; None if `name` is no alias.
 
     Raises:
         ModelNotFoundError: Not kept yet, and what it stands for cannot be reached.
@@ -265,11 +180,11 @@ def alias_folder(name: str, revision: str | None = None, local_files_only: bool 
             f"revision={revision!r} was given for the alias {name!r}, which stands for {alias}. Give an alias with "
             f"that revision a name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
         )
-    return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, local_files_only)))
+    return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, hub)))
 
 
-def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only: bool = False) -> None:
-    """Merges what an alias stands for, in the dtype of its decoder, and writes the portable folder."""
+def write_alias(name: str, alias: aliases.Alias, folder: Path, hub: Hub | None = None) -> None:
+    """Merge what an alias stands for, in the dtype of its decoder, and write the portable folder."""
     try:
         convert(
             alias.model,
@@ -277,9 +192,9 @@ def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only:
             adapter=alias.adapter,
             base=alias.base,
             revision=alias.revision,
-            local_files_only=local_files_only,
             provenance={"alias": name},
             prompts=dict(alias.prompts),
+            **vars(hub or Hub()),
             **alias.settings,
         )
     except ModelNotFoundError as error:
@@ -293,45 +208,186 @@ def write_alias(name: str, alias: aliases.Alias, folder: Path, local_files_only:
         ) from error
 
 
-def _settle(checkpoint: Checkpoint, config: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of `load`: what was asked for, else what the checkpoint says, else the default; all checked."""
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
-    settings: dict[str, Any] = {
-        "pooling_mode": "mean",
-        "template": None,
-        "max_seq_length": min(DEFAULT_MAX_SEQ_LENGTH, limit),
-        # LLM2Vec's own checkpoints are adapters, evaluated with this cut (section 3.10); ours say what they do.
-        "document_max_length": 400 if checkpoint.adapters and "format" not in checkpoint.settings else None,
-        "include_prompt": False,
-        "attention": "bidirectional",
-        "prompts": None,
+@dataclass(frozen=True)
+class _Plan:
+    """What a checkpoint becomes: its settings, but for what only the decoder can tell, and its host's files."""
+
+    settings: EncoderSettings
+    host: HostFolder | None
+    as_saved: bool
+    """Whether the folder on top is the host's, and is opened as it was saved."""
+    proves: bool
+    """Whether it has to be shown that our modules read what the host's do."""
+
+
+def _plan(checkpoint: Checkpoint, asked: EncoderSettings, config: Any) -> _Plan:
+    """What was asked for, else what the folders say, the last adapter first, else the defaults; all checked."""
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if asked.max_seq_length and positions and asked.max_seq_length > positions:
+        raise InvalidInputError(
+            f"max_seq_length={asked.max_seq_length!r} cannot be used: {checkpoint.decoder.name!r} takes 1 to "
+            f"{positions} tokens."
+        )
+    host = next((host for folder in checkpoint.folders if (host := read_host_folder(folder))), None)
+    as_saved = host is not None and host.folder == checkpoint.folders[0]
+    said = EncoderSettings.from_file(checkpoint.settings, checkpoint.folders[0] / SETTINGS_FILE)
+    if host is not None:  # where both speak, the host's files are those that SentenceTransformer reads
+        said = host.settings if as_saved else said.over(replace(host.settings, attention=None))
+    elif checkpoint.adapters and "format" not in checkpoint.settings:
+        said = said.over(EncoderSettings(document_max_length=PUBLISHED_DOCUMENT_MAX_LENGTH))
+    settings = asked.over(said)
+    if host is None:
+        length = min(DEFAULT_MAX_SEQ_LENGTH, positions or DEFAULT_MAX_SEQ_LENGTH)
+        settings = settings.over(EncoderSettings(max_seq_length=length))
+    if not as_saved:
+        settings = settings.over(EncoderSettings(attention="bidirectional"))
+    chosen = (asked.pooling_mode, asked.include_prompt, asked.template)
+    return _Plan(
+        settings.over(EncoderSettings(pooling_mode="mean", include_prompt=False)),
+        host,
+        as_saved,
+        proves=host is not None and as_saved and not host.is_ours and chosen == (None, None, None),
+    )
+
+
+def _build(
+    checkpoint: Checkpoint,
+    asked: EncoderSettings,
+    runtime: Runtime,
+    *,
+    merged: tuple[Path, Sample] | None = None,
+) -> LLM2Vec:
+    """The encoder of a checkpoint, its adapters merged here, or in the folder `merged` already."""
+    folder, sample = merged or (checkpoint.decoder, None)
+    if runtime.model_kwargs.get("quantization_config") and checkpoint.adapters and not merged:
+        raise InvalidInputError(
+            "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
+            "that folder quantized."
+        )
+    config = _read_config(folder)
+    plan = _plan(checkpoint, asked, config)
+    settings, host = plan.settings, plan.host
+    transformer = LLM2VecTransformer(
+        str(folder),
+        attention=None,  # adapters first: the audit is of what will run
+        document_max_length=settings.document_max_length,
+        tokenizer_folder=str(checkpoint.tokenizer),
+        model_kwargs={"dtype": _dtype(runtime, config), "use_safetensors": True, **runtime.model_kwargs},
+        processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},
+        **(host.transformer if host else {}),
+    )
+    transformer.text_template = _template(settings, checkpoint, config, transformer.tokenizer)
+    pooling = LLM2VecPooling(
+        transformer.get_embedding_dimension(), POOLING_MODES[str(settings.pooling_mode)], bool(settings.include_prompt)
+    )
+    if plan.proves and host:
+        require_same_tokens(host, transformer, pooling, dict(settings.prompts or {}))
+    if checkpoint.adapters and sample is None:
+        sample = merge_adapters(transformer.model, checkpoint.adapters)
+        # A next stage's adapter names its base. On the raw decoder, that would lose these stages without a word.
+        transformer.model.name_or_path = f"{checkpoint.adapters[-1].name}{NOT_SAVED}"
+    transformer.attention = settings.attention or transformer.attention
+    if settings.attention is None and transformer.attention == "causal":
+        log.warning("%s is causal, as it was saved; attention='bidirectional' changes that.", checkpoint.folders[0])
+    require_merged(transformer.model, sample or {})
+    return _assembled(checkpoint, transformer, pooling, plan, runtime)
+
+
+def _assembled(
+    checkpoint: Checkpoint, transformer: LLM2VecTransformer, pooling: LLM2VecPooling, plan: _Plan, runtime: Runtime
+) -> LLM2Vec:
+    """The modules as one encoder, which knows where it comes from."""
+    device, host = runtime.device, plan.host
+    if runtime.model_kwargs.keys() & {"device_map", "quantization_config"}:
+        device = str(transformer.model.device)  # the weights are where they were asked to be
+    modules = [transformer, pooling, *(host.further_modules() if host else ())]
+    prompts = dict(plan.settings.prompts or {})
+    model = LLM2Vec(modules=modules, device=device, prompts=prompts or None, **(host.model if host else {}))
+    model.provenance = checkpoint.settings.get("provenance") or {
+        "base_model": checkpoint.original_name or checkpoint.sources[0]["name"],
+        "checkpoints": list(checkpoint.sources),
+        "license": _license(checkpoint.decoder),
     }
-    for given in (checkpoint.settings, asked):
-        settings |= {key: value for key, value in given.items() if value is not None}
-    if settings["pooling_mode"] not in POOLING_MODES:
-        raise InvalidInputError(
-            f"pooling_mode={settings['pooling_mode']!r} is not known. Use one of {sorted(POOLING_MODES)}."
-        )
-    for key in ("max_seq_length", "document_max_length"):
-        value = settings[key]
-        if value is not None and not 1 <= value <= (limit if key == "max_seq_length" else math.inf):
-            raise InvalidInputError(
-                f"{key}={value!r} cannot be used: {checkpoint.decoder.name!r} takes 1 to {limit} tokens."
-            )
-    if isinstance(settings["template"], dict):  # as we saved it
-        settings["template"] = Template(**settings["template"])
-    names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
-    if settings["template"] != CHAT:
-        settings["template"] = choose_template(settings["template"], *names)
-    return settings
+    model.model_card_data.license = model.provenance.get("license")
+    return model
 
 
-def _require_two_modules(folder: Path) -> None:
-    if extra := read_json(folder / "modules.json", list)[2:]:
-        raise InvalidInputError(
-            f"{folder} has modules after its pooling ({', '.join(module['type'] for module in extra)}), which load() "
-            "would leave out. Open it with SentenceTransformer(...) after `import st_llm2vec`."
-        )
+def _template(settings: EncoderSettings, checkpoint: Checkpoint, config: Any, tokenizer: Any) -> Template:
+    """What stands around a text: as asked, saved or known of the checkpoint, in tokens of this tokenizer."""
+    if settings.template == CHAT:
+        template = own_template(tokenizer)
+    else:
+        names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
+        template = choose_template(settings.template, *names)
+        if not isinstance(settings.template, Template):  # a name; what was saved or written out is taken at its word
+            require_tokens(template, tokenizer)
+    if settings.pooling_mode != "eos_token":
+        return template
+    as_evaluated = checkpoint.is_original
+    return with_eos(
+        template,
+        checkpoint.original_name,
+        config.model_type,
+        tokenizer.eos_token,
+        tokenizer=None if as_evaluated else tokenizer,
+    )
+
+
+def _dtype(runtime: Runtime, config: Any) -> torch.dtype | str:
+    """The dtype that the weights are read in."""
+    if runtime.stored_dtype is not None:
+        return runtime.stored_dtype
+    on_cpu = runtime.device == "cpu" or (runtime.device is None and not torch.accelerator.is_available())
+    return torch.float32 if on_cpu and not getattr(config, "quantization_config", None) else AUTO
+
+
+def _run(model: LLM2Vec, runtime: Runtime) -> LLM2Vec:
+    """The encoder, run as it was asked for."""
+    model[0].packing = runtime.packing
+    if runtime.quantize or (runtime.dtype is not None and model.device.type == "cpu"):
+        _use_kernels(model.eval(), runtime)
+    if runtime.compile:
+        model[0].compiles = True
+        model.encode(PROBES, show_progress_bar=False)
+        if reason := model[0].unpacked_because or model[0].uncompiled_because:
+            log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
+    return model
+
+
+def _use_kernels(model: LLM2Vec, runtime: Runtime) -> None:
+    """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
+    decoder, quantize = model[0].model, runtime.quantize
+    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
+        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
+        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
+    if quantize and not (missing := kernels.lacks("int8")):
+        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
+        dtype = runtime.dtype if isinstance(runtime.dtype, torch.dtype) else None
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=dtype)
+        return
+    if quantize:
+        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
+    reason = kernels.prepack(decoder)
+    if reason and reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
+        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", reason)
+    elif reason:
+        log.info("The linear layers run without prepacked weights: %s.", reason)
+
+
+def _path(name: str, value: Any, *, required: bool = False) -> Any:
+    """A name, folder or revision as a text."""
+    if value is None and not required:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be a name or a folder.")
+    return os.fspath(value)
+
+
+def _probe(model: LLM2Vec) -> np.ndarray:
+    vectors: np.ndarray = model.encode(PROBES, show_progress_bar=False)
+    if not np.isfinite(vectors).all():
+        raise InvalidCheckpointError("Vectors of probe texts are not finite; the weights are damaged.")
+    return vectors
 
 
 def _read_config(folder: Path) -> Any:

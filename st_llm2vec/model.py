@@ -19,8 +19,9 @@ from . import __version__
 from .checkpoints import read_settings, require_inside, require_saved_base
 from .encoding import encode_texts
 from .merging import published, require_adapter
-from .modules import MODULE_CLASSES, POOLING_MODES, STOCK_CLASSES, LLM2VecTransformer
+from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecTransformer
 from .saving import portable_copy, write_folder
+from .settings import OUR_POOLING_MODES, EncoderSettings
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     @property
     def pooling_mode(self) -> str:
         """The pooling mode, under the name that `load` takes (an EOS token is the last token of its template)."""
-        return {v: k for k, v in reversed(POOLING_MODES.items())}[self[1].pooling_mode]
+        return OUR_POOLING_MODES[self[1].pooling_mode]
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +127,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         A hash of every setting and of a sample of every weight; a vector store keeps it to refuse another model.
         """
         digest = hashlib.sha256()
-        settings = [self.settings(), self.tokenizer.get_vocab() if self.tokenizer else None]
+        settings = [self.settings() | self._beyond_settings(), self.tokenizer.get_vocab() if self.tokenizer else None]
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             flat = tensor.detach().flatten()
@@ -134,18 +135,27 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.astype("<f2").tobytes())
         return digest.hexdigest()[:16]
 
+    def _beyond_settings(self) -> dict[str, Any]:
+        """What else changes a vector; nothing of it is there in most encoders."""
+        found = {
+            "modules": [type(module).__name__ for module in list(self)[2:]],
+            "default_prompt": self.prompts.get(self.default_prompt_name or "", ""),
+            "truncate_dim": self.truncate_dim,
+        }
+        return {name: value for name, value in found.items() if value}
+
     def settings(self) -> dict[str, Any]:
         """The settings of the encoder, under the names that `load` takes, and its prompts."""
         transformer, pooling = self[0], self[1]
-        return {
-            "pooling_mode": self.pooling_mode,
-            "include_prompt": pooling.include_prompt,
-            "template": transformer.template if transformer.text_template else None,
-            "max_seq_length": self.max_seq_length,
-            "document_max_length": transformer.document_max_length,
-            "attention": transformer.attention,
-            "prompts": {key: prompt for key, prompt in self.prompts.items() if prompt},
-        }
+        return EncoderSettings(
+            pooling_mode=self.pooling_mode,
+            include_prompt=pooling.include_prompt,
+            template=transformer.text_template,
+            max_seq_length=self.max_seq_length,
+            document_max_length=transformer.document_max_length,
+            attention=transformer.attention,
+            prompts={key: prompt for key, prompt in self.prompts.items() if prompt},
+        ).to_dict()
 
     def _get_model_config(self) -> dict[str, Any]:
         needs = {

@@ -21,19 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
+from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
 from .templates import Template
 from .tokenization import TokenizedText, split_input, tokenize
-
-DEFAULT_MAX_SEQ_LENGTH = 512
-
-# Our names (those of the original package) to sentence-transformers' own; an EOS token is the last one after a suffix.
-POOLING_MODES: dict[str, str] = {
-    "mean": "mean",
-    "weighted_mean": "weightedmean",
-    "last_token": "lasttoken",
-    "eos_token": "lasttoken",
-    "bos_token": "cls",
-}
 
 # What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,7 +46,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
 
     Args:
         model_name_or_path: A decoder's folder or hub id.
-        attention: "bidirectional" (opened and audited) or "causal" (the ordinary model).
+        attention: "bidirectional" (opened and audited) or "causal" (the ordinary model); None leaves it as the
+            config says, unaudited, for `load` to set when adapters are merged.
         template: What stands before and after each text.
         document_max_length: Cut the text alone to this many tokens first; None leaves that to `max_seq_length`.
         tokenizer_folder: Where the tokenizer lies, if not beside the weights.
@@ -81,7 +72,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         self,
         model_name_or_path: str,
         *,
-        attention: str = "bidirectional",
+        attention: str | None = "bidirectional",
         template: dict[str, str] | Template | None = None,
         document_max_length: int | None = None,
         tokenizer_folder: str | None = None,
@@ -104,7 +95,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "Set one: processor_kwargs={'pad_token': '...'}."
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        self.attention = attention
+        if attention is not None:
+            self.attention = attention
 
     @property
     def packing(self) -> bool:
@@ -287,7 +279,8 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
         return self.pooling_mode != "cls" and (not self.include_prompt or self.pooling_mode == "lasttoken")
 
     def on_model_ready(self, model: Any) -> None:
-        model[0].keep_suffix = self.reads_span
+        # The last token without a template has no suffix to keep: it is cut as the stock module cuts it.
+        model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`: float32 (n, hidden)."""

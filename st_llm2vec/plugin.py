@@ -61,9 +61,11 @@ def _patch(module: ModuleType) -> None:
         name = os.fspath(model_name_or_path) if isinstance(model_name_or_path, os.PathLike) else model_name_or_path
         folder = None
         if isinstance(name, str) and aliases.find(name):
+            from .checkpoints import Hub
             from .loading import alias_folder
 
-            folder = alias_folder(name, kwargs.get("revision"), bool(kwargs.get("local_files_only")))
+            hub = {key: kwargs[key] for key in ("cache_folder", "token", "local_files_only") if key in kwargs}
+            folder = alias_folder(name, kwargs.get("revision"), Hub(**hub))
         if type(self) is host and isinstance(name, str) and (folder or _is_ours(name)):
             from .model import LLM2Vec
 

@@ -5,12 +5,15 @@ Sections named here are those of the parity kit's README (semantics of the origi
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from os.path import commonprefix
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from .errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,56 @@ def choose_template(template: str | Template | None, *names: str | None) -> Temp
     return TEMPLATES[name]
 
 
-def with_eos(template: Template, original_name: str | None, model_type: str, eos_token: str | None) -> Template:
-    """The template that `eos_token` pooling reads its last token from (section 3.4, last paragraph)."""
+def require_tokens(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the control tokens of a template of `TEMPLATES` are tokens of this tokenizer.
+
+    Raises:
+        InvalidInputError: It would split one into pieces, and the pieces would be pooled.
+    """
+    needed = dict.fromkeys(_CONTROL_TOKEN.findall(template.prefix + template.suffix))
+    if missing := [token for token in needed if not _is_control_token(token, tokenizer)]:
+        name = next(name for name, known in TEMPLATES.items() if known == template)
+        raise InvalidInputError(
+            f"template={name!r} needs {', '.join(missing)}, which this tokenizer would split into pieces. Use "
+            f"template={CHAT!r} (the tokenizer's own), 'none', or a Template(prefix, suffix) of your own."
+        )
+
+
+_CONTROL_TOKEN = re.compile(r"<\|?\w+\|?>")
+
+
+def _is_control_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    added = tokenizer.added_tokens_decoder.values()
+    return text in tokenizer.all_special_tokens or any(token.special and token.content == text for token in added)
+
+
+def with_eos(
+    template: Template,
+    original_name: str | None,
+    model_type: str,
+    eos_token: str | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Template:
+    """Return the template that `eos_token` pooling reads its last token from (section 3.4, last paragraph).
+
+    Args:
+        template: What stands around the text already.
+        original_name: Hub name of the decoder.
+        model_type: Of the decoder's config.
+        eos_token: The tokenizer's own.
+        tokenizer: A known suffix that is no special token of this tokenizer gives way to `eos_token`. None, for the
+            checkpoints of the original package, keeps it as text (defect Q10): they were evaluated with it.
+
+    Raises:
+        InvalidInputError: There is no EOS token.
+    """
     if template == TEMPLATES["llama-3"]:
         return template  # ends in its own end-of-turn token
-    suffix = KNOWN_EOS.get(original_name or "") or KNOWN_EOS.get(model_type) or eos_token
+    known = KNOWN_EOS.get(original_name or "") or KNOWN_EOS.get(model_type)
+    if known and tokenizer is not None and not _is_control_token(known.strip(), tokenizer):
+        known = None
+    suffix = known or eos_token
     if not suffix:
         raise InvalidInputError(
             "pooling_mode='eos_token' needs an EOS token, and the tokenizer has none. Use pooling_mode='last_token'."

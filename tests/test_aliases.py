@@ -27,6 +27,7 @@ from st_llm2vec.aliases import ALIASES, Alias
 from st_llm2vec.cli import main
 from st_llm2vec.errors import CacheError, InvalidInputError, ModelNotFoundError
 
+CHAT = {"prefix": "<s>user\n", "suffix": "</s>"}
 TEXTS = ["how much protein should a female eat", "summit define"]
 
 
@@ -292,10 +293,10 @@ def test_a_folder_of_the_name_wins(home: Path, decoder: Path) -> None:
 
 def test_a_registered_name_and_its_settings(home: Path, decoder: Path) -> None:
     st_llm2vec.register_alias(
-        "mine", str(decoder), prompts={"query": "find: "}, settings={"pooling_mode": "last_token", "template": "chatml"}
+        "mine", str(decoder), prompts={"query": "find: "}, settings={"pooling_mode": "last_token", "template": CHAT}
     )
     model = SentenceTransformer("mine", device="cpu")
-    same = st_llm2vec.load(str(decoder), pooling_mode="last_token", template="chatml", device="cpu")
+    same = st_llm2vec.load(str(decoder), pooling_mode="last_token", template=CHAT, device="cpu")
     assert np.abs(model.encode_query(TEXTS) - same.encode(TEXTS, prompt="find: ")).max() <= 1e-5
     assert np.abs(st_llm2vec.load("mine", device="cpu").encode(TEXTS) - same.encode(TEXTS)).max() <= 1e-5
 

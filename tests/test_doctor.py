@@ -14,6 +14,7 @@ import st_llm2vec
 from st_llm2vec import bidirectional
 from st_llm2vec.cli import main
 from st_llm2vec.evaluation.diagnosis import Report, doctor
+from st_llm2vec.templates import Template
 
 CHECKS = {
     "attention, sdpa",
@@ -51,7 +52,8 @@ def test_a_healthy_model_passes_every_check(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"pooling_mode": "weighted_mean"}, {"template": "llama-3"}, {"include_prompt": True}]
+    "setting",
+    [{"pooling_mode": "weighted_mean"}, {"template": Template("<s>user\n", "</s>")}, {"include_prompt": True}],
 )
 def test_every_setting_passes(setting: dict[str, Any], tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "llama", tokenizer=tiny_tokenizer(bos=True))

@@ -25,10 +25,12 @@ from st_llm2vec.errors import (
     UnsupportedArchitectureError,
 )
 from st_llm2vec.modules import POOLING_MODES
+from st_llm2vec.templates import Template
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 300, "naïve café 编码器", "search"]
 STOCK = ["Transformer", "Pooling"]
 OURS = ["LLM2VecTransformer", "LLM2VecPooling"]
+CHAT = Template("<s>user\n", "</s>")
 
 
 def class_names(folder: Path) -> list[str]:
@@ -73,7 +75,7 @@ def test_stock_row_is_saved_in_stock_classes_and_opens_without_us(decoder: Path,
         ({"pooling_mode": "bos_token"}, OURS),
         ({"pooling_mode": "eos_token"}, OURS),
         ({"include_prompt": True, "document_max_length": 8}, OURS),
-        ({"include_prompt": True, "template": "chatml"}, OURS),
+        ({"include_prompt": True, "template": CHAT}, OURS),
         ({"include_prompt": True, "attention": "causal"}, OURS),
     ],
     ids=str,
@@ -98,7 +100,7 @@ def test_classes_of_a_bos_decoder_and_reopening_through_the_plugin(
 
 
 def test_our_classes_open_in_plain_st_with_the_flag_only(bos_decoder: Path, tmp_path: Path) -> None:
-    model = st_llm2vec.load(str(bos_decoder), template="chatml", device="cpu")
+    model = st_llm2vec.load(str(bos_decoder), template=CHAT, device="cpu")
     model.save_pretrained(str(tmp_path / "encoder"))
     plain = plain_encode(tmp_path / "encoder", TEXTS, "Find: ", trust=True)
     assert np.abs(plain - model.encode(TEXTS, prompt="Find: ")).max() <= 1e-5

@@ -119,11 +119,13 @@ def tiny_decoder(model_type: str, kernel: str | None = "sdpa", **changes: Any) -
     return AutoModel.from_config(tiny_config(model_type, **changes), attn_implementation=kernel).eval()
 
 
-def tiny_tokenizer(bos: bool = False, eos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    bos: bool = False, eos: bool = False, pad: bool = True, names: tuple[str, str, str] = ("<pad>", "<s>", "</s>")
+) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
+    special = list(names)
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=special,
@@ -132,12 +134,12 @@ def tiny_tokenizer(bos: bool = False, eos: bool = False, pad: bool = True) -> Pr
     )
     tokenizer.train_from_iterator([WORDS] * 20, trainer)
     if bos or eos:
-        template = [*(["<s>"] if bos else []), "$A", *(["</s>"] if eos else [])]
+        template = [*([names[1]] if bos else []), "$A", *([names[2]] if eos else [])]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+            single=template, special_tokens=[(names[1], 1), (names[2], 2)]
         )
-    names = {"bos_token": "<s>", "eos_token": "</s>"} | ({"pad_token": "<pad>"} if pad else {})
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    roles = {"bos_token": names[1], "eos_token": names[2]} | ({"pad_token": names[0]} if pad else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
 def save_decoder(folder: Path, model_type: str = "llama", *, tokenizer: Any = None, **changes: Any) -> Path:

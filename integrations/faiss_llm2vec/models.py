@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from faiss_llm2vec.database import Manifest
+from st_llm2vec.encoders import open_encoder
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 from st_llm2vec.types import Encoder
 
@@ -18,9 +19,7 @@ _PASSED_ON = ("underlying_embeddings", "_langchain_embedding")
 
 def loaded_model(model: Encoder | str | None) -> Encoder | None:
     if isinstance(model, str):
-        from st_llm2vec import load  # brings torch, which a store does not need for itself
-
-        return load(model)
+        return open_encoder(model)
     if model is not None and not isinstance(model, Encoder):
         raise InvalidInputError(
             f"model is a {type(model).__name__}, which has no encode_query and encode_document. Give an encoder such "

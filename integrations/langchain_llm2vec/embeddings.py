@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from st_llm2vec.encoders import open_encoder
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.types import Encoder
 
@@ -33,9 +33,9 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
     model_name: str = Field(default="llm2vec-tiny", alias="model")
     """A name for `st_llm2vec.load`; or, in its place, an encoder such as a `SentenceTransformer`."""
     cache_folder: str | None = None
-    """Where `SentenceTransformer` keeps downloads."""
+    """Where downloads are kept."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of `st_llm2vec.load`; if one of them is not, all go to `SentenceTransformer`."""
+    """Arguments of `st_llm2vec.load`, and those of `SentenceTransformer` that it can follow; others raise."""
     encode_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of `encode_document`, such as `batch_size` or `normalize_embeddings`."""
     query_encode_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -54,14 +54,10 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
         encoder = None if model is None or isinstance(model, str) else model
         name = model if isinstance(model, str) else getattr(encoder, "name_or_path", None) or type(encoder).__name__
         super().__init__(**kwargs if model is None else {"model": str(name), **kwargs})
-        if encoder is not None and (self.model_kwargs or self.cache_folder):
-            raise InvalidInputError("model is an encoder already: model_kwargs and cache_folder go with a name.")
-        if encoder is not None and not isinstance(encoder, Encoder):
-            raise InvalidInputError(
-                f"model is a {type(encoder).__name__}. Give the name of a model, or an encoder with encode_query and "
-                "encode_document such as a SentenceTransformer."
-            )
-        self._encoder = self._loaded() if encoder is None else encoder
+        cache = {} if self.cache_folder is None else {"cache_folder": self.cache_folder}
+        if clash := cache.keys() & self.model_kwargs.keys():
+            raise InvalidInputError(f"{', '.join(clash)} was given twice, also in model_kwargs. Give it once.")
+        self._encoder = open_encoder(self.model_name if encoder is None else encoder, {**self.model_kwargs, **cache})
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per document."""
@@ -102,13 +98,3 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
         """What tells the model from others, if it can say so; vector stores record it."""
         fingerprint = getattr(self._encoder, "fingerprint", None)
         return fingerprint() if callable(fingerprint) else fingerprint
-
-    def _loaded(self) -> Encoder:
-        from st_llm2vec import load  # brings torch, which an encoder that was given may not need
-
-        if self.cache_folder is None and self.model_kwargs.keys() <= inspect.signature(load).parameters.keys():
-            return load(self.model_name, **self.model_kwargs)
-        from sentence_transformers import SentenceTransformer
-
-        encoder: Encoder = SentenceTransformer(self.model_name, cache_folder=self.cache_folder, **self.model_kwargs)
-        return encoder

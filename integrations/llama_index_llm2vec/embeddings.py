@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from llama_index_llm2vec.cache import CacheSection
+from st_llm2vec.encoders import open_encoder
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.types import Encoder
 
@@ -37,7 +37,7 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
             `close`.
         embeddings_cache: can be shared: each model has a section for queries and one for texts.
         kwargs: other fields of `BaseEmbedding`; the rest, with `cache_folder`, `trust_remote_code` and `device`, are
-            arguments of `st_llm2vec.load` or, if one of them is not, of `SentenceTransformer`.
+            arguments of `st_llm2vec.load`, or of `SentenceTransformer` if it can follow them; others raise.
     """
 
     max_length: int | None = Field(default=None, description="Maximum length of input.", gt=0)
@@ -68,9 +68,16 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
     ) -> None:
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in type(self).model_fields}
         fields = {name: value for name, value in fields.items() if value is not None}
-        options = {"cache_folder": cache_folder, "device": device, "trust_remote_code": trust_remote_code or None}
-        options = kwargs | {name: value for name, value in options.items() if value is not None}
-        encoder = _encoder(model_name, max_length, options)
+        options = {
+            "cache_folder": cache_folder,
+            "device": device,
+            "trust_remote_code": trust_remote_code or None,
+            "max_seq_length": max_length,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        if clash := sorted(options.keys() & kwargs.keys()):
+            raise InvalidInputError(f"{', '.join(clash)} was given twice, as max_length is max_seq_length. Give one.")
+        encoder: Any = open_encoder(model_name, kwargs | options, argument="model_name")
         name = model_name if isinstance(model_name, str) else getattr(model_name, "name_or_path", None)
         super().__init__(
             model_name=name or type(model_name).__name__,
@@ -153,28 +160,3 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
         fingerprint = fingerprint() if callable(fingerprint) else fingerprint
         setting = (fingerprint, self.model_name, self.max_length, self.normalize, prompt)
         return f"{kind}_{hashlib.sha256(repr(setting).encode()).hexdigest()[:16]}"
-
-
-def _encoder(model: str | Encoder, max_length: int | None, options: dict[str, Any]) -> Any:
-    if not isinstance(model, str):
-        if options or max_length is not None:
-            raise InvalidInputError(
-                f"{', '.join(options) or 'max_length'} cannot be given with an encoder, only a name."
-            )
-        if not isinstance(model, Encoder):
-            raise InvalidInputError(
-                f"model_name is a {type(model).__name__}. Give the name of a model, or an encoder with encode_query "
-                "and encode_document such as a SentenceTransformer."
-            )
-        return model
-    from st_llm2vec import load  # brings torch, which an encoder that was given may not need
-
-    if options.keys() <= inspect.signature(load).parameters.keys():
-        encoder: Any = load(model, **options)
-    else:
-        from sentence_transformers import SentenceTransformer
-
-        encoder = SentenceTransformer(model, **options)
-    if max_length is not None:
-        encoder.max_seq_length = max_length
-    return encoder

@@ -9,23 +9,26 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
+from ..settings import NAMES, EncoderSettings
 from . import options
 from .files import published
 from .options import folder_size, megabytes, note, open_model
 
 
+@options.with_settings
 def convert(
     model: Annotated[str, typer.Argument(help="Alias, folder or hub id of a decoder or LLM2Vec checkpoint.")],
     folder: Annotated[Path | None, typer.Argument(metavar="OUTPUT", help="Folder to write; new, or empty.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUTPUT", help="The same.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Second LoRA adapter (SimCSE or supervised) to merge.")] = None,
     base: Annotated[str | None, typer.Option(help="What an adapter-only MODEL belongs on.")] = None,
-    pooling_mode: options.PoolingMode = None,
-    template: options.Template = None,
-    max_seq_length: options.MaxSeqLength = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.")] = None,
+    cache_folder: Annotated[Path | None, typer.Option(help="Where downloads are kept.")] = None,
+    token: Annotated[str | None, typer.Option(help="For private repositories. Default: that of hf auth login.")] = None,
+    *,
+    settings: EncoderSettings,
 ) -> None:
     """Make a decoder bidirectional, prove it, and save it as a sentence-transformers folder.
 
@@ -47,15 +50,15 @@ def convert(
     asked: dict[str, Any] = {
         "adapter": adapter,
         "base": base,
-        "pooling_mode": pooling_mode,
-        "template": template,
-        "max_seq_length": max_seq_length,
         "dtype": dtype,
         "device": device,
         "revision": revision,
+        "cache_folder": cache_folder,
+        "token": token,
+        **{name: getattr(settings, name) for name in NAMES},
     }
     alias = aliases.find(model)
-    if alias and not alias.is_encoder and not any(asked.values()):
+    if alias and not alias.is_encoder and all(value is None for value in asked.values()):
         _write(model, alias, target)
         return
     if alias:
@@ -66,7 +69,7 @@ def convert(
 
         note(f"Converting {model} ...")
         encoder = write(model, target, **asked)
-    layers = {row.layer for row in encoder[0].audit.rows}
+    layers = {row.layer for row in encoder[0].audit.rows} if encoder[0].audit else ()
     note(
         f"{target}: {encoder[0].config.model_type}, {encoder.get_embedding_dimension()} dimensions, "
         f"{encoder.pooling_mode} pooling, {len(layers)} layers audited, {megabytes(folder_size(target))}."

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..settings import EncoderSettings
 
 if TYPE_CHECKING:
     from ..model import LLM2Vec
@@ -25,18 +30,49 @@ Compile = Annotated[
 ]
 MaxSeqLength = Annotated[int | None, typer.Option("--max-seq-length", min=1, help="Cut texts to this many tokens.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder or hub id of the encoder.")]
-PoolingMode = Annotated[
-    str | None, typer.Option("--pooling-mode", help="mean, weighted_mean, last_token, eos_token or bos_token.")
-]
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8: round the weights, on a CPU, if the vectors stay close.")
 ]
-Template = Annotated[
-    str | None,
-    typer.Option("--template", help="none, llama-3, llama-2, mistral, gemma, chatml; chat: the tokenizer's own."),
-]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of the text (a .txt file has one: text).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every setting of an encoder; it takes them together, as `settings`."""
+    signature = inspect.signature(command, eval_str=True)
+    rows = {row.name: row.metadata for row in fields(EncoderSettings)}
+    options = {name: _option(name, row["kind"], row["help"]) for name, row in rows.items()}
+    kept = [parameter for parameter in signature.parameters.values() if parameter.name != "settings"]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        said = {name: given.pop(name) for name in options}
+        said["prompts"] = _prompts(said["prompts"]) if said["prompts"] else None
+        command(**given, settings=EncoderSettings(**said))
+
+    del with_options.__wrapped__
+    with_options.__signature__ = signature.replace(parameters=[*kept, *options.values()])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in (*kept, *options.values())}
+    return with_options
+
+
+def _option(name: str, kind: type, said: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    if kind is dict:
+        annotation: Any = Annotated[
+            list[str] | None, typer.Option("--prompt", metavar="NAME=TEXT", help=f"{said} May be given again.")
+        ]
+    else:
+        names = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+        annotation = Annotated[kind | None, typer.Option(names, help=said)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _prompts(given: Sequence[str]) -> dict[str, str]:
+    for text in given:
+        if not text.partition("=")[1]:
+            raise typer.BadParameter(f"{text!r} is not NAME=TEXT, such as 'query=Find: '", param_hint="'--prompt'")
+    return {text.partition("=")[0]: text.partition("=")[2] for text in given}
 
 
 def open_model(name: str, **options: Any) -> LLM2Vec:

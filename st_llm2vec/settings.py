@@ -1,0 +1,185 @@
+"""`EncoderSettings`: what an encoder reads and pools. Each setting is one row: its check, its help, its names in files.
+
+`load`, `register_alias`, `aliases.json`, `llm2vec_config.json` (ours and the original package's), saved folders and the
+command line all read this table. Nothing heavy is imported: settings are checked before anything is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from operator import index
+from typing import Any
+
+from .errors import InvalidCheckpointError, InvalidInputError
+from .templates import CHAT, TEMPLATES, Template
+
+DEFAULT_MAX_SEQ_LENGTH = 512
+# LLM2Vec's published checkpoints are adapters, and were evaluated with documents cut to this (parity section 3.10).
+PUBLISHED_DOCUMENT_MAX_LENGTH = 400
+
+# Our names (those of the original package) to sentence-transformers' own; an EOS token is the last one after a suffix.
+POOLING_MODES: dict[str, str] = {
+    "mean": "mean",
+    "weighted_mean": "weightedmean",
+    "last_token": "lasttoken",
+    "eos_token": "lasttoken",
+    "bos_token": "cls",
+}
+# sentence-transformers' names to ours; what is pooled last is the last token unless an EOS token is asked for.
+OUR_POOLING_MODES: dict[str, str] = {host: ours for ours, host in reversed(POOLING_MODES.items())}
+ATTENTION = ("bidirectional", "causal")
+
+
+def one_of(name: str, value: Any, allowed: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """Return `value` if it is one of the allowed names.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    known = ", ".join(map(repr, sorted(allowed)))
+    raise InvalidInputError(f"{name}={value!r} is not known; {name} must be one of {known}.")
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool; numpy's are understood, texts and numbers are not."""
+    if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be True or False.")
+
+
+def _pooling_mode(name: str, value: Any) -> str:
+    if isinstance(value, str) and value in OUR_POOLING_MODES:
+        return OUR_POOLING_MODES[value]
+    return one_of(name, value, POOLING_MODES)
+
+
+def _template(name: str, value: Any) -> str | Template:
+    if isinstance(value, Template):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        if set(value) <= {"prefix", "suffix"} and all(isinstance(part, str) for part in value.values()):
+            return Template(**value)
+        raise InvalidInputError(f"{name}={value!r} must have the texts 'prefix' and 'suffix', and nothing else.")
+    if isinstance(value, str) and value in (*TEMPLATES, CHAT):
+        return value
+    raise InvalidInputError(
+        f"{name}={value!r} is not known; {name} must be one of {', '.join(sorted([*TEMPLATES, CHAT]))}, or a Template."
+    )
+
+
+def _length(name: str, value: Any) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else index(value)  # numpy's integers are understood
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InvalidInputError(f"{name}={value!r} cannot be used; {name} must be an integer of tokens, at least 1.")
+    return number
+
+
+def _attention(name: str, value: Any) -> str:
+    return one_of(name, value, ATTENTION)
+
+
+def _prompts(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping) and all(isinstance(part, str) for prompt in value.items() for part in prompt):
+        return dict(value)
+    raise InvalidInputError(f"{name}={value!r} must be texts by name, such as {{'query': 'Find what answers: '}}.")
+
+
+def _setting(check: Callable[[str, Any], Any], kind: type, said: str) -> Any:
+    return field(default=None, metadata={"check": check, "kind": kind, "help": said})
+
+
+_TEMPLATES_HELP = f"{', '.join(TEMPLATES)}; {CHAT}: the tokenizer's own."
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The settings of an encoder, each checked; None where nothing is said.
+
+    Raises:
+        InvalidInputError: A value of the wrong type, or one that is not known.
+    """
+
+    pooling_mode: str | None = _setting(_pooling_mode, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
+    template: str | Template | None = _setting(_template, str, _TEMPLATES_HELP)  # noqa: RUF009 - a field
+    max_seq_length: int | None = _setting(_length, int, "Cut texts to this many tokens.")
+    document_max_length: int | None = _setting(_length, int, "Cut the text alone first, word by word.")
+    include_prompt: bool | None = _setting(as_flag, bool, "Pool BOS, template and prompt, too.")
+    attention: str | None = _setting(_attention, str, "bidirectional or causal.")
+    prompts: Mapping[str, str] | None = _setting(_prompts, dict, "Texts to put before queries and documents, by name.")
+
+    def __post_init__(self) -> None:
+        for row in fields(self):
+            if (value := getattr(self, row.name)) is not None:
+                object.__setattr__(self, row.name, row.metadata["check"](row.name, value))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str = "settings") -> EncoderSettings:
+        """Make settings of a mapping from names to values.
+
+        Args:
+            values: Settings by name.
+            where: What the mapping is, for the error.
+
+        Raises:
+            InvalidInputError: A name or value that is not known.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"{where}={values!r} is a {type(values).__name__}; give settings by their names.")
+        if unknown := sorted(map(str, set(values) - set(NAMES))):
+            raise InvalidInputError(f"{where} {unknown} are not known. Use some of {NAMES}.")
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, content: Mapping[str, Any], path: Any = "llm2vec_config.json") -> EncoderSettings:
+        """Read the content of an `llm2vec_config.json`, ours or the original package's; other keys are left alone.
+
+        Raises:
+            InvalidCheckpointError: A value of the wrong type, or one that is not known.
+        """
+        try:
+            return cls(**{name: value for name, value in translated(content).items() if name in NAMES})
+        except InvalidInputError as error:
+            raise InvalidCheckpointError(f"{path} cannot be used: {error}") from error
+
+    def over(self, below: EncoderSettings) -> EncoderSettings:
+        """Return these settings, and those of `below` where nothing is said here; prompts name by name."""
+        given = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
+        if self.prompts is not None:
+            given["prompts"] = {**(below.prompts or {}), **self.prompts}
+        return replace(below, **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as `llm2vec_config.json` holds them."""
+        values = {name: getattr(self, name) for name in NAMES}
+        if isinstance(self.template, Template):
+            values["template"] = self.template.to_dict() if self.template else None
+        return values
+
+
+NAMES = tuple(row.name for row in fields(EncoderSettings))
+# Names of the original package's llm2vec_config.json, and ours.
+_ORIGINAL_NAMES = {"max_length": "max_seq_length", "doc_max_length": "document_max_length"}
+_ORIGINAL_FLAG = "skip_instruction"
+
+
+def translated(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of an `llm2vec_config.json` under our names.
+
+    Raises:
+        InvalidInputError: The original's `skip_instruction` is no flag.
+    """
+    values = {_ORIGINAL_NAMES.get(key, key): value for key, value in content.items()}
+    if (skips := values.pop(_ORIGINAL_FLAG, None)) is not None:
+        values["include_prompt"] = not as_flag(_ORIGINAL_FLAG, skips)
+    return values
+
+
+def is_original(content: Mapping[str, Any]) -> bool:
+    """Return whether an `llm2vec_config.json` was written by the original package."""
+    return "format" not in content and not content.keys().isdisjoint({*_ORIGINAL_NAMES, _ORIGINAL_FLAG})
