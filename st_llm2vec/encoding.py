@@ -43,6 +43,7 @@ def encode_texts(
         budget = min(budget, CPU_TOKENS if transformer.uncompiled_because != "" else COMPILED_CPU_TOKENS)
     starts = range(0, len(inputs), CHUNK)
     found = torch.empty(0, device="cpu" if save_to_cpu else place)
+    prompt_length = transformer._get_prompt_length(prompt, **kwargs)
     bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
 
     def tokenized(first: int) -> Any:
@@ -51,7 +52,7 @@ def encode_texts(
     with bar, one_ahead(tokenized, starts) as chunks:
         for first, rows in zip(starts, chunks, strict=True):
             for batch in batches([len(row.input_ids) for row in rows], budget):
-                features = transformer.collate([rows[i] for i in batch])
+                features = transformer.collate([rows[i] for i in batch], prompt_length)
                 row = Row.of(features["attention_mask"]).to(place)
                 features = {**batch_to_device(features, place), "row": row}
                 vectors = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "types",
     "errors",
+    "hosts",
     "aliases",
     "attention",
     "architectures",
@@ -32,6 +33,7 @@ ORDER = [
     "saving",
     "encoding",
     "model",
+    "as_sentence_transformers",
     "loading",
     "words",
     "plugin",
