@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder, losses
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 
 import st_llm2vec
@@ -317,7 +318,7 @@ def test_a_module_shared_with_late_interaction_still_pools_the_prompt(decoder: P
 )
 @pytest.mark.filterwarnings("ignore")
 def test_encode_returns_what_the_stock_class_returns(tiny: Any, stock: Any, options: dict[str, Any]) -> None:
-    for inputs in (TEXTS, TEXTS[1]):
+    for inputs in (TEXTS,) if "int8" in options.values() else (TEXTS, TEXTS[1]):  # one has no range
         ours, theirs = (model.encode(inputs, **options) for model in (tiny, stock))
         assert type(ours) is type(theirs)
         if options == {"output_value": None}:
