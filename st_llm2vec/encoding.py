@@ -44,6 +44,7 @@ def encode_texts(
     budget = min(batch_size * TOKENS_PER_TEXT, token_budget(model, place))
     starts = range(0, len(inputs), CHUNK)
     found = torch.empty(0, device="cpu" if save_to_cpu else place)
+    prompt_length = transformer._get_prompt_length(prompt, **kwargs)
     bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)
 
     def tokenized(first: int) -> Any:
@@ -52,7 +53,7 @@ def encode_texts(
     with bar, one_ahead(tokenized, starts) as chunks:
         for first, rows in zip(starts, chunks, strict=True):
             for batch in batches([len(row.input_ids) for row in rows], budget):
-                vectors = run_batch(model, [rows[i] for i in batch], place, **kwargs)
+                vectors = run_batch(model, [rows[i] for i in batch], place, prompt_length, **kwargs)
                 if truncate_dim is not None:
                     vectors = truncate_embeddings(vectors, truncate_dim)
                 if normalize_embeddings:
@@ -65,9 +66,11 @@ def encode_texts(
 
 
 @torch.inference_mode()
-def run_batch(model: LLM2Vec, texts: Sequence[TokenizedText], place: torch.device, **kwargs: Any) -> Tensor:
+def run_batch(
+    model: LLM2Vec, texts: Sequence[TokenizedText], place: torch.device, prompt_length: int | None = None, **kwargs: Any
+) -> Tensor:
     """Vectors of texts that are tokenized already, in one forward pass: (n, dimension), on the model's device."""
-    features = model[0].collate(texts)
+    features = model[0].collate(texts, prompt_length)
     row = Row.of(features["attention_mask"]).to(place)
     features = {**batch_to_device(features, place), "row": row}
     vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()

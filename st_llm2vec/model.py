@@ -13,23 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__
 from .checkpoints import read_settings, require_inside, require_saved_base
 from .encoding import encode_texts
+from .hosts import require_hooks
 from .merging import published, require_adapter
-from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecTransformer
+from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecPooling, LLM2VecTransformer
 from .saving import portable_copy, write_folder
 from .settings import OUR_POOLING_MODES, EncoderSettings
 
 log = logging.getLogger(__name__)
 
+require_hooks()
+
 
 class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     """A `SentenceTransformer` whose decoder is bidirectional; made by `load`, or by opening a saved folder.
 
-    Everything of `SentenceTransformer` works as it does there; `encode` also takes `[instruction, text]` pairs.
+    Everything of `SentenceTransformer` works as it does there; `encode` also takes `[instruction, text]` pairs. The
+    name of the type is the host's, too: `st_llm2vec.as_sentence_transformers.SentenceTransformer`.
     """
 
     provenance: dict[str, Any]
@@ -56,7 +61,9 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     def set_pooling_include_prompt(self, include_prompt: bool) -> None:
         """As in `SentenceTransformer`; truncation follows what is pooled."""
         super().set_pooling_include_prompt(include_prompt)
-        self[1].on_model_ready(self)
+        for module in self:
+            if isinstance(module, LLM2VecPooling):
+                module.on_model_ready(self)
 
     def encode(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `SentenceTransformer`; an empty list gives an array of shape (0, dimension)."""
@@ -89,7 +96,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         place = self._resolve_inference_device(device)
         transformer = self[0]
         ours = isinstance(transformer, LLM2VecTransformer) and transformer.packing and place.type != "hpu"
-        if not ours or output_value != "sentence_embedding":
+        if not ours or output_value != "sentence_embedding" or not transformer.reads_as_text(**kwargs):
             return super()._inference(
                 inputs,
                 prompt=prompt,
@@ -116,9 +123,13 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         )
 
     @property
-    def pooling_mode(self) -> str:
+    def pooling_mode(self) -> str | None:
         """The pooling mode, under the name that `load` takes (an EOS token is the last token of its template)."""
-        return OUR_POOLING_MODES[self[1].pooling_mode]
+        mode = getattr(self._pooling(), "pooling_mode", None)
+        return OUR_POOLING_MODES.get(mode or "", mode)
+
+    def _pooling(self) -> Pooling | None:
+        return next((module for module in self if isinstance(module, Pooling)), None)
 
     @property
     def fingerprint(self) -> str:
@@ -138,7 +149,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     def _beyond_settings(self) -> dict[str, Any]:
         """What else changes a vector; nothing of it is there in most encoders."""
         found = {
-            "modules": [type(module).__name__ for module in list(self)[2:]],
+            "modules": [repr(module) for module in self][1:] if len(self) != 2 else [],  # the two are in the settings
             "default_prompt": self.prompts.get(self.default_prompt_name or "", ""),
             "truncate_dim": self.truncate_dim,
         }
@@ -146,10 +157,10 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
 
     def settings(self) -> dict[str, Any]:
         """The settings of the encoder, under the names that `load` takes, and its prompts."""
-        transformer, pooling = self[0], self[1]
+        transformer = self[0]
         return EncoderSettings(
             pooling_mode=self.pooling_mode,
-            include_prompt=pooling.include_prompt,
+            include_prompt=getattr(self._pooling(), "include_prompt", None),
             template=transformer.text_template,
             max_seq_length=self.max_seq_length,
             document_max_length=transformer.document_max_length,
@@ -169,21 +180,23 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     def _names_our_classes(self) -> bool:
         return any(type(module) in MODULE_CLASSES.values() for module in self._modules.values())
 
-    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """As `save_pretrained`."""
         self.save_pretrained(path, *args, **kwargs)
 
-    def save_pretrained(self, path: str, *args: Any, merge: bool | None = None, **kwargs: Any) -> None:
+    def save_pretrained(self, path: str | None, *args: Any, merge: bool | None = None, **kwargs: Any) -> None:
         """Writes a folder that plain `SentenceTransformer(path)` opens, wherever stock classes give the same vectors.
 
         The folder appears complete or not at all. This model is not changed.
 
         Args:
-            path: Folder to write; files of the same names are replaced.
+            path: Folder to write; files of the same names are replaced. None: nothing is written, as in the host.
             merge: Merge LoRA adapters into the weights. Default: yes, except in the trainer's `checkpoint-N` folders,
                 which stay adapter + optimizer so that training resumes.
             *args, **kwargs: As in `SentenceTransformer.save_pretrained`.
         """
+        if path is None:
+            return
         if merge is None:
             merge = not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(os.path.normpath(path)))
         saved = portable_copy(self) if merge else self
@@ -195,6 +208,12 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             )
         with published(Path(path)) as folder:
             write_folder(self, folder, saved, *args, **kwargs)
+
+
+# Libraries tell a SentenceTransformer by its type's name (KeyBERT, BERTopic), and open another model for what they do
+# not know; and the host writes that name into model cards and on the hub. What was pickled as LLM2Vec still opens.
+LLM2Vec.__module__ = f"{__package__}.as_sentence_transformers"
+LLM2Vec.__name__ = LLM2Vec.__qualname__ = SentenceTransformer.__name__
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from .bidirectional import Audit, enable_bidirectional_attention, is_bidirection
 from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
-from .templates import Template
+from .templates import Template, special_counts
 from .tokenization import TokenizedText, split_input, tokenize
 
 # What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
@@ -67,6 +67,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     """Whether the layers are compiled for rows without padding, on their first one (compilation.py)."""
     uncompiled_because: str | None = None
     """Why the layers are not compiled; empty if they are, None before the first row."""
+    scores_span = False
+    """Whether later modules see the pooled span as the attention mask: late interaction scores each token of it."""
 
     def __init__(
         self,
@@ -118,6 +120,9 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         # A checkpointed layer runs again when the row is gone.
         if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
             return False
+        config = self.model.config  # weights of attention are those of a padded batch
+        if getattr(config, "output_attentions", False):
+            return False
         # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
         if not features["attention_mask"][:, 0].all():
             return False
@@ -153,6 +158,18 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def template(self) -> dict[str, str]:
         """`text_template` as it is saved."""
         return self.text_template.to_dict()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """As in `Transformer`, without settings at their defaults: then the stock class reads the folder, too."""
+        defaults = {"attention": "bidirectional", "template": Template().to_dict(), "document_max_length": None}
+        config: dict[str, Any] = super().get_config_dict()
+        return {key: value for key, value in config.items() if key not in defaults or value != defaults[key]}
+
+    def on_model_ready(self, model: Any) -> None:
+        """Called by the model that this module has become a part of."""
+        super().on_model_ready(model)
+        if getattr(model, "model_type", None) == "MultiVectorEncoder":
+            self.scores_span = True
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         # transformers fills weights that a file lacks with random numbers and warns; here that is an error, and the
@@ -199,14 +216,69 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             prompt: Put before every text as it is.
 
         Returns:
-            `input_ids`, `attention_mask` and `pooling_mask`, int64 (n, length), padded on the right.
+            `input_ids`, `attention_mask` and `pooling_mask`, int64 (n, length), padded on the right; with a prompt
+            `prompt_length`, its tokens with everything before it, as the stock class counts them.
 
         Raises:
-            InvalidInputError: An input that is no text.
+            InvalidInputError: An input that is no text, or an option that the template or document cut cannot follow.
         """
         if not inputs:
             return {}
-        return self.collate(self.tokenized(inputs, prompt, processing_kwargs, **kwargs))
+        try:
+            modality = self.input_formatter.parse_inputs(inputs)[0]
+        except (TypeError, ValueError):
+            modality = "text"  # or nothing that anybody reads; then it is said below
+        if modality != "text" or not self.reads_as_text(processing_kwargs, **kwargs):
+            return self._preprocess_as_stock(inputs, prompt, processing_kwargs, **kwargs)
+        return self.collate(
+            self.tokenized(inputs, prompt, processing_kwargs, **kwargs), self._get_prompt_length(prompt, **kwargs)
+        )
+
+    def reads_as_text(self, processing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> bool:
+        """Whether `tokenized` follows these options; the stock `preprocess` knows more (query expansion, messages)."""
+        options = self._merge_processing_kwargs(processing_kwargs)
+        beyond = {key for key, value in options.items() if value} - {"text"} or set(options.get("text", {}))
+        return (
+            beyond <= {"max_length"}
+            and (kwargs.get("task") != "query" or self.query_expansion is None)
+            and self.transformer_task == "feature-extraction"
+            and set(self.modality_config) == {"text"}
+        )
+
+    def _preprocess_as_stock(
+        self, inputs: Sequence[Any], prompt: str | None, processing_kwargs: dict[str, Any] | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if self.text_template or self.document_max_length is not None:
+            raise InvalidInputError(
+                "processing_kwargs (but text.max_length), query_expansion and inputs that are no text are read by "
+                "sentence-transformers' own Transformer, which knows neither the template nor document_max_length of "
+                "this encoder. Leave them out, or load the decoder without template and document_max_length."
+            )
+        try:
+            features: dict[str, Any] = super().preprocess(inputs, prompt, processing_kwargs, **kwargs)
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from error
+        if isinstance(features.get("attention_mask"), Tensor):
+            features["pooling_mask"] = self._span(features)
+        return features
+
+    def _get_prompt_length(self, prompt: str | None, **kwargs: Any) -> int | None:
+        if not prompt:
+            return None
+        if not self.text_template:
+            found: int | None = super()._get_prompt_length(prompt, **kwargs)
+            return found
+        before, after = special_counts(self.tokenizer)
+        ids = self.tokenizer(self.text_template.prefix + prompt.lstrip(), verbose=False)["input_ids"]
+        return len(ids) - after
+
+    def _span(self, features: dict[str, Any]) -> Tensor:
+        """The pooled span of texts that were tokenized elsewhere: what follows BOS and prompt; int64 (n, length)."""
+        mask: Tensor = features["attention_mask"]
+        length = features.get("prompt_length")
+        skipped = special_counts(self.tokenizer)[0] if length is None else int(torch.as_tensor(length).flatten()[0])
+        span = mask.bool() & (mask.cumsum(1) > skipped)
+        return torch.where(span.any(1, keepdim=True), span, mask.bool()).long()
 
     def tokenized(
         self,
@@ -218,7 +290,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     ) -> list[TokenizedText]:
         """Token ids and pooled span of each input; as for `preprocess`. Errors count inputs from `first`."""
         task_length = {"query": self.query_length, "document": self.document_length}.get(kwargs.get("task") or "")
-        asked = (processing_kwargs or {}).get("text", {}).get("max_length")
+        asked = self._merge_processing_kwargs(processing_kwargs).get("text", {}).get("max_length")
         return tokenize(
             self.tokenizer,
             [split_input(item, i, prompt or "") for i, item in enumerate(inputs, first)],
@@ -228,7 +300,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             keep_suffix=self.keep_suffix,
         )
 
-    def collate(self, rows: Sequence[TokenizedText]) -> dict[str, Any]:
+    def collate(self, rows: Sequence[TokenizedText], prompt_length: int | None = None) -> dict[str, Any]:
         """What `preprocess` returns, for inputs that are tokenized already."""
         lengths = torch.tensor([len(row.input_ids) for row in rows])
         pooled = torch.tensor([row.n_pooled for row in rows])
@@ -240,25 +312,49 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         start = torch.where(pooled > 0, lengths - pooled, 0)
         pooling_mask = attention_mask & (position >= start[:, None])
         masks = {"attention_mask": attention_mask.long(), "pooling_mask": pooling_mask.long()}
-        return {"input_ids": ids, **masks, "modality": "text"}
+        features = {"input_ids": ids, **masks, "modality": "text"}
+        return features if prompt_length is None else {**features, "prompt_length": prompt_length}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds `token_embeddings`, the last hidden states after the final norm: (n, length, hidden)."""
+        """Adds `token_embeddings`, the last hidden states after the final norm: (n, length, hidden).
+
+        Everything else that the stock class adds (`all_layer_embeddings`) has the same layout, packed or not.
+
+        Raises:
+            InvalidInputError: Texts that were tokenized elsewhere, without the template of this encoder.
+        """
         # The decoder would be handed every feature that it does not refuse.
         pooling_mask = features.pop("pooling_mask", None)
         row = features.pop("row", None)
+        if pooling_mask is None and features.get("attention_mask") is not None:
+            if self.text_template and self.keep_suffix:
+                raise InvalidInputError(
+                    "These features have no pooling_mask, so they were not made by this encoder's preprocess, and "
+                    "lack its template. Tokenize with model.preprocess(texts)."
+                )
+            pooling_mask = self._span(features)
         if self._packs(features):
-            ids = features["input_ids"]
-            row = row or Row.of(features["attention_mask"])
-            inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "modality": "text"}
-            with packed(row):
-                hidden = super().forward(inputs, **kwargs)["token_embeddings"]  # (1, total, hidden)
-            features["token_embeddings"] = row.scatter(hidden, ids.shape)
+            self._forward_packed(features, row, **kwargs)
         else:
             features = super().forward(features, **kwargs)
         if pooling_mask is not None:
             features["pooling_mask"] = pooling_mask
+            if self.scores_span:
+                features["token_mask"] = features["attention_mask"]
+                features["attention_mask"] = pooling_mask
         return features
+
+    def _forward_packed(self, features: dict[str, Any], row: Row | None, **kwargs: Any) -> None:
+        ids = features["input_ids"]
+        row = row or Row.of(features["attention_mask"])
+        # No attention mask: every token of the packed sequence is one.
+        inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "attention_mask": None}
+        with packed(row):
+            found = super().forward({**inputs, "modality": "text"}, **kwargs)
+        for name in found.keys() - inputs.keys() - {"modality"}:
+            value = found[name]  # (1, total, hidden), or one for every layer
+            layers = [row.scatter(x, ids.shape) for x in (value if isinstance(value, tuple) else (value,))]
+            features[name] = tuple(layers) if isinstance(value, tuple) else layers[0]
 
 
 class LLM2VecPooling(Pooling):  # type: ignore[misc]
@@ -285,7 +381,8 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`: float32 (n, hidden)."""
         tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)
-        mask = features["pooling_mask" if self.reads_span and "pooling_mask" in features else "attention_mask"]
+        masks = ("pooling_mask",) if self.reads_span and "pooling_mask" in features else ("token_mask", "attention_mask")
+        mask = next(features[name] for name in masks if name in features)
         weights = WEIGHTS[self.pooling_mode](mask).to(tokens.dtype)  # (n, length)
         vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
         features["sentence_embedding"] = vectors

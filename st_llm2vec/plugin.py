@@ -1,7 +1,8 @@
 """Makes `SentenceTransformer(...)` open our names and folders; touches nothing else, and can be taken back.
 
 sentence-transformers has no plugin hook, and a short name fails inside `SentenceTransformer.__init__`, so that method
-is wrapped, as is the method that looks up a class named in `modules.json` (for our own two classes only).
+is wrapped, as is the method that looks up a class named in `modules.json` (for our own two classes only). Sparse,
+cross and multi-vector encoders open our names as the folders that they stand for; late interaction reads the span.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +19,9 @@ import wrapt
 from . import aliases
 
 _HOST = "sentence_transformers"
-_originals: dict[str, Any] = {}
+_FAMILIES = ("SentenceTransformer", "SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
+_LOOKUP = "_load_module_class_from_ref"
+_originals: dict[tuple[type, str], Any] = {}
 _enabled = False
 
 
@@ -33,28 +37,30 @@ def enable_plugin() -> None:
 
 
 def disable_plugin() -> None:
-    """Gives `SentenceTransformer` its own methods back."""
+    """Gives sentence-transformers' classes their own methods back."""
     global _enabled  # noqa: PLW0603 - one switch for the process, as the class is one for the process
     _enabled = False
-    if _originals:
-        host = sys.modules[_HOST].SentenceTransformer
-        for name, method in _originals.items():
-            if method is None:
-                delattr(host, name)  # was inherited
-            else:
-                setattr(host, name, method)
-        _originals.clear()
+    for (host, name), method in _originals.items():
+        setattr(host, name, method)
+    _originals.clear()
 
 
 def _patch(module: ModuleType) -> None:
-    host = module.SentenceTransformer
     if not _enabled or _originals:
         return
-    for name in ("__init__", "_load_module_class_from_ref"):
-        _originals[name] = host.__dict__.get(name)
-    original_init, original_lookup = host.__init__, host._load_module_class_from_ref
+    for host in [getattr(module, name) for name in _FAMILIES if hasattr(module, name)]:
+        _replace(host, "__init__", _init_of(host, host.__init__))
+    base = next(c for c in module.SentenceTransformer.__mro__ if _LOOKUP in vars(c))
+    _replace(base, _LOOKUP, _lookup_of(getattr(base, _LOOKUP)))
 
-    @functools.wraps(original_init)
+
+def _replace(host: type, name: str, method: Any) -> None:
+    _originals[host, name] = vars(host)[name]
+    setattr(host, name, method)
+
+
+def _init_of(host: type, original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
     def __init__(  # noqa: N807 - becomes the method of that name
         self: Any, model_name_or_path: str | None = None, *args: Any, **kwargs: Any
     ) -> None:
@@ -66,26 +72,32 @@ def _patch(module: ModuleType) -> None:
 
             hub = {key: kwargs[key] for key in ("cache_folder", "token", "local_files_only") if key in kwargs}
             folder = alias_folder(name, kwargs.get("revision"), Hub(**hub))
-        if type(self) is host and isinstance(name, str) and (folder or _is_ours(name)):
+        dense = type(self) is host and host.__name__ == "SentenceTransformer"
+        if dense and isinstance(name, str) and (folder or _is_ours(name)):
             from .model import LLM2Vec
 
             self.__class__ = LLM2Vec
             LLM2Vec.__init__(self, folder or name, *args, **kwargs)
         else:
-            original_init(self, folder or model_name_or_path, *args, **kwargs)
+            original(self, folder or model_name_or_path, *args, **kwargs)
 
-    @functools.wraps(original_lookup)
-    def _load_module_class_from_ref(self: Any, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        if class_ref.startswith(f"{__package__}."):
-            from .modules import MODULE_CLASSES
+    return __init__
 
-            if class_ref in MODULE_CLASSES:
-                return MODULE_CLASSES[class_ref]
-        found: type = original_lookup(self, class_ref, *args, **kwargs)
+
+def _lookup_of(original: Callable[..., type]) -> Callable[..., type]:
+    @functools.wraps(original)
+    def lookup(self: Any, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        late_interaction = getattr(self, "model_type", None) == "MultiVectorEncoder"
+        if class_ref.startswith(f"{__package__}.") or (late_interaction and args and _is_ours(args[0])):
+            from .modules import MODULE_CLASSES, STOCK_CLASSES
+
+            classes = {**STOCK_CLASSES, **MODULE_CLASSES} if late_interaction else MODULE_CLASSES
+            if class_ref in classes:
+                return classes[class_ref]
+        found: type = original(self, class_ref, *args, **kwargs)
         return found
 
-    host.__init__ = __init__
-    host._load_module_class_from_ref = _load_module_class_from_ref
+    return lookup
 
 
 def _is_ours(folder: str) -> bool:

@@ -164,6 +164,7 @@ class MNTPLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         (features,) = sentence_features
+        features = {"pooling_mask": features["attention_mask"], **features}  # nothing is pooled, templates or not
         hidden = self.model(features)["token_embeddings"][:, :-1]  # (n, length - 1, hidden)
         targets = labels[:, 1:]
         selected = targets != IGNORED
