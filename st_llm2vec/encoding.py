@@ -40,7 +40,7 @@ def encode_texts(
         model.eval()
     budget = batch_size * TOKENS_PER_TEXT
     if place.type == "cpu":
-        budget = min(budget, CPU_TOKENS if transformer.uncompiled_because != "" else COMPILED_CPU_TOKENS)
+        budget = min(budget, COMPILED_CPU_TOKENS if transformer.status["compiled"] else CPU_TOKENS)
     starts = range(0, len(inputs), CHUNK)
     found = torch.empty(0, device="cpu" if save_to_cpu else place)
     bar = tqdm(total=len(inputs), desc="Texts", unit=" texts", disable=not show_progress_bar)

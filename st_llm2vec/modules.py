@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
+from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .templates import Template
@@ -47,6 +48,10 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
+# What makes encoding fast without changing vectors; `LLM2VecTransformer.status` says of each whether it is on.
+MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
+
+
 def _is_no_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
@@ -70,12 +75,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
-    unpacked_because: str | None = None
-    """Why batches are padded; empty if they are packed, None before the first one."""
     compiles = False
-    """Whether the layers are compiled for rows without padding, on their first one (compilation.py)."""
-    uncompiled_because: str | None = None
-    """Why the layers are not compiled; empty if they are, None before the first row."""
+    """Whether the layers are compiled for packed sequences, at the first one (compilation.py)."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         kwargs["unpad_inputs"] = False
         super().__init__(model_name_or_path, **kwargs)
         self._packing = True
+        self.status = dict.fromkeys(MECHANISMS, Status())
         self.text_template = template if isinstance(template, Template) else Template(**(template or {}))
         self.document_max_length = document_max_length
         self._use_stored_tokenizer(tokenizer_folder or model_name_or_path, kwargs.get("processor_kwargs") or {})
@@ -114,7 +116,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     @packing.setter
     def packing(self, value: bool) -> None:
         self._packing = bool(value)
-        self.unpacked_because = None if value else "packing=False"
+        self.status["packed"] = Status() if value else off("packing=False")
         if is_packing(self.model):
             disable_packing(self.model)
 
@@ -129,17 +131,17 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
         if not features["attention_mask"][:, 0].all():
             return False
-        if self.unpacked_because is None or (not self.unpacked_because and not is_packing(self.model)):
-            self.unpacked_because = enable_packing(self.model)
-        if self.compiles and self.uncompiled_because is None and torch.is_inference_mode_enabled():
+        if self.status["packed"].on is None or (self.status["packed"] and not is_packing(self.model)):
+            self.status["packed"] = enable_packing(self.model, self.tokenizer)
+        if self.compiles and self.status["compiled"].on is None and torch.is_inference_mode_enabled():
             from .compilation import compile_layers  # the compiler takes a second to import
 
-            self.uncompiled_because = compile_layers(self.model)
-        return not self.unpacked_because
+            self.status["compiled"] = compile_layers(self.model, self.tokenizer)
+        return bool(self.status["packed"])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled, nor is what a worker process gets; it will be, on its first row.
-        return {**super().__getstate__(), "uncompiled_because": None}
+        return {**super().__getstate__(), "status": self.status | {"compiled": Status()}}
 
     @property
     def attention(self) -> str:

@@ -20,6 +20,7 @@ ORDER = [
     "architectures",
     "auditing",
     "bidirectional",
+    "equivalence",
     "packing",
     "templates",
     "tokenization",
