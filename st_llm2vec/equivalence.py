@@ -55,7 +55,7 @@ LIMITS = {
     "float64": Limit(Bound(1e-5, 1e-3), Bound(1e-5, 1e-2)),
     "float32": Limit(Bound(1e-5, 1e-3), Bound(1e-5, 1e-2)),
     "float16": Limit(Bound(2e-3, 2e-2), Bound(5e-3, 0.1)),
-    "bfloat16": Limit(Bound(1e-2, 0.1), Bound(3e-2, 0.3)),
+    "bfloat16": Limit(Bound(2e-2, 0.1), Bound(6e-2, 0.3)),
     "int8": Limit(Bound(3e-2, 0.1), Bound(0.1, 0.3)),  # what enters a product may round to the next of 255 values
     # Not the same weights: what is asked for is a loss, and the floor is how much of it.
     "quantizing": Limit(Bound(0.1, 0.1), Bound(torch.inf, torch.inf)),
