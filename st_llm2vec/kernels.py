@@ -14,6 +14,7 @@ import contextlib
 import copy
 import ctypes
 import itertools
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from .errors import InvalidInputError
 from .packing import is_packing, vectors_of
 
 INT8 = "llm2vec_int8"
+log = logging.getLogger(__name__)
 # What a processor must have for a kind of product, and by which of torch's names.
 _INSTRUCTIONS = {
     "float32": (),
@@ -76,6 +78,7 @@ class Product:
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.rows = [len(weight) for weight in weights]
+        self._dtype = weights[0].dtype
         self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
         self._last: tuple[Tensor, Sequence[Tensor]] | None = None
         self._number = torch.tensor(number := next(_numbers))
@@ -105,7 +108,7 @@ class Product:
     def _all(self, x: Tensor) -> Tensor:
         if not x.numel():  # an expert without tokens
             return x.new_empty(*x.shape[:-1], sum(self.rows))
-        return self._multiply(x, x.dtype)
+        return self._multiply(x.to(self._dtype), self._dtype).to(x.dtype)
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if torch.compiler.is_compiling():
@@ -190,15 +193,24 @@ class Int8Product(Product):
         return {**super()._arguments(), "scales": self.scales}
 
 
+class MixedLinear(nn.Linear):
+    """A linear layer in half precision between activations in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+
+
 class PackedLinear(nn.Linear):
     """A linear layer that runs as part of a `Product`; whoever reads `weight` makes an ordinary layer of it again."""
 
     product: Product
     layer: int  # which of the product's
+    ordinary: type[nn.Linear]  # what it was, and will be
 
-    def pack(self, product: Product, layer: int) -> None:
+    def pack(self, product: Product, layer: int, ordinary: type[nn.Linear]) -> None:
         """Hands the weight over to a product."""
-        self.product, self.layer = product, layer
+        self.product, self.layer, self.ordinary = product, layer, ordinary
         # The Parameter stays, as optimizers hold it; what it stands for until `unpack` are NaN that take no memory.
         held = self._held
         held.data = torch.full((1, 1), torch.nan, dtype=held.dtype).expand(held.shape)
@@ -208,8 +220,8 @@ class PackedLinear(nn.Linear):
         """Makes an ordinary linear layer of this one again."""
         if type(self) is PackedLinear:
             self._held.data = self.product.weights()[self.layer].clone()
-            del self.product, self.layer
-            self.__class__ = nn.Linear  # type: ignore[assignment]
+            self.__class__ = self.ordinary  # type: ignore[assignment]
+            del self.product, self.layer, self.ordinary
 
     @property
     def _held(self) -> nn.Parameter:
@@ -225,7 +237,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return functional.linear(x, self.weight, self.bias)
+            self.unpack()
+            return self.forward(x)  # an ordinary layer's
         return self.product(x, self.layer)
 
     def train(self, mode: bool = True) -> PackedLinear:
@@ -272,7 +285,7 @@ class Int8Linear(nn.Linear):
         self.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(shape[0], 1))
 
-    def pack(self, product: Int8Product, layer: int) -> None:
+    def pack(self, product: Int8Product, layer: int, _: type[nn.Linear] = nn.Linear) -> None:
         """Hands the weight over to a product."""
         self.product, self.layer = product, layer
         self.weight = None  # type: ignore[assignment]
@@ -309,6 +322,50 @@ class Int8Linear(nn.Linear):
         destination[f"{prefix}weight_int8"], destination[f"{prefix}weight_scale"] = self.parts()
 
 
+ORDINARY = (nn.Linear, MixedLinear)
+
+
+def keep_residual_in_float32(model: PreTrainedModel) -> bool:
+    """Leaves a decoder's matrices in half precision, and what runs between them in float32.
+
+    The residual stream of a pretrained decoder has channels that are thousands of times the others: rounding the sum
+    in every layer costs what a layer adds (SmolLM2, bfloat16: smallest cosine to float32 0.962, so 0.987).
+
+    Returns:
+        Whether it is done; not where matrices are no linear layers (experts, gpt2), or its code cannot.
+    """
+    parts = [(m, m._parameters.values()) for m in model.modules() if not isinstance(m, nn.Linear | nn.Embedding)]
+    vectors = [p for _, parameters in parts for p in parameters if p is not None]
+    if model.dtype not in (torch.bfloat16, torch.float16) or any(p.ndim > 1 for p in vectors):
+        return False
+    linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    tables = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    half = model.dtype
+    for parameter in vectors:
+        parameter.data = parameter.data.float()
+    for layer in linear:
+        layer.__class__ = MixedLinear
+    for table in tables:
+        table.__dict__["beside"] = vectors[:1]
+        table.register_forward_hook(_widen)
+    try:
+        alone(model, probe_ids(model)[:2])
+    except Exception as error:  # third-party code that looks at dtypes
+        log.info("The residual stream stays in %s: %s", half, str(error)[:200])
+        for parameter in vectors:
+            parameter.data = parameter.data.to(half)
+        for layer in linear:
+            layer.__class__ = nn.Linear
+        return False
+    return True
+
+
+def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
+    # `.to(dtype)` makes everything one dtype again, this too
+    beside = table.__dict__["beside"]
+    return output.float() if not beside or beside[0].dtype == torch.float32 else output
+
+
 def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     """Lays the weights of a decoder's linear layers out for oneDNN, if its vectors stay the same (equivalence.py).
 
@@ -332,7 +389,7 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     before = vectors_of(model, texts)
     noise = own_noise(model, texts, None if is_packing(model) else before)
     for fused in (True, False):
-        groups = _groups(model, nn.Linear, fused)
+        groups = _groups(model, ORDINARY, fused)
         if not groups:
             return status
         for group in groups:
@@ -341,7 +398,7 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
             status = judge(before, vectors_of(model, texts), noise, precision(model))
         except Exception as error:  # third-party code, given layers that it may not be made for
             status = off(f"{type(error).__name__}: {str(error)[:200]}")
-        if status and any(type(layer) is nn.Linear for group in groups for layer in group):
+        if status and any(type(layer) in ORDINARY for group in groups for layer in group):
             status = off("its code reads the weights of its linear layers")
         if status:
             _release_files()
@@ -391,7 +448,7 @@ def quantize(
         InvalidInputError: They moved further than `LIMITS` allows; the model is then of no more use.
     """
     before = vectors().float()
-    groups = _groups(model, nn.Linear, fused=False)
+    groups = _groups(model, ORDINARY, fused=False)
     for (layer,) in groups:
         weight, scale = _round(layer.weight)
         _pack(Int8Linear, [layer], Int8Product([weight], [_bias(layer)], scales=[scale]))
@@ -426,13 +483,13 @@ def _bias(layer: nn.Linear) -> Tensor | None:
 
 def _pack(kind: type[PackedLinear | Int8Linear], group: Sequence[nn.Linear], product: Any) -> None:
     for i, layer in enumerate(group):
-        layer.__class__ = kind
-        layer.pack(product, i)  # type: ignore[operator]
+        ordinary, layer.__class__ = type(layer), kind
+        layer.pack(product, i, ordinary)  # type: ignore[operator]
 
 
 @torch.inference_mode()
-def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> list[list[Any]]:
-    """The layers of one kind that a few tokens go through: siblings that read one input, together.
+def _groups(model: PreTrainedModel, kinds: tuple[type[nn.Linear], ...], fused: bool) -> list[list[Any]]:
+    """The layers of these kinds that a few tokens go through: siblings that read one input, together.
 
     A layer that runs more than once, shares its weight or is given another dtype than its own is in no group.
     """
@@ -441,7 +498,7 @@ def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> list[
     def note(name: str) -> Callable[..., None]:
         return lambda layer, inputs: calls.append((name.rpartition(".")[0], layer, inputs[0]))
 
-    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is kind]
+    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) in kinds]
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers]
     try:
         ids = torch.arange(3, 10)[None] % model.config.get_text_config(decoder=True).vocab_size
@@ -455,7 +512,7 @@ def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> list[
     last: tuple[Any, ...] = ()
     for parent, layer, x in calls:
         weight = layer._parameters["weight"]
-        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or weight.dtype != x.dtype)):
+        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or (weight.dtype != x.dtype and type(layer) is not MixedLinear))):
             continue
         key = (parent, id(x), layer.bias is None)
         if fused and key == last:
@@ -499,8 +556,9 @@ class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
             if isinstance(layer, Int8Linear) and layer.product is None:
                 weight, scale = layer.parts()
                 layer.pack(Int8Product([weight], [_bias(layer)], scales=[scale]), 0)
+        keep_residual_in_float32(model)
         texts = probe_ids(model)
-        before, groups = alone(model, texts), _groups(model, Int8Linear, fused=True)
+        before, groups = alone(model, texts), _groups(model, (Int8Linear,), fused=True)
         single = [(layer, layer.product) for group in groups for layer in group]
         for group in groups:
             weights, scales = zip(*(layer.parts() for layer in group), strict=True)

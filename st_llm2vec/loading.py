@@ -249,6 +249,8 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
         model[0].status["quantized"] = off(missing)
+    if not kernels.lacks("bfloat16"):
+        kernels.keep_residual_in_float32(decoder)
     status = model[0].status["prepacked"] = kernels.prepack(decoder, model.tokenizer)
     if status.reason and status.reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
         log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", status.reason)
