@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,11 +54,16 @@ def encode_texts(
 
     with bar, one_ahead(tokenized, starts) as chunks:
         for first, rows in zip(starts, chunks, strict=True):
-            for batch in batches([len(row.input_ids) for row in rows], budget):
+            lengths = [len(row.input_ids) for row in rows]
+            waiting = sum(lengths)
+            for batch in batches(lengths, budget):
                 features = transformer.collate([rows[i] for i in batch])
                 row = Row.of(features["attention_mask"]).to(place)
                 features = {**batch_to_device(features, place), "row": row}
-                vectors = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                with _in_use(transformer, waiting):
+                    vectors = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+                done = sum(row.lengths)
+                transformer.tokens_encoded, waiting = transformer.tokens_encoded + done, waiting - done
                 if truncate_dim is not None:
                     vectors = truncate_embeddings(vectors, truncate_dim)
                 if normalize_embeddings:
@@ -63,7 +72,28 @@ def encode_texts(
                     found = vectors.new_empty((len(inputs), vectors.shape[1]), device=found.device)
                 found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
                 bar.update(len(batch))
+                if show_progress_bar:
+                    on = [name for name, status in transformer.status.items() if status]
+                    bar.set_postfix_str(", ".join(on) or "padded", refresh=False)
     return found
+
+
+_gate = threading.Lock()
+_running: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def _in_use(transformer: Any, waiting: int) -> Iterator[None]:
+    """Lets the transformer change its layers for the tokens that wait, unless another thread is running them."""
+    with _gate:
+        if not _running.get(transformer):
+            transformer.expect(waiting)
+        _running[transformer] = _running.get(transformer, 0) + 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _running[transformer] -= 1
 
 
 def is_training(module: nn.Module) -> bool:

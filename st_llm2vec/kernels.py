@@ -29,6 +29,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .bidirectional import has_twin
 from .equivalence import LIMITS, Move, Status, alone, judge, off, own_noise, precision, probe_ids
 from .errors import InvalidInputError
 from .packing import is_packing, vectors_of
@@ -385,6 +386,8 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
         return off(f"oneDNN's products are not for {kind}")
     if missing := lacks(kind):
         return off(missing)
+    if has_twin(model):  # whose layers would find no weights
+        return off("another model has the same weights (twin)")
     status, texts = off("it has no linear layers"), probe_ids(model, tokenizer)
     before = vectors_of(model, texts)
     noise = own_noise(model, texts, None if is_packing(model) else before)
@@ -485,6 +488,11 @@ def _pack(kind: type[PackedLinear | Int8Linear], group: Sequence[nn.Linear], pro
     for i, layer in enumerate(group):
         ordinary, layer.__class__ = type(layer), kind
         layer.pack(product, i, ordinary)  # type: ignore[operator]
+
+
+def is_prepacked(model: nn.Module) -> bool:
+    """Whether linear layers run prepacked; they do not any more once somebody has needed their weights."""
+    return any(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
 @torch.inference_mode()

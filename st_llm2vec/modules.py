@@ -18,9 +18,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
+from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
 from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
+from .kernels import is_prepacked, prepack
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .templates import Template
 from .tokenization import TokenizedText, split_input, tokenize
@@ -48,6 +49,9 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
+# Prepacking takes as long as it saves on about 5,000 tokens, whatever the size of the decoder: both grow with it.
+PREPACK_TOKENS = 8192
+CHECKED_TOKENS = 512  # fewer do not pay for a look at every layer
 # What makes encoding fast without changing vectors; `LLM2VecTransformer.status` says of each whether it is on.
 MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
 
@@ -75,6 +79,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
+    tokens_encoded = 0
+    """Tokens so far, which tell whether prepacked weights repay their price."""
     compiles = False
     """Whether the layers are compiled for packed sequences, at the first one (compilation.py)."""
 
@@ -138,6 +144,27 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
 
             self.status["compiled"] = compile_layers(self.model, self.tokenizer)
         return bool(self.status["packed"])
+
+    def expect(self, tokens: int) -> None:
+        """Prepack the weights once the work repays it: in float32 on a CPU, where the vectors stay the same.
+
+        Nothing but an addition for a single query. Call it while no other thread runs the model.
+
+        Args:
+            tokens: How many are waiting to be encoded, besides those that were.
+        """
+        prepacked = self.status["prepacked"]
+        if self.tokens_encoded + tokens < PREPACK_TOKENS or prepacked.on is False:
+            return
+        if prepacked and tokens >= CHECKED_TOKENS and not is_prepacked(self.model):  # trained, moved, an adapter ...
+            self.status["prepacked"], self.tokens_encoded = Status(), 0
+            return self.expect(tokens)
+        if prepacked.on is None and self.model.device.type == "cpu" and self.model.dtype == torch.float32:
+            if getattr(self.model, "is_quantized", False):
+                self.status["prepacked"] = off("its weights are quantized")
+            elif not has_twin(self.model):
+                self.status["prepacked"] = prepack(self.model, self.tokenizer)
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled, nor is what a worker process gets; it will be, on its first row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -319,3 +320,100 @@ def test_a_copy_can_be_edited_and_a_twin_shares(model):
         edited[0].model.layers[0].mlp.up_proj.weight.mul_(2)
     assert np.abs(edited.encode(TEXTS) - before).max() > 1e-4
     np.testing.assert_array_equal(model.encode(TEXTS), before)
+
+
+@pytest.fixture
+def unasked(decoder, monkeypatch):
+    """An encoder that nobody asked for prepacked weights; 200 tokens repay them."""
+    monkeypatch.setattr("st_llm2vec.modules.PREPACK_TOKENS", 200)
+    monkeypatch.setattr("st_llm2vec.modules.CHECKED_TOKENS", 50)
+    return st_llm2vec.load(str(decoder), device="cpu")
+
+
+CORPUS = [f"{text} {i}" for i in range(20) for text in TEXTS]
+
+
+@needs["float32"]
+def test_a_corpus_prepacks_and_a_query_does_not(unasked):
+    before = unasked.encode(TEXTS)
+    assert not packed(unasked)
+    assert unasked[0].status["prepacked"].on is None
+    unasked.encode(CORPUS)
+    assert len(packed(unasked)) == 21
+    assert unasked[0].status["prepacked"]
+    np.testing.assert_allclose(unasked.encode(TEXTS), before, atol=1e-5 * np.abs(before).max())
+
+
+@needs["float32"]
+def test_many_queries_prepack_too(unasked):
+    for _ in range(20):
+        unasked.encode(TEXTS)
+    assert packed(unasked)
+
+
+@needs["float32"]
+def test_a_folder_opened_by_sentence_transformers_prepacks_too(unasked, tmp_path):
+    unasked.save_pretrained(tmp_path / "saved")
+    model = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    model.encode(CORPUS)
+    assert packed(model)
+
+
+@needs["float32"]
+def test_a_model_prepacked_unasked_is_trained_saved_copied_and_packed_again(unasked, decoder, tmp_path):
+    from peft import LoraConfig
+
+    unasked.encode(CORPUS)
+    before = unasked.encode(TEXTS)
+    unasked.save_pretrained(tmp_path / "saved")
+    stored, saved = load_file(decoder / "model.safetensors"), load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(saved[name], stored[f"model.{name}"]) for name in saved)
+    for copied in (copy.deepcopy(unasked), pickle.loads(pickle.dumps(unasked))):
+        np.testing.assert_allclose(copied.encode(TEXTS), before, atol=1e-5)
+    unasked.train()
+    unasked(unasked.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
+    assert not packed(unasked)
+    assert not any(parameter.isnan().any() for parameter in unasked.parameters())
+    unasked.encode(CORPUS)
+    unasked.encode(CORPUS)
+    assert packed(unasked)  # the work repays it again
+    unasked[0].model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    np.testing.assert_allclose(unasked.encode(TEXTS), before, atol=1e-5)
+    unasked.train()
+    unasked(unasked.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in unasked.named_parameters() if "lora" in n)
+
+
+@needs["float32"]
+def test_weights_of_a_twin_are_left_alone(unasked):
+    twin = st_llm2vec.bidirectional.twin(unasked)
+    before = twin.encode(TEXTS)
+    unasked.encode(CORPUS)
+    assert not packed(unasked)
+    assert "twin" in str(kernels.prepack(unasked[0].model))
+    np.testing.assert_array_equal(twin.encode(TEXTS), before)
+    del twin
+    gc.collect()  # modules hold themselves in circles
+    unasked.encode(CORPUS)
+    assert packed(unasked)
+
+
+@needs["float32"]
+def test_threads_share_a_model_that_prepacks_meanwhile(unasked, model):
+    expected = model.encode(CORPUS)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(unasked.encode, [CORPUS] * 8):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert packed(unasked)
+
+
+@needs["bfloat16"]
+def test_bfloat16_keeps_what_stands_between_products_in_float32(decoder):
+    model = st_llm2vec.load(str(decoder), device="cpu", dtype="bfloat16")
+    with torch.inference_mode():
+        assert model[0].model(input_ids=torch.arange(3, 9)[None])[0].dtype == torch.float32
+    before = model.encode(TEXTS)
+    model(model.preprocess(TEXTS))["sentence_embedding"].sum().backward()  # ordinary layers, the same numbers
+    assert not packed(model)
+    assert cosine(model.encode(TEXTS), before) > 0.9999
+    assert model.to(torch.bfloat16)[0].model(input_ids=torch.arange(3, 9)[None])[0].dtype == torch.bfloat16
