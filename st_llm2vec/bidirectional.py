@@ -9,6 +9,7 @@ A flag is a wish; the audit (auditing.py) is the proof.
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -30,6 +31,7 @@ __all__ = [
     "audit",
     "decoder_layers",
     "enable_bidirectional_attention",
+    "has_twin",
     "is_bidirectional",
     "is_bidirectional_by_design",
     "kernel_of",
@@ -142,7 +144,17 @@ def twin(module: M) -> M:
         causal = twin(encoder)
         causal[0].attention = "causal"
     """
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    new = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    _twins.update((id(parameter), new) for parameter in module.parameters())
+    return new
+
+
+_twins: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
+
+
+def has_twin(module: nn.Module) -> bool:
+    """Whether another module tree that is still in use has the same weights (`twin`)."""
+    return any(id(parameter) in _twins for parameter in module.parameters())
 
 
 def needs_module_flags(model: PreTrainedModel) -> bool:

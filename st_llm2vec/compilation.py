@@ -15,37 +15,43 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from transformers import PreTrainedModel
 
 from .bidirectional import decoder_layers, kernel_of
-from .packing import Row, current_row, is_packing, packed
+from .equivalence import Status, judge, off, own_noise, precision, probe_ids
+from .packing import current_row, is_packing, vectors_of
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
-def compile_layers(model: PreTrainedModel) -> str:
-    """Compiles the layers of a decoder that takes rows; its hidden states stay the same.
+def compile_layers(model: PreTrainedModel, tokenizer: Any = None) -> Status:
+    """Compiles the layers of a decoder that takes packed sequences, if its vectors stay the same (equivalence.py).
 
     Takes seconds and a C++ compiler (on a CPU); torch keeps what it compiled on the disk for the next time.
 
+    Args:
+        model: The decoder, packing.
+        tokenizer: What makes token ids of the probe texts; without one they are arbitrary ids.
+
     Returns:
-        Why the model is left as it is; empty if it is done.
+        Whether it is done, and why not.
     """
     if not is_packing(model):
-        return "it takes no rows"
+        return off("it takes no packed sequences")
     if kernel_of(model) != "sdpa":
-        return f"the {kernel_of(model)!r} kernel of its attention is not compiled"
+        return off(f"the {kernel_of(model)!r} attention implementation is not compiled")
     with _lock:
         layers = decoder_layers(model)
-        return "" if layers[0]._compiled_call_impl else _compile(model, layers)
+        return Status(True) if layers[0]._compiled_call_impl else _compile(model, layers, probe_ids(model, tokenizer))
 
 
-def _compile(model: PreTrainedModel, layers: list[Any]) -> str:
-    before = _hidden(model)
+@torch.inference_mode()
+def _compile(model: PreTrainedModel, layers: list[Any], texts: list[list[int]]) -> Status:
+    before = vectors_of(model, texts)
+    noise = own_noise(model, texts)
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         return layer._call_impl(*args, **kwargs)
@@ -57,16 +63,14 @@ def _compile(model: PreTrainedModel, layers: list[Any]) -> str:
         layer._compiled_call_impl = partial(compiled, layer)
     try:
         with torch._dynamo.config.patch(specialize_float=True):  # the epsilon of a norm is no variable
-            after = _hidden(model)
+            after = vectors_of(model, texts)
     except Exception as error:  # third-party code, read by a compiler
-        reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        status = off(f"{type(error).__name__}: {str(error).strip()[:200]}")
     else:
-        difference = float((after - before).abs().max() / before.abs().max())
-        limit = 1e-5 if model.dtype == torch.float32 and not getattr(model, "is_quantized", False) else 0.05
-        reason = "" if difference <= limit else f"its hidden states differ by {difference:.1e} of their scale"
+        status = judge(before, after, noise, precision(model))
     for layer in layers:
-        layer._compiled_call_impl = None if reason else partial(_run, compiled, layer)
-    return reason
+        layer._compiled_call_impl = partial(_run, compiled, layer) if status else None
+    return status
 
 
 def _run(compiled: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -96,15 +100,3 @@ class _OneOfEach(CustomGraphPass):
 
     def uuid(self) -> str:
         return "st_llm2vec: one of each, 1"
-
-
-@torch.inference_mode()
-def _hidden(model: PreTrainedModel) -> Tensor:
-    """Hidden states, (total, hidden), of a row of texts of several lengths."""
-    mask = torch.arange(9) < torch.tensor([3, 5, 5, 1, 9])[:, None]
-    row = Row.of(mask).to(model.device)
-    ids = torch.arange(3, 3 + int(mask.sum()), device=model.device)[None]
-    ids %= model.config.get_text_config(decoder=True).vocab_size
-    with packed(row):
-        hidden: Tensor = model(input_ids=ids, position_ids=row.position_ids, use_cache=False)[0]
-    return hidden[0].float()

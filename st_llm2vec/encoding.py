@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,8 +55,11 @@ def encode_texts(
 
     with bar, one_ahead(tokenized, starts) as chunks:
         for first, rows in zip(starts, chunks, strict=True):
-            for batch in batches([len(row.input_ids) for row in rows], budget):
-                vectors = run_batch(model, [rows[i] for i in batch], place, prompt_length, **kwargs)
+            lengths = [len(row.input_ids) for row in rows]
+            waiting = sum(lengths)
+            for batch in batches(lengths, budget):
+                vectors = run_batch(model, [rows[i] for i in batch], place, prompt_length, waiting=waiting, **kwargs)
+                waiting -= sum(lengths[i] for i in batch)
                 if truncate_dim is not None:
                     vectors = truncate_embeddings(vectors, truncate_dim)
                 if normalize_embeddings:
@@ -62,18 +68,41 @@ def encode_texts(
                     found = vectors.new_empty((len(inputs), vectors.shape[1]), device=found.device)
                 found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)
                 bar.update(len(batch))
+                if show_progress_bar:
+                    on = [name for name, status in transformer.status.items() if status]
+                    bar.set_postfix_str(", ".join(on) or "padded", refresh=False)
     return found
 
 
 @torch.inference_mode()
 def run_batch(
-    model: LLM2Vec, texts: Sequence[TokenizedText], place: torch.device, prompt_length: int | None = None, **kwargs: Any
+    model: LLM2Vec,
+    texts: Sequence[TokenizedText],
+    place: torch.device,
+    prompt_length: int | None = None,
+    *,
+    waiting: int = 0,
+    **kwargs: Any,
 ) -> Tensor:
-    """Vectors of texts that are tokenized already, in one forward pass: (n, dimension), on the model's device."""
-    features = model[0].collate(texts, prompt_length)
+    """Encode texts that are tokenized already, in one forward pass.
+
+    Args:
+        model: The encoder.
+        texts: n texts.
+        place: The model's device.
+        prompt_length: Tokens of the prompt that all of them begin with.
+        waiting: Tokens that are to be encoded now, these included: whether prepacking weights repays its price.
+
+    Returns:
+        (n, dimension), on the model's device.
+    """
+    transformer = model[0]
+    features = transformer.collate(texts, prompt_length)
     row = Row.of(features["attention_mask"]).to(place)
     features = {**batch_to_device(features, place), "row": row}
-    vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+    with _in_use(transformer, waiting):
+        vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+    transformer.tokens_encoded += sum(row.lengths)
     return vectors
 
 
@@ -81,7 +110,25 @@ def token_budget(model: LLM2Vec, place: torch.device) -> int:
     """Tokens that one forward pass takes at most."""
     if place.type != "cpu":
         return TOKENS
-    return CPU_TOKENS if model[0].uncompiled_because != "" else COMPILED_CPU_TOKENS
+    return COMPILED_CPU_TOKENS if model[0].status["compiled"] else CPU_TOKENS
+
+
+_gate = threading.Lock()
+_running: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def _in_use(transformer: Any, waiting: int) -> Iterator[None]:
+    """Lets the transformer change its layers for the tokens that wait, unless another thread is running them."""
+    with _gate:
+        if not _running.get(transformer):
+            transformer.expect(waiting)
+        _running[transformer] = _running.get(transformer, 0) + 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _running[transformer] -= 1
 
 
 def is_training(module: nn.Module) -> bool:

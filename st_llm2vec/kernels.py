@@ -14,6 +14,7 @@ import contextlib
 import copy
 import ctypes
 import itertools
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,21 +29,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .bidirectional import has_twin
+from .equivalence import LIMITS, Move, Status, alone, judge, off, own_noise, precision, probe_ids
 from .errors import InvalidInputError
+from .packing import is_packing, vectors_of
 
 INT8 = "llm2vec_int8"
-MIN_COSINE = 0.998
-# What enters the check of `quantize`: from one word to a page, prose, code, figures, other scripts.
-PROBES = [
-    "a",
-    "How long does it take to boil an egg?",
-    "The quick brown fox jumps over the lazy dog.",
-    "def area(radius: float) -> float:\n    return 3.14159 * radius**2  # m²",
-    "naïve café, 编码器, Übergrößenträger, 12.5 % of 1,024",
-    "In 1869 Mendeleev left gaps in his table for elements that nobody had seen. " * 3,
-    "Whales sleep with one half of their brain at a time, so that the other half can remember to breathe. " * 9,
-]
-
+log = logging.getLogger(__name__)
 # What a processor must have for a kind of product, and by which of torch's names.
 _INSTRUCTIONS = {
     "float32": (),
@@ -86,6 +79,7 @@ class Product:
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.rows = [len(weight) for weight in weights]
+        self._dtype = weights[0].dtype
         self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
         self._last: tuple[Tensor, Sequence[Tensor]] | None = None
         self._number = torch.tensor(number := next(_numbers))
@@ -115,7 +109,7 @@ class Product:
     def _all(self, x: Tensor) -> Tensor:
         if not x.numel():  # an expert without tokens
             return x.new_empty(*x.shape[:-1], sum(self.rows))
-        return self._multiply(x, x.dtype)
+        return self._multiply(x.to(self._dtype), self._dtype).to(x.dtype)
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if torch.compiler.is_compiling():
@@ -200,15 +194,24 @@ class Int8Product(Product):
         return {**super()._arguments(), "scales": self.scales}
 
 
+class MixedLinear(nn.Linear):
+    """A linear layer in half precision between activations in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+
+
 class PackedLinear(nn.Linear):
     """A linear layer that runs as part of a `Product`; whoever reads `weight` makes an ordinary layer of it again."""
 
     product: Product
     layer: int  # which of the product's
+    ordinary: type[nn.Linear]  # what it was, and will be
 
-    def pack(self, product: Product, layer: int) -> None:
+    def pack(self, product: Product, layer: int, ordinary: type[nn.Linear]) -> None:
         """Hands the weight over to a product."""
-        self.product, self.layer = product, layer
+        self.product, self.layer, self.ordinary = product, layer, ordinary
         # The Parameter stays, as optimizers hold it; what it stands for until `unpack` are NaN that take no memory.
         held = self._held
         held.data = torch.full((1, 1), torch.nan, dtype=held.dtype).expand(held.shape)
@@ -218,8 +221,8 @@ class PackedLinear(nn.Linear):
         """Makes an ordinary linear layer of this one again."""
         if type(self) is PackedLinear:
             self._held.data = self.product.weights()[self.layer].clone()
-            del self.product, self.layer
-            self.__class__ = nn.Linear  # type: ignore[assignment]
+            self.__class__ = self.ordinary  # type: ignore[assignment]
+            del self.product, self.layer, self.ordinary
 
     @property
     def _held(self) -> nn.Parameter:
@@ -235,7 +238,8 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return functional.linear(x, self.weight, self.bias)
+            self.unpack()
+            return self.forward(x)  # an ordinary layer's
         return self.product(x, self.layer)
 
     def train(self, mode: bool = True) -> PackedLinear:
@@ -282,7 +286,7 @@ class Int8Linear(nn.Linear):
         self.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(shape[0], 1))
 
-    def pack(self, product: Int8Product, layer: int) -> None:
+    def pack(self, product: Int8Product, layer: int, _: type[nn.Linear] = nn.Linear) -> None:
         """Hands the weight over to a product."""
         self.product, self.layer = product, layer
         self.weight = None  # type: ignore[assignment]
@@ -319,36 +323,98 @@ class Int8Linear(nn.Linear):
         destination[f"{prefix}weight_int8"], destination[f"{prefix}weight_scale"] = self.parts()
 
 
-def prepack(model: PreTrainedModel) -> str:
-    """Lays the weights of a decoder's linear layers out for oneDNN; its vectors stay the same.
+ORDINARY = (nn.Linear, MixedLinear)
+
+
+def keep_residual_in_float32(model: PreTrainedModel) -> bool:
+    """Leaves a decoder's matrices in half precision, and what runs between them in float32.
+
+    The residual stream of a pretrained decoder has channels that are thousands of times the others: rounding the sum
+    in every layer costs what a layer adds (SmolLM2, bfloat16: smallest cosine to float32 0.962, so 0.987).
+
+    Returns:
+        Whether it is done; not where matrices are no linear layers (experts, gpt2), or its code cannot.
+    """
+    parts = [(m, m._parameters.values()) for m in model.modules() if not isinstance(m, nn.Linear | nn.Embedding)]
+    vectors = [p for _, parameters in parts for p in parameters if p is not None]
+    if model.dtype not in (torch.bfloat16, torch.float16) or any(p.ndim > 1 for p in vectors):
+        return False
+    linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    tables = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    half = model.dtype
+    for parameter in vectors:
+        parameter.data = parameter.data.float()
+    for layer in linear:
+        layer.__class__ = MixedLinear
+    for table in tables:
+        table.__dict__["beside"] = vectors[:1]
+        table.register_forward_hook(_widen)
+    try:
+        alone(model, probe_ids(model)[:2])
+    except Exception as error:  # third-party code that looks at dtypes
+        log.info("The residual stream stays in %s: %s", half, str(error)[:200])
+        for parameter in vectors:
+            parameter.data = parameter.data.to(half)
+        for layer in linear:
+            layer.__class__ = nn.Linear
+        return False
+    return True
+
+
+def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
+    # `.to(dtype)` makes everything one dtype again, this too
+    beside = table.__dict__["beside"]
+    return output.float() if not beside or beside[0].dtype == torch.float32 else output
+
+
+def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
+    """Lays the weights of a decoder's linear layers out for oneDNN, if its vectors stay the same (equivalence.py).
 
     For encoding: training, gradients, `.to(...)` and whoever reads a weight get ordinary layers back by themselves.
 
+    Args:
+        model: The decoder.
+        tokenizer: What makes token ids of the probe texts; without one they are arbitrary ids.
+
     Returns:
-        Why it is left as it is; empty if it is done.
+        Whether it is done, and why not.
     """
     kind = str(model.dtype).removeprefix("torch.")
     if model.device.type != "cpu":
-        return f"it is on {model.device}"
+        return off(f"it is on {model.device}")
     if kind not in ("float32", "bfloat16"):
-        return f"oneDNN's products are not for {kind}"
+        return off(f"oneDNN's products are not for {kind}")
     if missing := lacks(kind):
-        return missing
-    reason = ""
+        return off(missing)
+    if has_twin(model):  # whose layers would find no weights
+        return off("another model has the same weights (twin)")
+    status, texts = off("it has no linear layers"), probe_ids(model, tokenizer)
+    before = vectors_of(model, texts)
+    noise = own_noise(model, texts, None if is_packing(model) else before)
     for fused in (True, False):
-        before, groups = _groups(model, nn.Linear, fused)
+        groups = _groups(model, ORDINARY, fused)
+        if not groups:
+            return status
         for group in groups:
             _pack(PackedLinear, group, Product([layer.weight.detach() for layer in group], [*map(_bias, group)]))
-        reason = _difference(model, before)
-        if not reason and any(type(layer) is nn.Linear for group in groups for layer in group):
-            reason = "its code reads the weights of its linear layers"
-        if not reason:
+        try:
+            status = judge(before, vectors_of(model, texts), noise, precision(model))
+        except Exception as error:  # third-party code, given layers that it may not be made for
+            status = off(f"{type(error).__name__}: {str(error)[:200]}")
+        if status and any(type(layer) in ORDINARY for group in groups for layer in group):
+            status = off("its code reads the weights of its linear layers")
+        if status:
             _release_files()
-            return ""
-        for layer in model.modules():
-            if isinstance(layer, PackedLinear):
-                layer.unpack()
-    return reason
+            return status
+        unpack(model)
+    return status
+
+
+def unpack(model: nn.Module) -> None:
+    """Gives a decoder its ordinary linear layers back."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            layer.unpack()
 
 
 def _release_files() -> None:
@@ -370,24 +436,22 @@ def quantize(
     vectors: Callable[[], Tensor],
     *,
     dtype: torch.dtype | None = None,
-    bound: float = MIN_COSINE,
-) -> float:
+) -> Status:
     """Replaces the weights of a decoder's linear layers by int8, if its vectors stay close to those of float32.
 
     Args:
         model: A decoder in float32 on a CPU.
         vectors: Encodes the probe texts with `model`: (n, dimension).
         dtype: Of everything else; default bfloat16 where the processor multiplies it, else float32.
-        bound: The smallest cosine that is accepted.
 
     Returns:
-        The smallest cosine between a probe's vectors before and after.
+        That it is done, and how far it moved the vectors.
 
     Raises:
-        InvalidInputError: It falls below `bound`; the model is then of no more use.
+        InvalidInputError: They moved further than `LIMITS` allows; the model is then of no more use.
     """
     before = vectors().float()
-    _, groups = _groups(model, nn.Linear, fused=False)
+    groups = _groups(model, ORDINARY, fused=False)
     for (layer,) in groups:
         weight, scale = _round(layer.weight)
         _pack(Int8Linear, [layer], Int8Product([weight], [_bias(layer)], scales=[scale]))
@@ -397,13 +461,16 @@ def quantize(
     model.hf_quantizer = Int8Quantizer(Int8Config(modules_to_not_convert=plain))
     model.hf_quantizer.postprocess_model(model)
     model.is_quantized = True
-    cosine = float(functional.cosine_similarity(before, vectors().float()).nan_to_num(-1.0).min())
-    if cosine < bound:
+    after = vectors().float()
+    status = judge(before[:, None], after[:, None], Move(0.0, 0.0), "quantizing")
+    if not status:
+        cosine = float(functional.cosine_similarity(before, after).nan_to_num(-1.0).min())
         raise InvalidInputError(
-            f"quantize='int8' would move this model's vectors too far: the smallest cosine to float32 over "
-            f"{len(before)} probe texts is {cosine:.4f}, at least {bound} is required. Use dtype='bfloat16' instead."
+            f"quantize='int8' would move this model's vectors too far: the largest distance to float32 over "
+            f"{len(before)} probe texts is {status.move.text if status.move else 0:.3f} of their length (cosine "
+            f"{cosine:.4f}), at most {LIMITS['quantizing'].text.ceiling} is allowed. Use dtype='bfloat16' instead."
         )
-    return cosine
+    return status
 
 
 def _round(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -419,13 +486,18 @@ def _bias(layer: nn.Linear) -> Tensor | None:
 
 def _pack(kind: type[PackedLinear | Int8Linear], group: Sequence[nn.Linear], product: Any) -> None:
     for i, layer in enumerate(group):
-        layer.__class__ = kind
-        layer.pack(product, i)  # type: ignore[operator]
+        ordinary, layer.__class__ = type(layer), kind
+        layer.pack(product, i, ordinary)  # type: ignore[operator]
+
+
+def is_prepacked(model: nn.Module) -> bool:
+    """Whether linear layers run prepacked; they do not any more once somebody has needed their weights."""
+    return any(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
 @torch.inference_mode()
-def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> tuple[Tensor, list[list[Any]]]:
-    """Hidden states of a few tokens, and the layers of one kind that made them: siblings that read one input, together.
+def _groups(model: PreTrainedModel, kinds: tuple[type[nn.Linear], ...], fused: bool) -> list[list[Any]]:
+    """The layers of these kinds that a few tokens go through: siblings that read one input, together.
 
     A layer that runs more than once, shares its weight or is given another dtype than its own is in no group.
     """
@@ -434,10 +506,11 @@ def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> tuple
     def note(name: str) -> Callable[..., None]:
         return lambda layer, inputs: calls.append((name.rpartition(".")[0], layer, inputs[0]))
 
-    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) is kind]
+    layers = [(name, layer) for name, layer in model.named_modules() if type(layer) in kinds]
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers]
     try:
-        hidden = _hidden(model)
+        ids = torch.arange(3, 10)[None] % model.config.get_text_config(decoder=True).vocab_size
+        model(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -447,7 +520,7 @@ def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> tuple
     last: tuple[Any, ...] = ()
     for parent, layer, x in calls:
         weight = layer._parameters["weight"]
-        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or weight.dtype != x.dtype)):
+        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or (weight.dtype != x.dtype and type(layer) is not MixedLinear))):
             continue
         key = (parent, id(x), layer.bias is None)
         if fused and key == last:
@@ -455,23 +528,7 @@ def _groups(model: PreTrainedModel, kind: type[nn.Linear], fused: bool) -> tuple
         else:
             groups.append([layer])
         last = key
-    return hidden, groups
-
-
-@torch.inference_mode()
-def _hidden(model: PreTrainedModel) -> Tensor:
-    ids = torch.arange(3, 10)[None] % model.config.get_text_config(decoder=True).vocab_size
-    hidden: Tensor = model(input_ids=ids, use_cache=False)[0]
-    return hidden.float()
-
-
-def _difference(model: PreTrainedModel, before: Tensor) -> str:
-    try:
-        difference = float((_hidden(model) - before).abs().max() / before.abs().max())
-    except Exception as error:  # third-party code, given layers that it may not be made for
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    limit = 1e-4 if model.dtype == torch.float32 else 0.05
-    return "" if difference <= limit else f"its hidden states differ by {difference:.1e} of their scale"
+    return groups
 
 
 @register_quantization_config(INT8)
@@ -507,12 +564,14 @@ class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
             if isinstance(layer, Int8Linear) and layer.product is None:
                 weight, scale = layer.parts()
                 layer.pack(Int8Product([weight], [_bias(layer)], scales=[scale]), 0)
-        before, groups = _groups(model, Int8Linear, fused=True)
+        keep_residual_in_float32(model)
+        texts = probe_ids(model)
+        before, groups = alone(model, texts), _groups(model, (Int8Linear,), fused=True)
         single = [(layer, layer.product) for group in groups for layer in group]
         for group in groups:
             weights, scales = zip(*(layer.parts() for layer in group), strict=True)
             _pack(Int8Linear, group, Int8Product(weights, [*map(_bias, group)], scales=scales))
-        if _difference(model, before):
+        if not judge(before, alone(model, texts), Move(0.0, 0.0), "int8"):
             for layer, product in single:
                 layer.pack(product, 0)
         model.requires_grad_(False)

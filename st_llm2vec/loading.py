@@ -18,6 +18,8 @@ from transformers import AutoConfig
 from . import aliases, kernels
 from .bidirectional import refuse_encoders
 from .checkpoints import NOT_SAVED, SETTINGS_FILE, Checkpoint, Hub, resolve
+from .equivalence import PROBES as PROBE_TEXTS
+from .equivalence import off
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .host_folders import HostFolder, read_host_folder, require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
@@ -349,7 +351,8 @@ def _run(model: LLM2Vec, runtime: Runtime) -> LLM2Vec:
     if runtime.compile:
         model[0].compiles = True
         model.encode(PROBES, show_progress_bar=False)
-        if reason := model[0].unpacked_because or model[0].uncompiled_because:
+        if not (compiled := model[0].status["compiled"]):
+            reason = compiled.reason or model[0].status["packed"].reason
             log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
     return model
 
@@ -363,15 +366,19 @@ def _use_kernels(model: LLM2Vec, runtime: Runtime) -> None:
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
         dtype = runtime.dtype if isinstance(runtime.dtype, torch.dtype) else None
-        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=dtype)
+        status = kernels.quantize(decoder, lambda: model.encode(PROBE_TEXTS, **probes), dtype=dtype)
+        model[0].status["quantized"] = status
         return
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
-    reason = kernels.prepack(decoder)
-    if reason and reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
-        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", reason)
-    elif reason:
-        log.info("The linear layers run without prepacked weights: %s.", reason)
+        model[0].status["quantized"] = off(missing)
+    if not kernels.lacks("bfloat16"):
+        kernels.keep_residual_in_float32(decoder)
+    status = model[0].status["prepacked"] = kernels.prepack(decoder, model.tokenizer)
+    if status.reason and status.reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
+        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", status.reason)
+    elif not status:
+        log.info("The linear layers run without prepacked weights: %s.", status.reason)
 
 
 def _path(name: str, value: Any, *, required: bool = False) -> Any:

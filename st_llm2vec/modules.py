@@ -18,8 +18,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
+from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
+from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
+from .kernels import is_prepacked, prepack
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
 from .templates import Template, special_counts
@@ -35,6 +37,13 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # An instruct tokenizer would make the stock module wrap every text in its chat template and forget the prompt's length.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+# Prepacking takes as long as it saves on about 5,000 tokens, whatever the size of the decoder: both grow with it.
+PREPACK_TOKENS = 8192
+CHECKED_TOKENS = 512  # fewer do not pay for a look at every layer
+# What makes encoding fast without changing vectors; `LLM2VecTransformer.status` says of each whether it is on.
+MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
@@ -61,12 +70,10 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
-    unpacked_because: str | None = None
-    """Why batches are padded; empty if they are packed, None before the first one."""
+    tokens_encoded = 0
+    """Tokens so far, which tell whether prepacked weights repay their price."""
     compiles = False
-    """Whether the layers are compiled for rows without padding, on their first one (compilation.py)."""
-    uncompiled_because: str | None = None
-    """Why the layers are not compiled; empty if they are, None before the first row."""
+    """Whether the layers are compiled for packed sequences, at the first one (compilation.py)."""
     scores_span = False
     """Whether later modules see the pooled span as the attention mask: late interaction scores each token of it."""
 
@@ -85,6 +92,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         kwargs["unpad_inputs"] = False
         super().__init__(model_name_or_path, **kwargs)
         self._packing = True
+        self.status = dict.fromkeys(MECHANISMS, Status())
         self.text_template = template if isinstance(template, Template) else Template(**(template or {}))
         self.document_max_length = document_max_length
         self._use_stored_tokenizer(tokenizer_folder or model_name_or_path, kwargs.get("processor_kwargs") or {})
@@ -108,7 +116,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     @packing.setter
     def packing(self, value: bool) -> None:
         self._packing = bool(value)
-        self.unpacked_because = None if value else "packing=False"
+        self.status["packed"] = Status() if value else off("packing=False")
         if is_packing(self.model):
             disable_packing(self.model)
 
@@ -126,17 +134,38 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
         if not features["attention_mask"][:, 0].all():
             return False
-        if self.unpacked_because is None or (not self.unpacked_because and not is_packing(self.model)):
-            self.unpacked_because = enable_packing(self.model)
-        if self.compiles and self.uncompiled_because is None and torch.is_inference_mode_enabled():
+        if self.status["packed"].on is None or (self.status["packed"] and not is_packing(self.model)):
+            self.status["packed"] = enable_packing(self.model, self.tokenizer)
+        if self.compiles and self.status["compiled"].on is None and torch.is_inference_mode_enabled():
             from .compilation import compile_layers  # the compiler takes a second to import
 
-            self.uncompiled_because = compile_layers(self.model)
-        return not self.unpacked_because
+            self.status["compiled"] = compile_layers(self.model, self.tokenizer)
+        return bool(self.status["packed"])
+
+    def expect(self, tokens: int) -> None:
+        """Prepack the weights once the work repays it: in float32 on a CPU, where the vectors stay the same.
+
+        Nothing but an addition for a single query. Call it while no other thread runs the model.
+
+        Args:
+            tokens: How many are waiting to be encoded, besides those that were.
+        """
+        prepacked = self.status["prepacked"]
+        if self.tokens_encoded + tokens < PREPACK_TOKENS or prepacked.on is False:
+            return
+        if prepacked and tokens >= CHECKED_TOKENS and not is_prepacked(self.model):  # trained, moved, an adapter ...
+            self.status["prepacked"], self.tokens_encoded = Status(), 0
+            return self.expect(tokens)
+        if prepacked.on is None and self.model.device.type == "cpu" and self.model.dtype == torch.float32:
+            if getattr(self.model, "is_quantized", False):
+                self.status["prepacked"] = off("its weights are quantized")
+            elif not has_twin(self.model):
+                self.status["prepacked"] = prepack(self.model, self.tokenizer)
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled, nor is what a worker process gets; it will be, on its first row.
-        return {**super().__getstate__(), "uncompiled_because": None}
+        return {**super().__getstate__(), "status": self.status | {"compiled": Status()}}
 
     @property
     def attention(self) -> str:

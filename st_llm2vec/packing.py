@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import attend
 from .bidirectional import PACKED, kernel_of
+from .equivalence import Status, alone, judge, off, own_noise, precision, probe_ids
 
 KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 # torch's bfloat16 attention on a CPU takes 1.05 to 1.7 times as long as float32's, but for AMX (2 Zen 4 cores).
@@ -297,37 +299,45 @@ def is_packing(model: PreTrainedModel) -> bool:
     return str(model.config._attn_implementation).startswith(PACKED)
 
 
-def enable_packing(model: PreTrainedModel) -> str:
-    """Lets the model take rows, if it gives the same hidden states for a row as for its texts alone.
+def enable_packing(model: PreTrainedModel, tokenizer: Any = None) -> Status:
+    """Lets the model take packed sequences, if its texts then have the vectors that they have alone (equivalence.py).
 
-    Costs a forward pass of five short texts alone, and one of them in a row.
+    Costs a forward pass of five short texts alone, one of them padded, and one of them packed.
+
+    Args:
+        model: The decoder.
+        tokenizer: What makes token ids of the probe texts; without one they are arbitrary ids.
 
     Returns:
-        Why the model cannot; empty if it can. It then runs padded batches as before, too.
+        Whether it does, and why not. It then runs padded batches as before, too.
     """
     with _lock:
         if is_packing(model):
-            return ""
+            return _proven.get(model) or Status(True)
         # glibc keeps blocks up to the size of the largest one ever freed, 32 MiB at most, and fetches larger ones anew
         # for every layer (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory.
         torch.empty(31 * 2**20, dtype=torch.uint8)
         kernel = kernel_of(model)
         if kernel not in KERNELS:
-            return f"the {kernel!r} kernel takes no rows"
+            return off(f"the {kernel!r} attention implementation takes no packed sequences")
         before = [(config, config._attn_implementation) for config in _configs(model)]
-        reason = "its code failed"
+        status = off("its code failed")
         was_training = model.training
         model.eval()
         try:
-            reason = _difference(model, PACKED + kernel)
+            status = _probe(model, PACKED + kernel, probe_ids(model, tokenizer))
         except Exception as error:  # third-party code, called in a way that it may not be made for
-            reason = f"its code takes no rows ({type(error).__name__}: {str(error)[:200]})"
+            status = off(f"its code takes no packed sequences ({type(error).__name__}: {str(error)[:200]})")
         finally:
             model.train(was_training)
-            if reason:
+            if not status:
                 for config, implementation in before:
                     config._attn_implementation_internal = implementation
-        return reason
+        _proven[model] = status
+        return status
+
+
+_proven: weakref.WeakKeyDictionary[PreTrainedModel, Status] = weakref.WeakKeyDictionary()
 
 
 def disable_packing(model: PreTrainedModel) -> None:
@@ -341,29 +351,33 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
 
 
-@torch.no_grad()
-def _difference(model: PreTrainedModel, packed_kernel: str) -> str:
-    """How the hidden states of a row differ from those of its texts alone; leaves the model with `packed_kernel`."""
-    config = model.config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None) or 0
-    # A window has to be seen at work; one that spans every text (`enable_bidirectional_attention`) never is.
-    longest = 8 if window >= config.max_position_embeddings else max(8, window + 3)
-    lengths = [3, 5, 5, 1, longest]
-    generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(3, config.vocab_size, (1, n), generator=generator).to(model.device) for n in lengths]
-    alone = [model(input_ids=ids, use_cache=False)[0][0].float() for ids in texts]
+def _probe(model: PreTrainedModel, packed_kernel: str, texts: Sequence[Sequence[int]]) -> Status:
+    """Whether packed texts have the vectors that they have alone; leaves the model with `packed_kernel`."""
+    before = alone(model, texts)
+    noise = own_noise(model, texts, before)
     for part in _configs(model):
         part._attn_implementation_internal = packed_kernel
-    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(model.device)
-    ids = mask.new_zeros(mask.shape, dtype=torch.long)
-    ids[mask] = torch.cat(texts, 1)[0]
-    row = Row.of(mask)
+    together, calls = _together(model, texts)
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    if not calls or calls % depth:  # diffllama asks twice in each layer
+        return off(f"{calls} of {depth} layers ask for the attention function")
+    return judge(before, together, noise, precision(model))
+
+
+def vectors_of(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Token vectors of each text, (tokens, hidden), as the model encodes them now: packed if it packs, else alone."""
+    return _together(model, texts)[0] if is_packing(model) else alone(model, texts)
+
+
+@torch.inference_mode()
+def _together(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> tuple[list[Tensor], int]:
+    """Token vectors of each text in one packed sequence, and how often an attention layer asked for it."""
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([*chain.from_iterable(texts)])
+    row, ids = Row.of(mask).to(model.device), ids.to(model.device)
     with packed(row):
         hidden = model(input_ids=row.gather(ids), position_ids=row.position_ids, use_cache=False)[0]
-    if not row.calls or row.calls % config.num_hidden_layers:  # diffllama asks twice in each layer
-        return f"{row.calls} of {config.num_hidden_layers} layers ask for the attention function"
-    together = row.scatter(hidden, mask.shape)[mask].float()
-    expected = torch.cat(alone)
-    difference = float((together - expected).abs().max() / expected.abs().max())
-    limit = 1e-5 if model.dtype in (torch.float32, torch.float64) else 0.05
-    return "" if difference <= limit else f"a row differs from its texts by {difference:.1e} of their scale"
+    batch = row.scatter(hidden, mask.shape).float()
+    return [states[: len(text)] for states, text in zip(batch, texts, strict=True)], row.calls

@@ -62,13 +62,15 @@ def test_every_setting_passes(setting: dict[str, Any], tmp_path: Path) -> None:
     assert ("it names LLM2VecTransformer, LLM2VecPooling" in str(report)) is ("include_prompt" not in setting)
 
 
-@pytest.mark.parametrize(("model_type", "said"), [("qwen3", "packed"), ("falcon", "padded because")])
+@pytest.mark.parametrize(
+    ("model_type", "said"), [("qwen3", "yes"), ("falcon", "no: its code takes no packed sequences")]
+)
 def test_it_says_how_batches_run(tmp_path: Path, model_type: str, said: str) -> None:
     model = st_llm2vec.load(str(save_decoder(tmp_path / model_type, model_type)), device="cpu")
-    (row,) = [row for row in doctor(model).rows if row.name == "batches"]
+    (row,) = [row for row in doctor(model).rows if row.name == "packed"]
     assert str(row.value).startswith(said)
     model[0].packing = False
-    assert "padded because packing=False" in str(doctor(model))
+    assert "no: packing=False" in str(doctor(model))
 
 
 def test_a_causal_layer_is_named(folder: Path) -> None:

@@ -110,7 +110,7 @@ def test_all_layers_come_back_padded(tiny: Any, stock: Any) -> None:
         model.transformers_model.config.output_hidden_states = True
         with torch.no_grad():
             found.append(model.eval()(model.preprocess(TEXTS)))
-    assert tiny[0].unpacked_because == ""  # packed
+    assert tiny[0].status["packed"]
     mask = found[1]["attention_mask"].bool()
     assert len(found[0]["all_layer_embeddings"]) == len(found[1]["all_layer_embeddings"]) > 2
     for ours, theirs in zip(found[0]["all_layer_embeddings"], found[1]["all_layer_embeddings"], strict=True):

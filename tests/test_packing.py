@@ -54,12 +54,13 @@ def test_architecture(model_type: str, kernel: str, attention: str) -> None:
             enable_bidirectional_attention(model)
     except (ValueError, Llm2VecError):
         return  # no such kernel, as docs/architectures.md says and test_bidirectional.py checks
-    reason = enable_packing(model)
+    status = enable_packing(model)
     if model_type in UNPACKED or (model_type == "llama4_text" and attention == "causal"):
-        assert reason
+        assert not status
+        assert status.reason
         assert not is_packing(model)
         return
-    assert reason == ""
+    assert status, status
     torch.manual_seed(1)
     alone, together = hidden_states(model, [torch.randint(3, 300, (n,)) for n in (1, 7, 7, 19, 2, 30)])
     assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()))
@@ -67,14 +68,14 @@ def test_architecture(model_type: str, kernel: str, attention: str) -> None:
 
 def test_causal_window() -> None:
     model = tiny_decoder("mistral", sliding_window=5)
-    assert enable_packing(model) == ""
+    assert enable_packing(model)
     alone, together = hidden_states(model, [torch.arange(3, 3 + n) for n in (1, 4, 5, 6, 40)])
     assert torch.allclose(alone, together, atol=1e-5)
 
 
 def test_float64_stays_float64() -> None:
     model = tiny_decoder("llama").double()
-    assert enable_packing(model) == ""
+    assert enable_packing(model)
     alone, together = hidden_states(model, [torch.arange(3, 3 + n) for n in (1, 4, 5)])
     assert torch.allclose(alone, together, rtol=0, atol=1e-12)
 
@@ -96,9 +97,9 @@ def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
         ),
     }[fault]
     with patch:
-        assert enable_packing(model)
+        assert not enable_packing(model)
     assert model.config._attn_implementation == "sdpa"
-    assert enable_packing(model) == ""
+    assert enable_packing(model)
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +121,11 @@ def test_load_says_so(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec) -> 
     model.encode("a")
     padded.encode("a")
     assert model[0].packing
-    assert model[0].unpacked_because == ""
+    assert model[0].status["packed"]
     assert is_packing(model[0].model)
     assert kernel_of(model[0].model) == "sdpa"
     assert not padded[0].packing
-    assert padded[0].unpacked_because == "packing=False"
+    assert str(padded[0].status["packed"]) == "no: packing=False"
     assert not is_packing(padded[0].model)
 
 
@@ -139,13 +140,13 @@ def test_poolings_and_prompts(folder: Path, pooling: str, prompt: str) -> None:
     for batch_size in (1, 3, 32):
         assert np.allclose(one.encode(TEXTS, prompt=prompt, batch_size=batch_size), expected, atol=1e-5)
     assert np.allclose(one.encode(TEXTS[::-1], prompt=prompt)[::-1], expected, atol=1e-5)
-    assert one[0].unpacked_because == ""
+    assert one[0].status["packed"]
 
 
 def test_bfloat16(folder: Path) -> None:
     one, other = (st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16", packing=p) for p in (True, False))
     a, b = (m.encode(TEXTS, convert_to_tensor=True).float() for m in (one, other))
-    assert one[0].unpacked_because == ""
+    assert one[0].status["packed"]
     assert cosine_similarity(a, b).min() >= 0.9999
 
 
@@ -200,11 +201,11 @@ def test_the_other_direction_is_proven_again(tmp_path: Path) -> None:
     source = str(save_decoder(tmp_path / "llama4", "llama4_text"))
     one = st_llm2vec.load(source, device="cpu")
     one.encode(TEXTS)
-    assert one[0].unpacked_because == ""
+    assert one[0].status["packed"]
     one[0].attention = "causal"
     expected = st_llm2vec.load(source, device="cpu", packing=False, attention="causal").encode(TEXTS)
     assert np.allclose(one.encode(TEXTS), expected, atol=1e-5)
-    assert one[0].unpacked_because
+    assert one[0].status["packed"].on is False
 
 
 def test_a_part_in_training_mode_is_brought_back(model: st_llm2vec.LLM2Vec) -> None:
@@ -228,7 +229,7 @@ def test_an_architecture_that_cannot_pack_is_padded(tmp_path: Path) -> None:
     source = str(save_decoder(tmp_path / "falcon", "falcon"))
     one, other = (st_llm2vec.load(source, device="cpu", packing=packing) for packing in (True, False))
     assert np.allclose(one.encode(TEXTS), other.encode(TEXTS), atol=1e-5)
-    assert "its code takes no rows" in str(one[0].unpacked_because)
+    assert "its code takes no packed sequences" in str(one[0].status["packed"])
 
 
 def losses(model: st_llm2vec.LLM2Vec) -> tuple[float, torch.Tensor]:
@@ -246,7 +247,7 @@ def losses(model: st_llm2vec.LLM2Vec) -> tuple[float, torch.Tensor]:
 def test_training_sees_the_same_loss_and_gradients(folder: Path) -> None:
     one, other = (st_llm2vec.load(str(folder), device="cpu", packing=packing) for packing in (True, False))
     (loss, gradient), (expected_loss, expected) = losses(one), losses(other)
-    assert one[0].unpacked_because == ""
+    assert one[0].status["packed"]
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
 
@@ -290,7 +291,7 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
     assert whole.position_ids.tolist() == padded.position_ids.tolist() == [[0, 1, 2, 3]]
     assert whole.lengths == padded.lengths == [4]
     model = tiny_decoder("llama")
-    assert enable_packing(model) == ""
+    assert enable_packing(model)
     ids = torch.arange(3, 7)[None]
     with torch.inference_mode():
         alone = model(input_ids=ids)[0]

@@ -24,6 +24,7 @@ ORDER = [
     "architectures",
     "auditing",
     "bidirectional",
+    "equivalence",
     "packing",
     "tokenization",
     "prompts",

@@ -88,7 +88,7 @@ def doctor(model: SentenceTransformer) -> Report:
     model.eval()
     try:
         checks = [*map(_attention, audits), *_invariance(model), _reload(model), _span(model)]
-        rows = (*checks, *_settings(model), _batches(model), *_diagnostics(model))
+        rows = (*checks, *_settings(model), *_speed(model), *_diagnostics(model))
     finally:
         model.train(was_training)
     name = (getattr(model, "provenance", None) or {}).get("base_model") or model[0].model.config.model_type
@@ -178,9 +178,14 @@ def _settings(model: SentenceTransformer) -> Iterator[Row]:
     yield Row("prompts", ", ".join(f"{k}: {v!r}" for k, v in model.prompts.items() if v) or "none")
 
 
-def _batches(model: SentenceTransformer) -> Row:
-    because = getattr(model[0], "unpacked_because", "the stock module pads")  # known since texts were encoded above
-    return Row("batches", f"padded because {because}" if because else "packed", meaning="" if because else "no padding")
+def _speed(model: SentenceTransformer) -> Iterator[Row]:
+    status = getattr(model[0], "status", None)  # known since texts were encoded above
+    if status is None:
+        yield Row("packed", "no: the stock module pads")
+        return
+    for name, found in status.items():
+        moved = f"moves vectors by {found.move}; they move by {found.noise} themselves" if found.noise else ""
+        yield Row(name, str(found), meaning=moved)
 
 
 @torch.no_grad()

@@ -144,8 +144,9 @@ class Batcher:
 
     def _encode(self, batch: list[tuple[_Request, int]]) -> None:
         texts = [request.texts[i] for request, i in batch]
+        waiting = self.waiting_tokens + sum(len(text.input_ids) for text in texts)
         try:
-            vectors = run_batch(self.model, texts, self._place).float().cpu().numpy()
+            vectors = run_batch(self.model, texts, self._place, waiting=waiting).float().cpu().numpy()
         except Exception as error:  # of the model's own code: each caller learns of it, the server goes on
             for request, _ in batch:
                 if not request.done.done():
