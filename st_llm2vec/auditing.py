@@ -143,21 +143,30 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
             hooks.enter_context(layer.register_forward_pre_hook(partial(before, i), with_kwargs=True))
             hooks.enter_context(layer.register_forward_hook(partial(after, i)))
         # Only the layers are wanted: the backbone of a causal LM is enough and saves the vocabulary-sized head.
-        backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-        backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+        text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
     return seen
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The stack of decoder layers, whatever the architecture calls it."""
+    """The stack of layers of the text decoder, whatever the architecture calls it."""
     depth = text_config(model).num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return list(module)
+    lists = [
+        module
+        for module in text_decoder(model).modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if lists:  # beside the layers, some decoders keep a norm or a projection for each of them
+        return list(max(lists, key=lambda module: sum(p.numel() for p in module.parameters())))
     raise UnsupportedArchitectureError(
         f"model_type {model.config.model_type!r} has no list of {depth} layers, so its attention cannot be audited. "
         f"Supported: {', '.join(ARCHITECTURES)} (st_llm2vec.bidirectional.ARCHITECTURES)."
     )
+
+
+def text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The text decoder: of a multimodal model a part, of a causal LM all but the head, of others the model itself."""
+    found: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return found
 
 
 def text_config(model: PreTrainedModel) -> PretrainedConfig:

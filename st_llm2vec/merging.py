@@ -175,16 +175,20 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = copy.deepcopy(model)
-    for name, layer in list(merged.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            base = layer.get_base_layer()
-            with torch.no_grad():
-                for adapter in layer.active_adapters:
-                    if adapter in layer.lora_A:
-                        delta = layer.get_delta_weight(adapter).float()
-                        base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+    layers = {name: layer for name, layer in merged.named_modules() if isinstance(layer, BaseTunerLayer)}
+    dtypes: dict[nn.Parameter, torch.dtype] = {}
+    for layer in layers.values():
+        weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+        dtypes.setdefault(weight, weight.dtype)
+        weight.data = weight.data.float()  # peft gives experts' deltas in the dtype of their weights
+        for adapter in (name for name in layer.active_adapters if name in layer.lora_A):
+            weight.data += layer.get_delta_weight(adapter).detach().float()
+    for weight, dtype in dtypes.items():
+        weight.data = weight.data.to(dtype)
+    for name, layer in layers.items():
+        if name.removesuffix(".base_layer") not in layers or not name.endswith(".base_layer"):  # the outermost
             parent, _, attribute = name.rpartition(".")
-            setattr(merged.get_submodule(parent), attribute, base)
+            setattr(merged.get_submodule(parent), attribute, layer.get_base_layer())
     merged._hf_peft_config_loaded = False
     del merged.peft_config
     return merged

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -45,6 +46,17 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # An instruct tokenizer would make the stock module wrap every text in its chat template and forget the prompt's length.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keeps transformers' report on tensors that a model does not use, such as an encoder's language-model head."""
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_load_report)
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
@@ -163,16 +175,12 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         return self.text_template.to_dict()
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        # transformers fills weights that a file lacks with random numbers and warns; here that is an error, and the
-        # report about the unused language-model head is no news.
-        log = logging.getLogger("transformers.modeling_utils")
-        log.addFilter(_is_no_load_report)
+        # transformers fills weights that a file lacks with random numbers and warns; here that is an error.
         try:
-            model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
+            with no_load_report():
+                model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
         except (SafetensorError, RuntimeError) as error:
             raise InvalidCheckpointError(f"The weights in {model_name_or_path!r} cannot be read: {error}") from error
-        finally:
-            log.removeFilter(_is_no_load_report)
         if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys") or ())):
             raise InvalidCheckpointError(
                 f"The weights in {model_name_or_path!r} lack {len(wrong)} tensors of a {model.config.model_type} "

@@ -8,7 +8,6 @@ causal LM of the decoder is without its decoder is the head.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 from ..model import LLM2Vec
+from ..modules import no_load_report
 
 
 @dataclass
@@ -76,8 +76,17 @@ class LanguageModelHead(nn.Module):
     @property
     def weight(self) -> Tensor | None:
         """The output embeddings (vocabulary, hidden); None where they are tied to the input embeddings."""
-        found: Tensor | None = self.causal_lm.get_output_embeddings().weight
-        return found
+        shape = self._embeddings[0].weight.shape
+        return None if self.tied else [p for p in self.causal_lm.parameters() if p.shape == shape][-1]
+
+
+def language_model_head(model: LLM2Vec) -> Tensor | None:
+    """The decoder's output embeddings (vocabulary, hidden); None where they are tied to the input embeddings.
+
+    Raises:
+        As `LanguageModelHead`.
+    """
+    return LanguageModelHead(model).weight
 
 
 def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -91,7 +100,7 @@ def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrai
     head, source = _without_decoder(whole), decoder.name_or_path
     try:
         # Nothing but input embeddings and head is read; whether they are one tensor is transformers' own rule.
-        with quiet_load_report(), torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused below
+        with no_load_report(), torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused below
             causal_lm, info = head.from_pretrained(
                 source,
                 config=copy.deepcopy(decoder.config),
@@ -109,28 +118,22 @@ def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrai
     names = [name for name, _ in causal_lm.named_parameters(remove_duplicate=False) if name != path]
     tied = tuple(name for name in names if causal_lm.get_parameter(name) is embeddings)
     if weight is not None:
-        missing -= {_put_weight(causal_lm, weight, tied)}
-        tied = ()
-    if missing := sorted(missing.intersection(names) - set(tied)):
+        if weight.shape != embeddings.shape:
+            raise InvalidInputError(
+                f"head must be a matrix of shape (vocabulary, hidden) = {tuple(embeddings.shape)}, got "
+                f"{tuple(weight.shape)}."
+            )
+        output = [name for name in names if causal_lm.get_parameter(name).shape == embeddings.shape][-1]
+        _set(causal_lm, output, nn.Parameter(weight.detach().to(decoder.dtype)))
+        missing, tied = missing - {output}, ()
+    if lacking := sorted(missing.intersection(names) - set(tied)):
         raise InvalidCheckpointError(
-            f"{source!r} has no {missing[0]}, which MNTP predicts with. Start from the decoder that it was made from, "
-            "or give its output embeddings: MNTPLoss(model, head=weight)."
+            f"{source!r} has no {lacking[0]}, which MNTP predicts with. Start from the decoder that it was made from, "
+            "or give the output embeddings: MNTPLoss(model, head=weight)."
         )
     for name in (path, *tied):  # the encoder has them
         _set(causal_lm, name, None)
     return causal_lm, tied
-
-
-def _put_weight(causal_lm: PreTrainedModel, weight: Tensor, tied: Sequence[str]) -> str:
-    """Makes `weight` the output embeddings; their name."""
-    output = causal_lm.get_output_embeddings().weight
-    name = next(name for name, p in causal_lm.named_parameters(remove_duplicate=False) if p is output and name in tied)
-    if weight.shape != output.shape:
-        raise InvalidInputError(
-            f"head must be the output embeddings, of shape {tuple(output.shape)}, got {tuple(weight.shape)}."
-        )
-    _set(causal_lm, name, nn.Parameter(weight.detach().to(output.dtype)))
-    return name
 
 
 def _set(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
@@ -153,4 +156,5 @@ def _without_decoder(whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
         parent.add_module(path.rpartition(".")[2], embeddings)
         self.embeddings_path = path
 
-    return type(whole.__name__, (whole,), {"__init__": init})
+    # transformers finds by class and module what it renames while it reads (gpt_neox: `embed_out`).
+    return type(whole.__name__, (whole,), {"__init__": init, "__module__": whole.__module__})

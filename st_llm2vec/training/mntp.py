@@ -6,25 +6,22 @@ The token at position i is predicted from the hidden state at i - 1, not at i: a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import safe_open
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
-from ..errors import InvalidCheckpointError, InvalidInputError
+from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..templates import special_counts
+from .head import LanguageModelHead
 
 IGNORED = -100
 
@@ -144,9 +141,10 @@ class MNTPLoss(nn.Module):
     Only the masked positions go through the head, so its cost falls with `mlm_probability`.
 
     Args:
-        model: The encoder; its decoder's folder or hub cache is where an untied head is read from.
-        head: Weight of the language-model head (vocabulary, hidden); default: the decoder's own.
-        train_head: Let the head learn, too. The original does so by accident and throws it away (defect Q19).
+        model: The encoder; an untied head is read from the folder that its decoder was loaded from.
+        head: Output embeddings (vocabulary, hidden); default: the decoder's own.
+        train_head: Let the head learn, too. The original does so by accident and throws it away (defect Q19): it is in
+            no checkpoint, so a resumed run starts from the decoder's own again.
 
     Inputs: one text column masked by `MNTPDataCollator`; labels of the same shape.
     """
@@ -154,13 +152,7 @@ class MNTPLoss(nn.Module):
     def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.train_head = train_head
-        decoder = model[0].model
-        self.config = decoder.config.get_text_config(decoder=True)
-        # In a list, so that it does not count as a second copy of the model's parameters.
-        self._embeddings = [decoder.get_input_embeddings()]
-        weight = language_model_head(model) if head is None else head
-        self.head = None if weight is None else nn.Parameter(weight.to(decoder.device), requires_grad=train_head)
+        self.head = LanguageModelHead(model, head, trainable=train_head)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         (features,) = sentence_features
@@ -172,17 +164,12 @@ class MNTPLoss(nn.Module):
         return total / selected.sum().clamp_min(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token: (positions, hidden) -> (positions, vocabulary)."""
-        weight = self._embeddings[0].weight if self.head is None else self.head
-        logits = functional.linear(hidden, (weight if self.train_head else weight.detach()).to(hidden.dtype))
-        if cap := getattr(self.config, "final_logit_softcapping", None):  # gemma 2
-            logits = cap * torch.tanh(logits / cap)
-        divisor = getattr(self.config, "logits_scaling", None) or 1  # granite
-        factor = getattr(self.config, "logit_scale", None) or 1  # cohere
-        return logits / divisor * factor
+        """Scores of every token, the causal LM's own: (positions, hidden) -> (positions, vocabulary)."""
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"train_head": self.train_head}
+        return {"train_head": self.head.trainable}
 
     @property
     def citation(self) -> str:
@@ -190,28 +177,3 @@ class MNTPLoss(nn.Module):
             "@inproceedings{behnamghader2024llm2vec, title={LLM2Vec: Large Language Models Are Secretly Powerful Text "
             "Encoders}, author={BehnamGhader, Parishad and others}, booktitle={COLM}, year={2024}}"
         )
-
-
-def language_model_head(model: LLM2Vec) -> Tensor | None:
-    """The decoder's `lm_head.weight` (vocabulary, hidden); None where it is tied to the input embeddings.
-
-    Raises:
-        InvalidCheckpointError: The checkpoint has no head, for example because it was saved as an encoder.
-    """
-    decoder = model[0].model
-    if decoder.config.get_text_config(decoder=True).tie_word_embeddings:
-        return None
-    name = decoder.name_or_path
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    file = "model.safetensors"
-    if index is not None:
-        file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get("lm_head.weight")
-    if file:
-        with safe_open(cached_file(name, file), "pt") as tensors:
-            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a dict
-                head: Tensor = tensors.get_tensor("lm_head.weight")
-                return head
-    raise InvalidCheckpointError(
-        f"{name!r} has no lm_head.weight, which MNTP predicts with. Start from the decoder that it was made from, or "
-        "give the head: MNTPLoss(model, head=weight)."
-    )
