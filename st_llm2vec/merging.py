@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,20 +269,23 @@ def require_merged(model: PreTrainedModel, sample: Sample) -> None:
             )
 
 
-def require_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Compares an adapter that is kept beside the weights, as it lies in the model, with its file.
+def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Puts an adapter that is kept beside the weights back as its file has it: in the dtype that it was trained in.
+
+    transformers reads it in the dtype of the decoder, which rounds a float32 adapter of a bfloat16 decoder.
 
     Raises:
         InvalidCheckpointError: A tensor was not loaded, or is another one.
     """
-    loaded = model.get_adapter_state_dict()
+    loaded = {re.sub(r"(lora_\w+)\.\w+", r"\1", name): p for name, p in model.named_parameters() if "lora_" in name}
     with _opened(folder / "adapter_model.safetensors") as file:
         names = {name.removeprefix(_PEFT): name for name in file.keys()}  # noqa: SIM118 - no dict
         wrong = sorted(names.keys() ^ loaded.keys())
         for name in names.keys() & loaded.keys():
-            there = loaded[name].detach().cpu()
-            if not torch.equal(file.get_tensor(names[name]).to(there.dtype), there):
+            stored, there = file.get_tensor(names[name]), loaded[name]
+            if not torch.equal(stored.to(there.dtype), there.detach().cpu()):
                 wrong.append(name)
+            there.data = stored.to(there.device)
     if wrong:
         raise InvalidCheckpointError(
             f"The adapter in {folder} was not loaded as its file has it: {wrong[0]!r} and {len(wrong) - 1} more "

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import __version__
 from .checkpoints import read_settings, require_inside, require_saved_base
 from .encoding import encode_texts
-from .merging import published, require_adapter
+from .merging import published, restore_adapter
 from .modules import MODULE_CLASSES, POOLING_MODES, STOCK_CLASSES, LLM2VecTransformer
 from .saving import portable_copy, write_folder
 
@@ -40,7 +40,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             require_saved_base(folder)
         super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
-            require_adapter(self[0].model, folder)
+            restore_adapter(self[0].model, folder)
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
         if license_name := self.provenance.get("license"):
             self.model_card_data.license = license_name

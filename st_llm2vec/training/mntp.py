@@ -6,6 +6,7 @@ The token at position i is predicted from the hidden state at i - 1, not at i: a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -87,6 +88,8 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
         mlm_probability: Share of the candidates (all tokens but those the tokenizer added) that are predicted.
         all_mask: Replace all of them by the mask token; otherwise 80 % mask, 10 % any token, 10 % unchanged.
         mask_token: Default: the tokenizer's own, else `_`.
+        seed: What is masked follows from this and the batch alone: a resumed run, another number of workers and every
+            evaluation draw the same; a shuffled epoch has other batches, and masks them in another way.
 
     Inputs: rows with a text column, or the columns of `chunk_texts`.
     Returns: `text_input_ids`, `text_attention_mask` and `label`, int64 (n, length); label is -100 where nothing is
@@ -97,12 +100,13 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
     mlm_probability: float = 0.2
     all_mask: bool = False
     mask_token: str | None = None
+    seed: int = 42
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
             raise InvalidInputError("MNTPDataCollator needs tokenizer=model.tokenizer.")
         if not 0 < self.mlm_probability <= 1:
-            raise InvalidInputError(f"mlm_probability={self.mlm_probability} is no share. Give one in (0, 1].")
+            raise InvalidInputError(f"mlm_probability must be in (0, 1], got {self.mlm_probability!r}.")
         self.mask_token_id = mask_token_id(self.tokenizer, self.mask_token)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,15 +126,17 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
 
     def mask(self, ids: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """(masked ids, labels), both (n, length), for token ids and a mask of the positions never to be predicted."""
+        key = hashlib.blake2b(ids.numpy().tobytes() + str(self.seed).encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
         chance = torch.full(ids.shape, self.mlm_probability).masked_fill(excluded, 0.0)
-        selected = torch.bernoulli(chance).bool()
+        selected = torch.bernoulli(chance, generator=generator).bool()
         labels = ids.masked_fill(~selected, IGNORED)
         masked, ids = selected, ids.clone()
         if not self.all_mask:
-            kind = torch.rand(ids.shape)
+            kind = torch.rand(ids.shape, generator=generator)
             masked = selected & (kind < 0.8)
             random = selected & (kind >= 0.8) & (kind < 0.9)
-            ids[random] = torch.randint(len(self.tokenizer), ids.shape)[random]
+            ids[random] = torch.randint(len(self.tokenizer), ids.shape, generator=generator)[random]
         ids[masked] = self.mask_token_id
         return ids, labels
 
