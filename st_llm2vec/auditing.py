@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
-from .errors import UnsupportedArchitectureError
+from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 
 AUDIT_TOKENS = 8
 PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
@@ -123,6 +123,8 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
 
     def after(index: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple | list) else output
+        if not hidden[:, real].isfinite().all():
+            raise _not_finite(model, index)
         if gradients:
             # Not the plain sum: behind a layer norm it is a constant.
             weights = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
@@ -145,6 +147,18 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
         # Only the layers are wanted: the backbone of a causal LM is enough and saves the vocabulary-sized head.
         text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
     return seen
+
+
+def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | InvalidInputError:
+    """What to say where numbers are infinite or none at all, which no comparison can tell from causal attention."""
+    if damaged := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
+        return InvalidCheckpointError(f"{damaged!r} has numbers that are not finite: damaged weights. Download them again.")
+    dtype = str(model.dtype).removeprefix("torch.")
+    helps = "'bfloat16' or 'float32'" if dtype == "float16" else "'float32'"
+    return InvalidInputError(
+        f"The numbers that layer {layer} computes in {dtype} are not finite, so there is no telling what it attends to. "
+        f"dtype must be one that holds them, got {dtype!r}. Load it with dtype={helps}."
+    )
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

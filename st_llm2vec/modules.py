@@ -116,6 +116,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "Set one: processor_kwargs={'pad_token': '...'}."
                 )
             tokenizer.pad_token = tokenizer.eos_token
+        self._keep_within_the_table(model_name_or_path)
         self.attention = attention
 
     @property
@@ -201,6 +202,21 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         stored.model_max_length = rebuilt.model_max_length
         self.processor = stored
 
+    def _keep_within_the_table(self, name: str) -> None:
+        """A tokenizer may have tokens that the decoder has no embedding for; what we add to texts is not of them."""
+        tokenizer = self.tokenizer
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        tokenizer.embedded = min(rows, len(tokenizer))  # training draws its random tokens below
+        if odd := [i for i in tokenizer("")["input_ids"] if i >= rows]:
+            raise InvalidCheckpointError(
+                f"The tokenizer of {name!r} adds token {odd[0]} ({tokenizer.convert_ids_to_tokens(odd[0])!r}) to every "
+                f"text, and the decoder has {rows} embeddings: this is the tokenizer of another decoder."
+            )
+        if tokenizer.pad_token_id >= rows:  # what stands there is masked, but it is looked up
+            others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
+            within = next(i for i in others if i is not None and i < rows)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(within)
+
     def preprocess(
         self,
         inputs: Sequence[Any],
@@ -252,6 +268,11 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         attention_mask = position < lengths[:, None]  # (n, length)
         ids = torch.full(attention_mask.shape, self.tokenizer.pad_token_id)
         ids[attention_mask] = torch.tensor(list(chain.from_iterable(row.input_ids for row in rows)))
+        if (highest := int(ids.max())) >= (known := self.model.get_input_embeddings().weight.shape[0]):
+            raise InvalidInputError(
+                f"A text has token {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}), and the decoder has "
+                f"{known} embeddings. Leave the token out, or load the tokenizer that belongs to the decoder."
+            )
         # An empty span (an empty text after a prompt) falls back to all tokens; the original pools the padding (Q3).
         start = torch.where(pooled > 0, lengths - pooled, 0)
         pooling_mask = attention_mask & (position >= start[:, None])

@@ -33,6 +33,7 @@ class _States(ModelOutput):
     cross_attentions: Any = None
     router_logits: Any = None
     shared_kv_states: Any = None
+    image_hidden_states: Any = None
 
 
 class _GivenStates(nn.Module):
@@ -91,26 +92,28 @@ def language_model_head(model: LLM2Vec) -> Tensor | None:
 
 def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The decoder's causal LM without the decoder, and the names of its tensors that are the input embeddings."""
-    whole = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(decoder.config), None)
-    if whole is None:
+    # Of a multimodal decoder, the text decoder's.
+    configs = (decoder.config.get_text_config(decoder=True), decoder.config)
+    config = next((config for config in configs if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING), None)
+    if config is None:
         raise UnsupportedArchitectureError(
             f"model_type {decoder.config.model_type!r} has no causal LM in transformers, so MNTP has no head to predict "
             "with. Train with pairs instead (supervised)."
         )
-    head, source = _without_decoder(whole), decoder.name_or_path
+    head, source = _without_decoder(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]), decoder.name_or_path
     try:
         # Nothing but input embeddings and head is read; whether they are one tensor is transformers' own rule.
         with no_load_report(), torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused below
             causal_lm, info = head.from_pretrained(
                 source,
-                config=copy.deepcopy(decoder.config),
+                config=copy.deepcopy(config),
                 dtype=decoder.dtype,
                 use_safetensors=True,
                 output_loading_info=True,
             )
         missing = set(info["missing_keys"])
     except OSError:  # stages merged in memory lie in no folder
-        causal_lm = head(decoder.config)
+        causal_lm = head(config)
         causal_lm.tie_weights()
         missing = {name for name, _ in causal_lm.named_parameters()}
     path = f"{causal_lm.embeddings_path}.weight"

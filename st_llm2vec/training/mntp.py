@@ -107,7 +107,13 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
             raise InvalidInputError("MNTPDataCollator needs tokenizer=model.tokenizer.")
         if not 0 < self.mlm_probability <= 1:
             raise InvalidInputError(f"mlm_probability must be in (0, 1], got {self.mlm_probability!r}.")
+        self.n_tokens = getattr(self.tokenizer, "embedded", len(self.tokenizer))
         self.mask_token_id = mask_token_id(self.tokenizer, self.mask_token)
+        if self.mask_token_id >= self.n_tokens:
+            raise InvalidInputError(
+                f"mask_token must be one of the {self.n_tokens} tokens that the decoder has embeddings for, got number "
+                f"{self.mask_token_id}. Give another, for example mask_token={self.tokenizer.eos_token!r}."
+            )
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "input_ids" in features[0]:
@@ -136,7 +142,7 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
             kind = torch.rand(ids.shape, generator=generator)
             masked = selected & (kind < 0.8)
             random = selected & (kind >= 0.8) & (kind < 0.9)
-            ids[random] = torch.randint(len(self.tokenizer), ids.shape, generator=generator)[random]
+            ids[random] = torch.randint(self.n_tokens, ids.shape, generator=generator)[random]
         ids[masked] = self.mask_token_id
         return ids, labels
 
