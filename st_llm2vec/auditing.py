@@ -151,9 +151,10 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
 
 def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | InvalidInputError:
     """What to say where numbers are infinite or none at all, which no comparison can tell from causal attention."""
-    if damaged := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
-        return InvalidCheckpointError(f"{damaged!r} has numbers that are not finite: damaged weights. Download them again.")
     dtype = str(model.dtype).removeprefix("torch.")
+    for name, weight in model.named_parameters():
+        if weight.isnan().any() or (dtype != "float16" and weight.isinf().any()):
+            return InvalidCheckpointError(f"{name!r} has numbers that are not finite: damaged weights. Download them again.")
     helps = "'bfloat16' or 'float32'" if dtype == "float16" else "'float32'"
     return InvalidInputError(
         f"The numbers that layer {layer} computes in {dtype} are not finite, so there is no telling what it attends to. "
