@@ -154,7 +154,9 @@ def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | 
     dtype = str(model.dtype).removeprefix("torch.")
     for name, weight in model.named_parameters():
         if weight.isnan().any() or (dtype != "float16" and weight.isinf().any()):
-            return InvalidCheckpointError(f"{name!r} has numbers that are not finite: damaged weights. Download them again.")
+            return InvalidCheckpointError(
+                f"{name!r} has numbers that are not finite: damaged weights. Download them again."
+            )
     helps = "'bfloat16' or 'float32'" if dtype == "float16" else "'float32'"
     return InvalidInputError(
         f"The numbers that layer {layer} computes in {dtype} are not finite, so there is no telling what it attends to. "
@@ -165,13 +167,10 @@ def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The stack of layers of the text decoder, whatever the architecture calls it."""
     depth = text_config(model).num_hidden_layers
-    lists = [
-        module
-        for module in text_decoder(model).modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
+    lists = [part for part in text_decoder(model).modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
     if lists:  # beside the layers, some decoders keep a norm or a projection for each of them
-        return list(max(lists, key=lambda module: sum(p.numel() for p in module.parameters())))
+        largest: nn.ModuleList = max(lists, key=lambda part: sum(p.numel() for p in part.parameters()))
+        return list(largest)
     raise UnsupportedArchitectureError(
         f"model_type {model.config.model_type!r} has no list of {depth} layers, so its attention cannot be audited. "
         f"Supported: {', '.join(ARCHITECTURES)} (st_llm2vec.bidirectional.ARCHITECTURES)."

@@ -134,7 +134,9 @@ def special_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
         for before in range(len(ids) - len(plain) + 1) if plain else ():
             if ids[before : before + len(plain)] == plain:
                 return before, len(ids) - len(plain) - before
-    raise InvalidInputError("The tokenizer gives no token of its own vocabulary for any text. Give the right tokenizer.")
+    raise InvalidInputError(
+        "The tokenizer gives no token of its own vocabulary for any text. Give the right tokenizer."
+    )
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

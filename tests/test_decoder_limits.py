@@ -100,7 +100,9 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_stays_within_them(tmp_path
 @pytest.mark.parametrize("unknown", [None, "<unk>"])
 def test_an_alphabet_without_an_a_works(unknown: str | None, tmp_path: Path) -> None:
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", "_", *"ACGT"])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")) if unknown else Tokenizer(models.BPE(vocabulary, []))
+    inner = (
+        Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")) if unknown else Tokenizer(models.BPE(vocabulary, []))
+    )
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     names = {"pad_token": "<pad>", "eos_token": "<eos>"} | ({"unk_token": unknown} if unknown else {})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names)
@@ -110,6 +112,9 @@ def test_an_alphabet_without_an_a_works(unknown: str | None, tmp_path: Path) -> 
     vectors = model.encode(["ACGT", "TTTTGA"])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
     model.save_pretrained(str(tmp_path / "encoder"))
-    assert np.abs(st_llm2vec.load(str(tmp_path / "encoder"), device="cpu").encode(["ACGT", "TTTTGA"]) - vectors).max() <= 1e-5
+    assert (
+        np.abs(st_llm2vec.load(str(tmp_path / "encoder"), device="cpu").encode(["ACGT", "TTTTGA"]) - vectors).max()
+        <= 1e-5
+    )
     batch = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer)([{"text": "ACGT" * 9}] * 4)
     assert batch["text_input_ids"].shape == (4, 36)

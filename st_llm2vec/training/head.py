@@ -23,7 +23,7 @@ from ..modules import no_load_report
 
 
 @dataclass
-class _States(ModelOutput):
+class _States(ModelOutput):  # type: ignore[misc]
     """What a causal LM may ask its decoder's output for."""
 
     last_hidden_state: Tensor | None = None

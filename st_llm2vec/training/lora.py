@@ -62,8 +62,8 @@ def lora_targets(decoder: PreTrainedModel, names: Sequence[str] | None = None) -
     else:
         for name in names:
             if not any(_ends_with(path, name) for path in (*linear, *experts)):
-                ends = sorted({path.rpartition(".")[2] for path in (*linear, *experts)})
-                raise InvalidInputError(f"target_modules must be of {ends} for this decoder, got {name!r}.")
+                known = sorted({path.rpartition(".")[2] for path in (*linear, *experts)})
+                raise InvalidInputError(f"target_modules must be of {known} for this decoder, got {name!r}.")
         linear = [path for path in linear if _ends_with(path, *names)]
         experts = [path for path in experts if _ends_with(path, *names)]
     if experts:
@@ -135,7 +135,9 @@ def add_lora(
             f"their own to drop), got {dropout!r}."
         )
     if not any(targets):
-        raise InvalidInputError(f"model_type {decoder.config.model_type!r} has no linear layer to adapt. Train in full.")
+        raise InvalidInputError(
+            f"model_type {decoder.config.model_type!r} has no linear layer to adapt. Train in full."
+        )
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
