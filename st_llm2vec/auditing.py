@@ -159,7 +159,7 @@ def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | 
             )
     helps = "'bfloat16' or 'float32'" if dtype == "float16" else "'float32'"
     return InvalidInputError(
-        f"The numbers that layer {layer} computes in {dtype} are not finite, so there is no telling what it attends to. "
+        f"The numbers that layer {layer} computes in {dtype} are not finite, and do not tell what it attends to. "
         f"dtype must be one that holds them, got {dtype!r}. Load it with dtype={helps}."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,26 @@ from st_llm2vec.architectures import ARCHITECTURES
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.templates import Template
 from st_llm2vec.tokenization import tokenize
-from st_llm2vec.training import MNTPDataCollator, MNTPLoss, add_lora, chunk_texts, merge_lora
+from st_llm2vec.training import (
+    MNTPDataCollator,
+    MNTPLoss,
+    add_lora,
+    attention_dropout,
+    chunk_texts,
+    merge_lora,
+)
 
 TEXTS = ["the quick brown fox", "seven wizards compress files and search"]
 IDS = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
 def decoder_with_biases(folder: Path, model_type: str) -> Path:
-    """A decoder's folder in which nothing has its first value: biases of zero and scales of one hide what is left out."""
+    """A decoder's folder in which nothing has its first value: a bias of zero would hide that it is left out."""
     model = AutoModelForCausalLM.from_pretrained(save_decoder(folder, model_type))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
     return folder
 
@@ -181,3 +189,35 @@ def test_another_head_can_be_given_and_a_wrong_one_cannot(decoder: Path) -> None
     assert torch.allclose(MNTPLoss(model, head=head).logits(hidden), hidden @ head.T, atol=1e-5)
     with pytest.raises(InvalidInputError, match=r"\(300, 32\), got \(32, 300\)"):
         MNTPLoss(model, head=head.T)
+
+
+def test_the_card_says_what_was_adapted(decoder: Path, tmp_path: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    add_lora(model, "mntp", r=4, target_modules=["q_proj", "v_proj"])
+    trained(model)
+    model.save_pretrained(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| mntp | 4 | 8 | q_proj, v_proj |" in card
+
+
+def test_simcse_drops_in_both_places_anew_in_each_pass_and_saves_nothing_of_it(decoder: Path, tmp_path: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    add_lora(model, "simcse", r=4, dropout=0.5)
+    features = model.preprocess(TEXTS)
+
+    def moved() -> float:
+        first, second = (model(dict(features))["sentence_embedding"].detach() for _ in range(2))
+        return float((first - second).abs().max())
+
+    assert model.train() and moved() == 0  # B is zero: LoRA's dropout has nothing to drop yet
+    with attention_dropout(model, 0.3):
+        assert moved() > 1e-4
+    trained(model)
+    assert moved() > 1e-4  # LoRA's own
+    assert model.eval() and moved() == 0
+    with attention_dropout(model, 0.3):
+        model.save_pretrained(str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["attention_dropout"] == 0
+    reopened = st_llm2vec.load(str(tmp_path), device="cpu").train()
+    first, second = (reopened(dict(features))["sentence_embedding"].detach() for _ in range(2))
+    assert torch.equal(first, second)

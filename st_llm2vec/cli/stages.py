@@ -70,7 +70,7 @@ class Settings:
     seed: int
 
     def must_stay(self) -> dict[str, Any]:
-        """What a resumed run cannot change: the saved weights' shape and meaning, and what is drawn and in which order."""
+        """What a resumed run cannot change: the saved weights' shape and meaning, what is drawn, in which order."""
         fixed = ("stage", "model", "full", "lora_r", "batch_size", "max_seq_length", "dtype", "seed")
         return {key: value for key, value in asdict(self).items() if key in fixed}
 
@@ -199,13 +199,18 @@ def last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that was written to its end: the trainer's state is the last file of each."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in reversed(found):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            note(f"{path} was not written to its end and is left out.")
-        else:
+        if _is_json(path / TRAINER_STATE_NAME):
             return str(path)
+        note(f"{path} was not written to its end and is left out.")
     return None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _prompts(settings: Settings) -> dict[str, str]:

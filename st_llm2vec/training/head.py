@@ -97,8 +97,8 @@ def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrai
     config = next((config for config in configs if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING), None)
     if config is None:
         raise UnsupportedArchitectureError(
-            f"model_type {decoder.config.model_type!r} has no causal LM in transformers, so MNTP has no head to predict "
-            "with. Train with pairs instead (supervised)."
+            f"model_type {decoder.config.model_type!r} has no causal LM in transformers, so MNTP has no head to "
+            "predict with. Train with pairs instead (supervised)."
         )
     head, source = _without_decoder(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]), decoder.name_or_path
     try:
@@ -149,7 +149,6 @@ def _without_decoder(whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, *args, **kwargs)  # on the meta device where transformers loads it
-        backbone = next(name for name, child in self.named_children() if isinstance(child, PreTrainedModel))
         embeddings = self.get_input_embeddings()
         path = next(name for name, module in self.named_modules() if module is embeddings)
         parent = self
