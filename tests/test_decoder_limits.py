@@ -24,7 +24,13 @@ from st_llm2vec.training.lora import lora_targets
 def multimodal() -> torch.nn.Module:
     """Gemma 3 with a vision tower as deep as its decoder."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, **sizes}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "image_size": 28,
+        "patch_size": 14,
+        **sizes,
+        "intermediate_size": 960,
+    }
     text = tiny_config("gemma3_text").to_dict()
     config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
     torch.manual_seed(0)
