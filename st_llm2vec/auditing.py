@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
-from .errors import UnsupportedArchitectureError
+from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 
 AUDIT_TOKENS = 8
 PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
@@ -125,6 +125,8 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
 
     def after(index: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple | list) else output
+        if not hidden[:, real].isfinite().all():
+            raise _not_finite(model, index)
         if gradients:
             # Not the plain sum: behind a layer norm it is a constant.
             weights = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
@@ -145,21 +147,42 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
             hooks.enter_context(layer.register_forward_pre_hook(partial(before, i), with_kwargs=True))
             hooks.enter_context(layer.register_forward_hook(partial(after, i)))
         # Only the layers are wanted: the backbone of a causal LM is enough and saves the vocabulary-sized head.
-        backbone = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-        backbone(input_ids=ids, attention_mask=mask, use_cache=False)
+        text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False)
     return seen
 
 
+def _not_finite(model: PreTrainedModel, layer: int) -> InvalidCheckpointError | InvalidInputError:
+    """What to say where numbers are infinite or none at all, which no comparison can tell from causal attention."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    for name, weight in model.named_parameters():
+        if weight.isnan().any() or (dtype != "float16" and weight.isinf().any()):
+            return InvalidCheckpointError(
+                f"{name!r} has numbers that are not finite: damaged weights. Download them again."
+            )
+    helps = "'bfloat16' or 'float32'" if dtype == "float16" else "'float32'"
+    return InvalidInputError(
+        f"The numbers that layer {layer} computes in {dtype} are not finite, and do not tell what it attends to. "
+        f"dtype must be one that holds them, got {dtype!r}. Load it with dtype={helps}."
+    )
+
+
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The stack of decoder layers, whatever the architecture calls it."""
+    """The stack of layers of the text decoder, whatever the architecture calls it."""
     depth = text_config(model).num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return list(module)
+    lists = [part for part in text_decoder(model).modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+    if lists:  # beside the layers, some decoders keep a norm or a projection for each of them
+        largest: nn.ModuleList = max(lists, key=lambda part: sum(p.numel() for p in part.parameters()))
+        return list(largest)
     raise UnsupportedArchitectureError(
         f"model_type {model.config.model_type!r} has no list of {depth} layers, so its attention cannot be audited. "
         f"Supported: {', '.join(ARCHITECTURES)} (st_llm2vec.bidirectional.ARCHITECTURES)."
     )
+
+
+def text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The text decoder: of a multimodal model a part, of a causal LM all but the head, of others the model itself."""
+    found: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return found
 
 
 def text_config(model: PreTrainedModel) -> PretrainedConfig:

@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -175,16 +176,20 @@ def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = copy.deepcopy(model)
-    for name, layer in list(merged.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            base = layer.get_base_layer()
-            with torch.no_grad():
-                for adapter in layer.active_adapters:
-                    if adapter in layer.lora_A:
-                        delta = layer.get_delta_weight(adapter).float()
-                        base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+    layers = {name: layer for name, layer in merged.named_modules() if isinstance(layer, BaseTunerLayer)}
+    dtypes: dict[nn.Parameter, torch.dtype] = {}
+    for layer in layers.values():
+        weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+        dtypes.setdefault(weight, weight.dtype)
+        weight.data = weight.data.float()  # peft gives experts' deltas in the dtype of their weights
+        for adapter in (name for name in layer.active_adapters if name in layer.lora_A):
+            weight.data += layer.get_delta_weight(adapter).detach().float()
+    for weight, dtype in dtypes.items():
+        weight.data = weight.data.to(dtype)
+    for name, layer in layers.items():
+        if name.removesuffix(".base_layer") not in layers or not name.endswith(".base_layer"):  # the outermost
             parent, _, attribute = name.rpartition(".")
-            setattr(merged.get_submodule(parent), attribute, base)
+            setattr(merged.get_submodule(parent), attribute, layer.get_base_layer())
     merged._hf_peft_config_loaded = False
     del merged.peft_config
     return merged
@@ -264,20 +269,23 @@ def require_merged(model: PreTrainedModel, sample: Sample) -> None:
             )
 
 
-def require_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Compares an adapter that is kept beside the weights, as it lies in the model, with its file.
+def restore_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Puts an adapter that is kept beside the weights back as its file has it: in the dtype that it was trained in.
+
+    transformers reads it in the dtype of the decoder, which rounds a float32 adapter of a bfloat16 decoder.
 
     Raises:
         InvalidCheckpointError: A tensor was not loaded, or is another one.
     """
-    loaded = model.get_adapter_state_dict()
+    loaded = {re.sub(r"(lora_\w+)\.\w+", r"\1", name): p for name, p in model.named_parameters() if "lora_" in name}
     with _opened(folder / "adapter_model.safetensors") as file:
         names = {name.removeprefix(_PEFT): name for name in file.keys()}  # noqa: SIM118 - no dict
         wrong = sorted(names.keys() ^ loaded.keys())
         for name in names.keys() & loaded.keys():
-            there = loaded[name].detach().cpu()
-            if not torch.equal(file.get_tensor(names[name]).to(there.dtype), there):
+            stored, there = file.get_tensor(names[name]), loaded[name]
+            if not torch.equal(stored.to(there.dtype), there.detach().cpu()):
                 wrong.append(name)
+            there.data = stored.to(there.device)
     if wrong:
         raise InvalidCheckpointError(
             f"The adapter in {folder} was not loaded as its file has it: {wrong[0]!r} and {len(wrong) - 1} more "

@@ -20,7 +20,7 @@ from . import __version__
 from .checkpoints import read_settings, require_inside, require_saved_base
 from .encoding import encode_texts
 from .hosts import require_hooks
-from .merging import published, require_adapter
+from .merging import published, restore_adapter
 from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecPooling, LLM2VecTransformer
 from .saving import portable_copy, write_folder
 from .settings import OUR_POOLING_MODES, EncoderSettings
@@ -46,7 +46,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             require_saved_base(folder)
         super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
-            require_adapter(self[0].model, folder)
+            restore_adapter(self[0].model, folder)
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
         if license_name := self.provenance.get("license"):
             self.model_card_data.license = license_name

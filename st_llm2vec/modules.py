@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -44,6 +45,17 @@ PREPACK_TOKENS = 8192
 CHECKED_TOKENS = 512  # fewer do not pay for a look at every layer
 # What makes encoding fast without changing vectors; `LLM2VecTransformer.status` says of each whether it is on.
 MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keeps transformers' report on tensors that a model does not use, such as an encoder's language-model head."""
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_load_report)
 
 
 def _is_no_load_report(record: logging.LogRecord) -> bool:
@@ -105,6 +117,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "Set one: processor_kwargs={'pad_token': '...'}."
                 )
             tokenizer.pad_token = tokenizer.eos_token
+        self._keep_within_the_table(model_name_or_path)
         if attention is not None:
             self.attention = attention
 
@@ -201,16 +214,12 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.scores_span = True
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        # transformers fills weights that a file lacks with random numbers and warns; here that is an error, and the
-        # report about the unused language-model head is no news.
-        log = logging.getLogger("transformers.modeling_utils")
-        log.addFilter(_is_no_load_report)
+        # transformers fills weights that a file lacks with random numbers and warns; here that is an error.
         try:
-            model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
+            with no_load_report():
+                model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
         except (SafetensorError, RuntimeError) as error:
             raise InvalidCheckpointError(f"The weights in {model_name_or_path!r} cannot be read: {error}") from error
-        finally:
-            log.removeFilter(_is_no_load_report)
         if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys") or ())):
             raise InvalidCheckpointError(
                 f"The weights in {model_name_or_path!r} lack {len(wrong)} tensors of a {model.config.model_type} "
@@ -230,6 +239,21 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             return  # no tokenizer.json: a SentencePiece model only, which the class above has read
         stored.model_max_length = rebuilt.model_max_length
         self.processor = stored
+
+    def _keep_within_the_table(self, name: str) -> None:
+        """A tokenizer may have tokens that the decoder has no embedding for; what we add to texts is not of them."""
+        tokenizer = self.tokenizer
+        rows: int = self.model.get_input_embeddings().weight.shape[0]
+        tokenizer.embedded = min(rows, len(tokenizer))  # training draws its random tokens below
+        if odd := [i for i in tokenizer("")["input_ids"] if i >= rows]:
+            raise InvalidCheckpointError(
+                f"The tokenizer of {name!r} adds token {odd[0]} ({tokenizer.convert_ids_to_tokens(odd[0])!r}) to every "
+                f"text, and the decoder has {rows} embeddings: this is the tokenizer of another decoder."
+            )
+        if tokenizer.pad_token_id >= rows:  # what stands there is masked, but it is looked up
+            others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
+            within = next(i for i in others if i is not None and i < rows)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(within)
 
     def preprocess(
         self,
@@ -337,6 +361,11 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         attention_mask = position < lengths[:, None]  # (n, length)
         ids = torch.full(attention_mask.shape, self.tokenizer.pad_token_id)
         ids[attention_mask] = torch.tensor(list(chain.from_iterable(row.input_ids for row in rows)))
+        if (highest := int(ids.max())) >= (known := self.model.get_input_embeddings().weight.shape[0]):
+            raise InvalidInputError(
+                f"A text has token {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}), and the decoder has "
+                f"{known} embeddings. Leave the token out, or load the tokenizer that belongs to the decoder."
+            )
         # An empty span (an empty text after a prompt) falls back to all tokens; the original pools the padding (Q3).
         start = torch.where(pooled > 0, lengths - pooled, 0)
         pooling_mask = attention_mask & (position >= start[:, None])

@@ -34,10 +34,21 @@ def write_folder(
     if not with_weights:  # they are there already
         saved[0].model = _ConfigOnly(model[0].model)
     SentenceTransformer.save(saved, str(folder), *args, **kwargs)
+    if (card := folder / "README.md").is_file() and model.provenance.get("lora"):
+        card.write_text(card.read_text(encoding="utf-8") + _adapted(model), encoding="utf-8")
     settings = {"format": 1, **model.settings(), "provenance": model.provenance}
     if audit := model[0].audit:
         settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _adapted(model: LLM2Vec) -> str:
+    """The model card's section on what each stage trained."""
+    head = "\n## LoRA\n\n| stage | r | alpha | adapted |\n| --- | --- | --- | --- |\n"
+    rows = (
+        [stage["stage"], stage["r"], stage["alpha"], ", ".join(stage["targets"])] for stage in model.provenance["lora"]
+    )
+    return head + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def portable_copy(model: LLM2Vec) -> LLM2Vec:

@@ -6,7 +6,9 @@ Sections named here are those of the parity kit's README (semantics of the origi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
@@ -174,6 +176,19 @@ def with_eos(
 
 def special_counts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """How many tokens the tokenizer itself puts before (BOS) and after (EOS) a text."""
-    ids = tokenizer("a", add_special_tokens=True, return_special_tokens_mask=True)
-    text = [i for i, special in enumerate(ids["special_tokens_mask"]) if not special]
-    return text[0], len(ids["input_ids"]) - 1 - text[-1]
+    for text in chain("a", _words(tokenizer)):  # not every alphabet has an "a": DNA, proteins
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=True)["input_ids"]
+        for before in range(len(ids) - len(plain) + 1) if plain else ():
+            if ids[before : before + len(plain)] == plain:
+                return before, len(ids) - len(plain) - before
+    raise InvalidInputError(
+        "The tokenizer gives no token of its own vocabulary for any text. Give the right tokenizer."
+    )
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What the tokenizer's ordinary tokens stand for, in the order of their ids."""
+    special = set(tokenizer.all_special_ids)
+    for token_id in sorted(set(tokenizer.get_vocab().values()) - special):
+        yield tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(token_id)])

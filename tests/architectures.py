@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from st_llm2vec.bidirectional import ARCHITECTURES, REFUSED, audit, enable_bidirectional_attention
 from st_llm2vec.errors import StillCausalError, UnsupportedArchitectureError
+from st_llm2vec.training.lora import lora_targets
 
 KERNELS = ("sdpa", "eager", "flex_attention")
 INTRO = """\
@@ -87,6 +88,12 @@ def causal_layers(model_type: str) -> str:
     raise AssertionError(f"{model_type} opens, so it should not be in REFUSED")
 
 
+def lora_row(model_type: str) -> str:
+    """What `add_lora` adapts: linear layers, and experts that are one parameter."""
+    targets = lora_targets(tiny_decoder(model_type, None))
+    return f"| {model_type} | {' '.join(targets.modules)} | {' '.join(targets.parameters) or '-'} |"
+
+
 def rows() -> Iterator[str]:
     """The rows of the table; `table_row` has the cells that the table of the package claims."""
     for model_type, row in ARCHITECTURES.items():
@@ -100,9 +107,20 @@ def table_row(model_type: str) -> str:
     return f"| {model_type} | {' | '.join(cells)} |"
 
 
+LORA = """
+## What LoRA adapts
+
+`add_lora(model, stage)` adapts the seven projections of a Llama-like layer where all seven are there, as the original
+package does, else every linear layer but routers; and experts, which are one parameter a layer (`dropout` is 0 there).
+`target_modules=[...]` chooses others.
+
+| model_type | linear layers | parameters |
+| --- | --- | --- |"""
+
 if __name__ == "__main__":
     with uncompiled_flex():
         print(INTRO, *rows(), sep="\n")
         print(REFUSALS)
         for name, reason in REFUSED.items():
             print(f"| {name} | {causal_layers(name)} | {reason} |")
+        print(LORA, *map(lora_row, ARCHITECTURES), sep="\n")

@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import st_llm2vec
 from st_llm2vec.bidirectional import audit
 from st_llm2vec.errors import InvalidCheckpointError
-from st_llm2vec.merging import require_adapter
+from st_llm2vec.merging import restore_adapter
 from st_llm2vec.training import add_lora
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 20]
@@ -83,11 +83,11 @@ def test_an_adapter_that_was_not_loaded_as_stored_is_refused(bos_decoder: Path, 
 def test_every_value_of_an_adapter_is_compared(bos_decoder: Path, tmp_path: Path) -> None:
     model = trained(str(bos_decoder))
     model.save_pretrained(str(tmp_path / "adapter"), merge=False)
-    require_adapter(model[0].model, tmp_path / "adapter")
+    restore_adapter(model[0].model, tmp_path / "adapter")
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "lora_A" in name)[0, 0] += 1e-6
     with pytest.raises(InvalidCheckpointError, match="and 0 more tensors are missing or differ"):
-        require_adapter(model[0].model, tmp_path / "adapter")
+        restore_adapter(model[0].model, tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file in llama-mntp-merged")  # peft looks for the base's

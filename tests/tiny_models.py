@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": _EXPERTS | _LATENT,
-    "deepseek_v3": _EXPERTS | _LATENT,
+    "deepseek_v3": _EXPERTS | _LATENT | {"first_k_dense_replace": 1},
     "falcon": {"head_dim": None},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
     "gemma4_text": {

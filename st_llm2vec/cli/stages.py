@@ -23,7 +23,8 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from torch import nn
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
@@ -69,8 +70,9 @@ class Settings:
     seed: int
 
     def must_stay(self) -> dict[str, Any]:
-        """What a resumed run cannot change: the shape and the meaning of the saved weights."""
-        return {key: value for key, value in asdict(self).items() if key in ("stage", "model", "full", "lora_r")}
+        """What a resumed run cannot change: the saved weights' shape and meaning, what is drawn, in which order."""
+        fixed = ("stage", "model", "full", "lora_r", "batch_size", "max_seq_length", "dtype", "seed")
+        return {key: value for key, value in asdict(self).items() if key in fixed}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Stage:
     preset: Mapping[str, Any]
     dataset: Callable[[LLM2Vec, Rows, tuple[str, ...]], Dataset]
     loss: Callable[[LLM2Vec, int | None], nn.Module]
-    collator: Callable[[LLM2Vec], Any] = lambda model: None
+    collator: Callable[[LLM2Vec, int], Any] = lambda model, seed: None
     dropout: Callable[[LLM2Vec], AbstractContextManager[None]] = lambda model: nullcontext()
     batch_sampler: BatchSamplers = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
 
@@ -128,7 +130,7 @@ STAGES: dict[str, Stage] = {
         preset=mntp.PRESET,
         dataset=_chunks,
         loss=lambda model, mini_batch_size: MNTPLoss(model),
-        collator=lambda model: MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer),
+        collator=lambda model, seed: MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, seed=seed),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
     ),
     "simcse": Stage(
@@ -153,13 +155,13 @@ def run(settings: Settings, texts: Path, eval_file: Path | None, output: Path, *
     dataset = stage.dataset(model, rows, settings.columns)
     evaluation = _evaluation(stage, model, settings, eval_rows) if eval_rows else {}
     if not settings.full:
-        add_lora(model, settings.stage, r=settings.lora_r)
+        add_lora(model, settings.stage, r=settings.lora_r, seed=settings.seed)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=_arguments(stage, settings, dataset, checkpoints, evaluates=bool(evaluation)),
         train_dataset=dataset,
         loss=stage.loss(model, settings.mini_batch_size),
-        data_collator=stage.collator(model),
+        data_collator=stage.collator(model, settings.seed),
         **evaluation,
     )
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -188,9 +190,27 @@ def _last_checkpoint(settings: Settings, output: Path, checkpoints: Path, resume
             raise InvalidInputError(
                 f"The run in {output} has {key}={before[key]!r}, not {value!r}. Resume it as it began."
             )
-    last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     note(f"Resuming from {last}." if last else f"{checkpoints} has no checkpoint yet; starting.")
     return last
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end: the trainer's state is the last file of each."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        if _is_json(path / TRAINER_STATE_NAME):
+            return str(path)
+        note(f"{path} was not written to its end and is left out.")
+    return None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _prompts(settings: Settings) -> dict[str, str]:

@@ -3,6 +3,7 @@
 mntp.py         step 2: masked next-token prediction
 simcse.py       step 3, without labels: the same text twice under dropout
 supervised.py   step 3, with pairs or triplets: in-batch and hard negatives
+head.py         the causal LM's head, which MNTP predicts with
 lora.py         which weights train: LoRA, stage by stage; or all of them
 """
 
@@ -18,8 +19,9 @@ if find_spec("datasets") is None or find_spec("accelerate") is None:
     )
 
 from . import mntp, simcse, supervised
+from .head import language_model_head
 from .lora import add_lora, merge_lora
-from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts, language_model_head
+from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .simcse import attention_dropout, simcse_pairs
 
 __all__ = [

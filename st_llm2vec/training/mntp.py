@@ -6,25 +6,23 @@ The token at position i is predicted from the hidden state at i - 1, not at i: a
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import safe_open
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
-from ..errors import InvalidCheckpointError, InvalidInputError
+from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..templates import special_counts
+from .head import LanguageModelHead
 
 IGNORED = -100
 
@@ -90,6 +88,8 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
         mlm_probability: Share of the candidates (all tokens but those the tokenizer added) that are predicted.
         all_mask: Replace all of them by the mask token; otherwise 80 % mask, 10 % any token, 10 % unchanged.
         mask_token: Default: the tokenizer's own, else `_`.
+        seed: What is masked follows from this and the batch alone: a resumed run, another number of workers and every
+            evaluation draw the same; a shuffled epoch has other batches, and masks them in another way.
 
     Inputs: rows with a text column, or the columns of `chunk_texts`.
     Returns: `text_input_ids`, `text_attention_mask` and `label`, int64 (n, length); label is -100 where nothing is
@@ -100,13 +100,20 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
     mlm_probability: float = 0.2
     all_mask: bool = False
     mask_token: str | None = None
+    seed: int = 42
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
             raise InvalidInputError("MNTPDataCollator needs tokenizer=model.tokenizer.")
         if not 0 < self.mlm_probability <= 1:
-            raise InvalidInputError(f"mlm_probability={self.mlm_probability} is no share. Give one in (0, 1].")
+            raise InvalidInputError(f"mlm_probability must be in (0, 1], got {self.mlm_probability!r}.")
+        self.n_tokens = getattr(self.tokenizer, "embedded", len(self.tokenizer))
         self.mask_token_id = mask_token_id(self.tokenizer, self.mask_token)
+        if self.mask_token_id >= self.n_tokens:
+            raise InvalidInputError(
+                f"mask_token must be one of the {self.n_tokens} tokens that the decoder has embeddings for, got number "
+                f"{self.mask_token_id}. Give another, for example mask_token={self.tokenizer.eos_token!r}."
+            )
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "input_ids" in features[0]:
@@ -125,15 +132,17 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
 
     def mask(self, ids: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """(masked ids, labels), both (n, length), for token ids and a mask of the positions never to be predicted."""
+        key = hashlib.blake2b(ids.numpy().tobytes() + str(self.seed).encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
         chance = torch.full(ids.shape, self.mlm_probability).masked_fill(excluded, 0.0)
-        selected = torch.bernoulli(chance).bool()
+        selected = torch.bernoulli(chance, generator=generator).bool()
         labels = ids.masked_fill(~selected, IGNORED)
         masked, ids = selected, ids.clone()
         if not self.all_mask:
-            kind = torch.rand(ids.shape)
+            kind = torch.rand(ids.shape, generator=generator)
             masked = selected & (kind < 0.8)
             random = selected & (kind >= 0.8) & (kind < 0.9)
-            ids[random] = torch.randint(len(self.tokenizer), ids.shape)[random]
+            ids[random] = torch.randint(self.n_tokens, ids.shape, generator=generator)[random]
         ids[masked] = self.mask_token_id
         return ids, labels
 
@@ -144,9 +153,10 @@ class MNTPLoss(nn.Module):
     Only the masked positions go through the head, so its cost falls with `mlm_probability`.
 
     Args:
-        model: The encoder; its decoder's folder or hub cache is where an untied head is read from.
-        head: Weight of the language-model head (vocabulary, hidden); default: the decoder's own.
-        train_head: Let the head learn, too. The original does so by accident and throws it away (defect Q19).
+        model: The encoder; an untied head is read from the folder that its decoder was loaded from.
+        head: Output embeddings (vocabulary, hidden); default: the decoder's own.
+        train_head: Let the head learn, too. The original does so by accident and throws it away (defect Q19): it is in
+            no checkpoint, so a resumed run starts from the decoder's own again.
 
     Inputs: one text column masked by `MNTPDataCollator`; labels of the same shape.
     """
@@ -154,13 +164,7 @@ class MNTPLoss(nn.Module):
     def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.train_head = train_head
-        decoder = model[0].model
-        self.config = decoder.config.get_text_config(decoder=True)
-        # In a list, so that it does not count as a second copy of the model's parameters.
-        self._embeddings = [decoder.get_input_embeddings()]
-        weight = language_model_head(model) if head is None else head
-        self.head = None if weight is None else nn.Parameter(weight.to(decoder.device), requires_grad=train_head)
+        self.head = LanguageModelHead(model, head, trainable=train_head)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         (features,) = sentence_features
@@ -173,17 +177,12 @@ class MNTPLoss(nn.Module):
         return total / selected.sum().clamp_min(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token: (positions, hidden) -> (positions, vocabulary)."""
-        weight = self._embeddings[0].weight if self.head is None else self.head
-        logits = functional.linear(hidden, (weight if self.train_head else weight.detach()).to(hidden.dtype))
-        if cap := getattr(self.config, "final_logit_softcapping", None):  # gemma 2
-            logits = cap * torch.tanh(logits / cap)
-        divisor = getattr(self.config, "logits_scaling", None) or 1  # granite
-        factor = getattr(self.config, "logit_scale", None) or 1  # cohere
-        return logits / divisor * factor
+        """Scores of every token, the causal LM's own: (positions, hidden) -> (positions, vocabulary)."""
+        logits: Tensor = self.head(hidden)
+        return logits
 
     def get_config_dict(self) -> dict[str, Any]:
-        return {"train_head": self.train_head}
+        return {"train_head": self.head.trainable}
 
     @property
     def citation(self) -> str:
@@ -191,28 +190,3 @@ class MNTPLoss(nn.Module):
             "@inproceedings{behnamghader2024llm2vec, title={LLM2Vec: Large Language Models Are Secretly Powerful Text "
             "Encoders}, author={BehnamGhader, Parishad and others}, booktitle={COLM}, year={2024}}"
         )
-
-
-def language_model_head(model: LLM2Vec) -> Tensor | None:
-    """The decoder's `lm_head.weight` (vocabulary, hidden); None where it is tied to the input embeddings.
-
-    Raises:
-        InvalidCheckpointError: The checkpoint has no head, for example because it was saved as an encoder.
-    """
-    decoder = model[0].model
-    if decoder.config.get_text_config(decoder=True).tie_word_embeddings:
-        return None
-    name = decoder.name_or_path
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    file = "model.safetensors"
-    if index is not None:
-        file = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].get("lm_head.weight")
-    if file:
-        with safe_open(cached_file(name, file), "pt") as tensors:
-            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 - not a dict
-                head: Tensor = tensors.get_tensor("lm_head.weight")
-                return head
-    raise InvalidCheckpointError(
-        f"{name!r} has no lm_head.weight, which MNTP predicts with. Start from the decoder that it was made from, or "
-        "give the head: MNTPLoss(model, head=weight)."
-    )

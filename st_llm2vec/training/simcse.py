@@ -49,7 +49,7 @@ def attention_dropout(model: LLM2Vec, probability: float = DROPOUT) -> Iterator[
         UnsupportedArchitectureError: The decoder's attention has no dropout to set.
     """
     if not 0 <= probability < 1:
-        raise InvalidInputError(f"A dropout of {probability} is no probability. Give one in [0, 1).")
+        raise InvalidInputError(f"probability must be in [0, 1), got {probability!r}.")
     modules = [m for m in model[0].model.modules() if isinstance(m.__dict__.get("attention_dropout"), float | int)]
     if not modules:
         raise UnsupportedArchitectureError(
