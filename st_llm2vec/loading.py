@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from . import aliases, kernels
+from . import aliases, gguf_files, kernels
 from .bidirectional import refuse_encoders
 from .checkpoints import NOT_SAVED, Checkpoint, read_json, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
-from .saving import PROBES, portable_copy, write_folder
+from .saving import PROBES, parse_dtype, portable_copy, write_folder
 from .templates import CHAT, Template, choose_template, own_template, with_eos
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def load(
     """A text encoder from any decoder: bidirectional, and proven so.
 
     Args:
-        name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, or a folder or hub id of a decoder or
-            of an LLM2Vec checkpoint.
+        name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, a folder or hub id of a decoder or of
+            an LLM2Vec checkpoint, or a GGUF file (`gguf_files`), which is dequantized.
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token".
@@ -71,7 +71,8 @@ def load(
         compile: Compile the layers, for packed texts, with `torch.compile` (`compilation.compile_layers`): faster, the
             same vectors; loading takes seconds longer, and on a CPU needs a C++ compiler. Said where it cannot be done.
         device: "cpu", "cuda", "mps"; default: the best there is.
-        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
+        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...;
+            "gguf_file" names a GGUF file in the folder or repository `name`.
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
 
@@ -89,13 +90,17 @@ def load(
         "include_prompt": include_prompt,
         "attention": attention,
     }
-    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
     if quantize not in (None, "int8"):
         raise InvalidInputError(f"quantize={quantize!r} is not known. The only kind is 'int8'.")
     rest = dtype  # of what is not quantized
     if quantize:
         device, dtype = device or "cpu", torch.float32
-    model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    kept = None if dtype in (None, "auto") else parse_dtype(dtype)
+    with gguf_files.opened(name, base=base, model_kwargs=model_kwargs, dtype=kept, **hub) as opened:
+        checkpoint = resolve(opened.name, adapter=adapter, base=opened.base, **hub)
+        model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=opened.model_kwargs)
+        opened.label(model)
     model[0].packing = packing
     if quantize or (rest is not None and model.device.type == "cpu"):
         _use_kernels(model.eval(), quantize, rest)
@@ -125,7 +130,7 @@ def convert(
     Before the folder appears, its encoder is opened and compared with the decoder without adapters on probe texts.
 
     Args:
-        name: A folder or hub id, as for `load`, but no alias.
+        name: A folder, hub id or GGUF file, as for `load`, but no alias.
         adapter, base, revision, local_files_only: As for `load`.
         folder: Folder to write; it appears complete or not at all.
         dtype: Of the weights; default: as they are stored.
@@ -139,31 +144,40 @@ def convert(
     Raises:
         As `load`; also OSError where the disk is full.
     """
-    dtype = _dtype(dtype)
-    checkpoint = resolve(name, adapter=adapter, base=base, revision=revision, local_files_only=local_files_only)
+    dtype = parse_dtype(dtype)
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    with gguf_files.opened(name, base=base, dtype=dtype, **hub) as opened:
+        checkpoint = resolve(opened.name, adapter=adapter, base=opened.base, **hub)
+        told = opened.provenance | (provenance or {})
+        return _convert(checkpoint, name, Path(folder), dtype=dtype, device=device, provenance=told, settings=settings)
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    name: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: str | None,
+    provenance: dict[str, Any],
+    settings: dict[str, Any],
+) -> LLM2Vec:
     options: dict[str, Any] = {"asked": settings, "dtype": "auto", "device": device or "cpu"}
     before = None
     if checkpoint.adapters:
         before = _probe(_build(replace(checkpoint, adapters=()), **options))
-    with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
+    with published(folder) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
         model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
-        model.provenance |= provenance or {}
+        model.provenance |= provenance
         write_folder(model, new, portable_copy(model), with_weights=False)
         for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
             os.replace(file, new / file.name)
     model[0].model.name_or_path = os.fspath(folder)
     return model
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(found, torch.dtype):
-        raise InvalidInputError(f"dtype={dtype!r} is not known. Use float32, bfloat16 or float16.")
-    return found
 
 
 def _probe(model: LLM2Vec) -> np.ndarray:
@@ -239,7 +253,7 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
         raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=_dtype(dtype))
+        kernels.quantize(decoder, lambda: model.encode(kernels.PROBES, **probes), dtype=parse_dtype(dtype))
         return
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)

@@ -28,6 +28,7 @@ ORDER = [
     "compilation",
     "modules",
     "checkpoints",
+    "gguf_files",
     "merging",
     "saving",
     "encoding",
