@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,37 +32,12 @@ from .errors import (
     ModelNotFoundError,
     UnsupportedArchitectureError,
 )
+from .gguf_tokenizers import special_id, tokenizer_of, unsupported, value_of
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
     from .model import LLM2Vec
-
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-class _Split(NamedTuple):
-    """How text is cut before byte-level BPE, as the tokenizer.json of those decoders has it."""
-
-    pattern: str | None = None  # None: GPT-2's, which is ByteLevel's own
-    digits: bool = False  # each digit alone, first
-    normalizer: str | None = None
-    ignore_merges: bool = False
-    add_bos: bool = False  # where the file does not say, as in llama.cpp
-
-
-# tokenizer.ggml.pre; those that are not here are refused.
-_SPLITS: dict[str, _Split] = {
-    "gpt-2": _Split(),
-    "smollm": _Split(digits=True),
-    "starcoder": _Split(digits=True),
-    "qwen2": _Split(_QWEN_2, normalizer="NFC"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _Split(_LLAMA_3, ignore_merges=True, add_bos=True)),
-}
 
 # Keys of a file, without the architecture before them, and what they are called in a decoder's config.
 _KEYS: dict[str, str] = {
@@ -106,7 +82,6 @@ _ARCHITECTURES: dict[str, _Architecture] = {
 _ALWAYS = frozenset(_KEYS) - set(_HEADS) - {key for row in _ARCHITECTURES.values() for key in row.optional}
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROTARY = "rope_freqs.weight"
-_ATOMIC = (2, 3, 4)  # token types of llama.cpp that are never cut: unknown, control, defined by the user
 
 
 @dataclass
@@ -226,8 +201,10 @@ def _read(path: Path) -> GGUFReader:
         if file.read(4) != b"GGUF":
             raise InvalidCheckpointError(f"{path} is no GGUF file: it does not begin with its four letters.")
     try:
-        import accelerate  # noqa: F401 - transformers asks for it, too
         from gguf import GGUFReader
+
+        if find_spec("accelerate") is None:  # which transformers asks for
+            raise ImportError("accelerate")
     except ImportError as error:
         raise MissingExtraError("Reading GGUF files needs the extra: pip install 'st-llm2vec[gguf]'.") from error
     try:
@@ -237,17 +214,12 @@ def _read(path: Path) -> GGUFReader:
         raise InvalidCheckpointError(f"{path} is damaged or cut off ({error}). Download it again.") from error
     if not ends or max(ends) > path.stat().st_size:
         raise InvalidCheckpointError(f"{path} is cut off: its tensors end after the file does. Download it again.")
-    if (_value(reader, "split.count") or 0) > 1:
+    if (value_of(reader, "split.count") or 0) > 1:
         raise InvalidCheckpointError(
-            f"{path} is one of {_value(reader, 'split.count')} parts of a model. Put them together with llama.cpp: "
+            f"{path} is one of {value_of(reader, 'split.count')} parts of a model. Put them together with llama.cpp: "
             f"llama-gguf-split --merge {path.name} whole.gguf"
         )
     return reader
-
-
-def _value(reader: GGUFReader, key: str) -> Any:
-    found = reader.fields.get(key)
-    return None if found is None else found.contents()
 
 
 def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -261,7 +233,7 @@ def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtyp
 
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     config = _config(reader, path)
-    tokenizer = _tokenizer(reader, path)  # what cannot be read exactly is said before the long part
+    tokenizer = tokenizer_of(reader, path)  # what cannot be read exactly is said before the long part
     needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * (dtype or torch.float32).itemsize
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(
@@ -295,7 +267,7 @@ def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtyp
     whole.tie_weights()
     whole.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if re.fullmatch(r"[\w.-]+", license_name := str(_value(reader, "general.license") or "")):
+    if re.fullmatch(r"[\w.-]+", license_name := str(value_of(reader, "general.license") or "")):
         (folder / "README.md").write_text(f"---\nlicense: {license_name}\n---\n", encoding="utf-8")
     quantized = {name: n for name, n in types.items() if name not in _PLAIN}
     return {"file": path.name, "dequantized_from": quantized, "dtype": str(whole.dtype).removeprefix("torch.")}
@@ -311,7 +283,7 @@ def _config(reader: GGUFReader, path: Path) -> Any:
     """The decoder's config, each value of it from the file."""
     from transformers import AutoConfig
 
-    architecture = _value(reader, "general.architecture")
+    architecture = value_of(reader, "general.architecture")
     row = _ARCHITECTURES.get(str(architecture))
     if row is None:
         raise UnsupportedArchitectureError(
@@ -319,7 +291,7 @@ def _config(reader: GGUFReader, path: Path) -> Any:
             "Load the safetensors that it was made from instead."
         )
     prefix = f"{architecture}."
-    stated = {key.removeprefix(prefix): _value(reader, key) for key in reader.fields if key.startswith(prefix)}
+    stated = {key.removeprefix(prefix): value_of(reader, key) for key in reader.fields if key.startswith(prefix)}
     known = _ALWAYS | set(row.optional)
     odd = {
         key: value
@@ -327,24 +299,24 @@ def _config(reader: GGUFReader, path: Path) -> Any:
         if key not in known | _OTHER_KEYS and (key not in _MUST_BE or value != _MUST_BE[key])
     }
     if odd:
-        raise _unsupported(path, ", ".join(f"{key}={value!r}" for key, value in sorted(odd.items())) + " is not known")
+        raise unsupported(path, ", ".join(f"{key}={value!r}" for key, value in sorted(odd.items())) + " is not known")
     if missing := sorted(_ALWAYS - stated.keys() - {"attention.head_count_kv"}):
-        raise _unsupported(path, f"it does not say {prefix}{missing[0]}")
+        raise unsupported(path, f"it does not say {prefix}{missing[0]}")
     names = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in names:
-        raise _unsupported(path, "it has no tensor named token_embd.weight")
+        raise unsupported(path, "it has no tensor named token_embd.weight")
     config: dict[str, Any] = {"vocab_size": int(names["token_embd.weight"].shape[-1])}
     stated.setdefault("attention.head_count_kv", stated["attention.head_count"])
     for key, value in stated.items():
         if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:
-            raise _unsupported(path, f"{prefix}{key} is {value!r}, and {name} is {config[name]!r} by another key")
+            raise unsupported(path, f"{prefix}{key} is {value!r}, and {name} is {config[name]!r} by another key")
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     config |= row.config | _rotary(reader, path, stated, config)
     config |= {
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,
         **{
-            f"{token}_token_id": _special_id(reader, key, _value(reader, "tokenizer.ggml.model"))
+            f"{token}_token_id": special_id(reader, key, value_of(reader, "tokenizer.ggml.model"))
             for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         },
     }
@@ -358,7 +330,7 @@ def _rotary(reader: GGUFReader, path: Path, stated: dict[str, Any], config: dict
     if scaling == "linear":
         rope |= {"rope_type": "linear", "factor": stated.get("rope.scaling.factor", 1.0)}
     elif scaling != "none":
-        raise _unsupported(path, f"rotary scaling {scaling!r} is not known; 'linear' is")
+        raise unsupported(path, f"rotary scaling {scaling!r} is not known; 'linear' is")
     factors = next((torch.tensor(tensor.data) for tensor in reader.tensors if tensor.name == _ROTARY), None)
     if factors is not None:  # Llama 3.1 and later: written out, frequency by frequency; the settings are all the same
         rope |= {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -370,7 +342,7 @@ def _rotary(reader: GGUFReader, path: Path, stated: dict[str, Any], config: dict
         exponents = torch.arange(0, config["head_dim"], 2, dtype=torch.float32) / config["head_dim"]
         expected = 1.0 / rope["rope_theta"] ** exponents / factors
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=0):
-            raise _unsupported(path, f"{_ROTARY} is not that of a Llama 3")
+            raise unsupported(path, f"{_ROTARY} is not that of a Llama 3")
     return {"rope_parameters": rope}
 
 
@@ -381,85 +353,4 @@ def _require_all_read(reader: GGUFReader, path: Path, model: nn.Module, missing:
     if missing:
         raise InvalidCheckpointError(f"{path} lacks {len(missing)} weights, {missing[0]!r} first. Download it again.")
     if held != read:
-        raise _unsupported(path, f"it holds {held:,} weights, and {type(model).__name__} has {read:,}")
-
-
-def _tokenizer(reader: GGUFReader, path: Path) -> Any:
-    """The tokenizer, cut and normalized as the decoder's own; vocabulary and merges through transformers.
-
-    Raises:
-        InvalidCheckpointError: A kind that is not known, or ids that are not the file's.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    kind, tokens = _value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.tokens")
-    pre = _value(reader, "tokenizer.ggml.pre")
-    split = _SPLITS.get(str(pre)) if kind == "gpt2" else _Split(add_bos=True)
-    if kind not in ("gpt2", "llama") or split is None:
-        raise _unsupported(
-            path,
-            f"its tokenizer is {kind!r} with pre-tokenizer {pre!r}, and those that are known are 'llama', and 'gpt2' "
-            f"with {', '.join(_SPLITS)}",
-        )
-    try:
-        read = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidCheckpointError(f"transformers cannot read the tokenizer of {path}: {error}") from error
-    backend = Tokenizer(read.model)  # without tokens that only a class of transformers knows
-    backend.decoder = read.decoder
-    types = _value(reader, "tokenizer.ggml.token_type") or []
-    marked = {i: AddedToken(tokens[i], normalized=False, special=t != 4) for i, t in enumerate(types) if t in _ATOMIC}
-    backend.add_tokens(list(marked.values()))
-    if kind == "gpt2":
-        cut = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
-        cut += [pre_tokenizers.Split(Regex(split.pattern), "isolated")] if split.pattern else []
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([*cut, byte_level])
-        backend.normalizer = normalizers.NFC() if split.normalizer == "NFC" else None
-        backend.model.ignore_merges = split.ignore_merges
-    else:  # SentencePiece: a blank before the text, unless the file says otherwise, and blanks as they are
-        prefix = _value(reader, "tokenizer.ggml.add_space_prefix") is not False
-        steps = [normalizers.Prepend("▁")] if prefix else []
-        backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-        backend.pre_tokenizer = None
-
-    ids = {name: _special_id(reader, name, kind) for name in ("bos", "eos", "unknown", "padding")}
-    around = {}
-    for name, default in (("bos", split.add_bos), ("eos", False)):
-        asked = _value(reader, f"tokenizer.ggml.add_{name}_token")
-        if (default if asked is None else asked) and ids[name] is not None:
-            around[name] = tokens[ids[name]]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*([around["bos"]] if "bos" in around else []), "$A", *([around["eos"]] if "eos" in around else [])],
-        special_tokens=[(token, ids[name]) for name, token in around.items()],
-    )
-    words = {"unknown": "unk_token", "padding": "pad_token"}
-    named = {words.get(name, f"{name}_token"): tokens[i] for name, i in ids.items() if i is not None}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
-    if chat := _value(reader, "tokenizer.chat_template"):
-        tokenizer.chat_template = chat
-    _require_same_ids(tokenizer, path, tokens, marked)
-    return tokenizer
-
-
-def _special_id(reader: GGUFReader, name: str, kind: str) -> int | None:
-    """As llama.cpp: SentencePiece vocabularies have three of them at fixed places unless the file says otherwise."""
-    found = _value(reader, f"tokenizer.ggml.{name}_token_id")
-    return {"unknown": 0, "bos": 1, "eos": 2}.get(name) if found is None and kind == "llama" else found
-
-
-def _require_same_ids(tokenizer: Any, path: Path, tokens: list[str], atomic: Iterable[int]) -> None:
-    """Raises where a special token is cut into pieces, or the vocabulary has another size."""
-    for i in atomic:
-        ids = tokenizer(tokens[i], add_special_tokens=False)["input_ids"]
-        if ids != [i]:
-            raise _unsupported(path, f"its token {tokens[i]!r} is id {i}, and would be read as {ids}")
-    if len(tokenizer) != len(tokens):
-        raise _unsupported(path, f"it names {len(tokens)} tokens, and {len(tokenizer)} would be read")
-
-
-def _unsupported(path: Path, what: str) -> InvalidCheckpointError:
-    return InvalidCheckpointError(
-        f"{path} cannot be read exactly: {what}. Load the safetensors that it was made from instead."
-    )
+        raise unsupported(path, f"it holds {held:,} weights, and {type(model).__name__} has {read:,}")

@@ -80,7 +80,7 @@ def write_gguf(
             array = array + 1
         written[names.get_name(name, try_suffixes=(".weight", ".bias"))] = array
     for name, array in (written | (tensors or {})).items():
-        if array.ndim > 1 and array.shape[-1] % 32 == 0:
+        if array.ndim > 1 and array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, array.astype(np.float32))
