@@ -229,7 +229,6 @@ def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtyp
         The file's name, and which of its tensors were dequantized from what.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     config = _config(reader, path)
@@ -241,17 +240,12 @@ def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtyp
             f"{needed / 1e9:.1f} GB are needed in {folder.parent} for dequantized weights, and {free / 1e9:.1f} GB are "
             "free. Set TMPDIR to a folder with more room",
         )
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=dtype or torch.float32, output_loading_info=True
         )
     except (ImportError, ValueError, KeyError, RuntimeError) as error:
         raise InvalidCheckpointError(f"transformers cannot read {path}: {error}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     _require_all_read(reader, path, model, sorted(info["missing_keys"]))
     model.config.__dict__.pop("quantization_config", None)
     weights = model.state_dict()
