@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_writer import write_gguf
+from sentence_transformers import SentenceTransformer
 from tiny_models import KIT, save_decoder
 from transformers import AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -276,6 +277,8 @@ def test_an_adapter_that_was_trained_on_a_gguf_file(file: Path, tmp_path: Path) 
     model.eval().save_pretrained(str(tmp_path / "adapter"), merge=False)
     named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == str(file)
+    with pytest.raises(InvalidCheckpointError, match="which sentence-transformers does not read"):
+        SentenceTransformer(str(tmp_path / "adapter"), device="cpu")
     for base in (None, str(file)):
         again = st_llm2vec.load(str(tmp_path / "adapter"), base=base, device="cpu", document_max_length=512)
         assert np.abs(again.encode(TEXTS) - model.encode(TEXTS)).max() <= 1e-5
