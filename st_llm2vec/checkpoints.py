@@ -315,8 +315,8 @@ def require_saved_base(folder: Path) -> None:
     named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
     if named.endswith(".gguf"):
         raise InvalidCheckpointError(
-            f"The adapter in {folder} was trained on the GGUF file {named!r}, which sentence-transformers does not read."
-            f" Open it with st_llm2vec.load({str(folder)!r})."
+            f"The adapter in {folder} was trained on the GGUF file {named!r}, which only load() reads."
+            f" Type st_llm2vec.load({str(folder)!r})."
         )
     if named.endswith(NOT_SAVED):
         raise InvalidCheckpointError(
