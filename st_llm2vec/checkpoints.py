@@ -367,6 +367,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
 def require_saved_base(folder: Path) -> None:
     """Raises where a trainer's adapter belongs on merged stages that were never saved."""
     named = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    if named.endswith(".gguf"):
+        raise InvalidCheckpointError(
+            f"The adapter in {folder} was trained on the GGUF file {named!r}, which only load() reads."
+            f" Type st_llm2vec.load({str(folder)!r})."
+        )
     if named.endswith(NOT_SAVED):
         raise InvalidCheckpointError(
             f"The adapter in {folder} was trained on {named!r}: stages that lie in no folder together with their "

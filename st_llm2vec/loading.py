@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from . import aliases, kernels
+from . import aliases, gguf_files, kernels
 from .bidirectional import refuse_encoders
 from .checkpoints import NOT_SAVED, SETTINGS_FILE, Checkpoint, Hub, resolve
 from .equivalence import PROBES as PROBE_TEXTS
@@ -25,7 +25,7 @@ from .host_folders import HostFolder, read_host_folder, require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import LLM2VecPooling, LLM2VecTransformer
-from .runtime import AUTO, Runtime, as_dtype
+from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, PUBLISHED_DOCUMENT_MAX_LENGTH, EncoderSettings
 from .templates import CHAT, Template, choose_template, own_template, require_tokens, with_eos
@@ -61,8 +61,8 @@ def load(
     A folder that sentence-transformers wrote is opened as it was saved, attention included.
 
     Args:
-        name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, or a folder or hub id of a decoder or
-            of an LLM2Vec checkpoint.
+        name: An alias ("llm2vec-tiny"), a folder that `save_pretrained` wrote, a folder or hub id of a decoder or of
+            an LLM2Vec checkpoint, or a GGUF file (`gguf_files`), which is dequantized.
         adapter: A second LoRA adapter on top (SimCSE or supervised), merged after the one in `name`.
         base: What an adapter-only `name` belongs on.
         pooling_mode: "mean" (default), "weighted_mean", "last_token", "eos_token" or "bos_token"; the names that
@@ -84,7 +84,8 @@ def load(
         compile: Compile the layers, for packed texts, with `torch.compile` (`compilation.compile_layers`): faster, the
             same vectors; loading takes seconds longer, and on a CPU needs a C++ compiler. Said where it cannot be done.
         device: "cpu", "cuda", "mps"; default: the best there is.
-        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...
+        model_kwargs: As for `SentenceTransformer`: device_map, attn_implementation, quantization_config, ...;
+            "gguf_file" names a GGUF file in the folder or repository `name`.
         revision: Branch, tag or commit of `name` on the hub.
         local_files_only: Touch no network.
         cache_folder: Where downloads are kept; default: the hub's own cache.
@@ -106,8 +107,12 @@ def load(
     hub = Hub(cache_folder, token, local_files_only)
     revision = _path("revision", revision)
     folder = alias_folder(place, revision, hub)
-    checkpoint = resolve(folder or place, **stages, revision=revision, **vars(hub))
-    return _run(_build(checkpoint, asked, runtime), runtime)
+    with gguf_files.opened(folder or place, stages["base"], revision, hub, runtime) as opened:
+        stages["base"] = opened.base
+        checkpoint = resolve(opened.name, **stages, revision=revision, **vars(hub))
+        model = _build(checkpoint, asked, opened.runtime)
+        opened.label(model)
+    return _run(model, runtime)
 
 
 def convert(
@@ -130,7 +135,7 @@ def convert(
     Before the folder appears, its encoder is opened and compared with the decoder without adapters on probe texts.
 
     Args:
-        name: A folder or hub id, as for `load`, but no alias.
+        name: A folder, hub id or GGUF file, as for `load`, but no alias.
         adapter, base, revision, local_files_only, cache_folder, token: As for `load`.
         folder: Folder to write; it appears complete or not at all.
         dtype: Of the weights; default: as they are stored.
@@ -145,21 +150,31 @@ def convert(
         As `load`; also OSError where the disk is full.
     """
     asked = EncoderSettings.of(settings)
-    weights = as_dtype(None if dtype == AUTO else dtype)
-    runtime = Runtime(dtype=AUTO, device=device or "cpu")
+    runtime = Runtime(dtype=as_torch_dtype(dtype), device=device or "cpu")
     place = _path("name", name, required=True)
     stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
     hub = Hub(cache_folder, token, local_files_only)
-    checkpoint = resolve(place, **stages, revision=_path("revision", revision), **vars(hub))
+    revision = _path("revision", revision)
+    with gguf_files.opened(place, stages["base"], revision, hub, runtime) as opened:
+        stages["base"] = opened.base
+        checkpoint = resolve(opened.name, **stages, revision=revision, **vars(hub))
+        told = opened.provenance | (provenance or {})
+        return _convert(checkpoint, place, Path(folder), asked, runtime, told)
+
+
+def _convert(
+    checkpoint: Checkpoint, name: str, folder: Path, asked: EncoderSettings, written: Runtime, told: dict[str, Any]
+) -> LLM2Vec:
+    runtime = replace(written, dtype=AUTO)
     before = _probe(_build(replace(checkpoint, adapters=()), asked, runtime)) if checkpoint.adapters else None
-    with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
+    with published(folder) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
-        sample = merge_to_folder(checkpoint, merged, dtype=weights)  # type: ignore[arg-type]
+        sample = merge_to_folder(checkpoint, merged, dtype=as_torch_dtype(written.dtype))
         model = _build(checkpoint, asked, runtime, merged=(merged, sample))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
-        model.provenance |= provenance or {}
+        model.provenance |= told
         write_folder(model, new, portable_copy(model), with_weights=False)
         for file in merged.glob("*.safetensors*"):  # the model goes on reading them under their new names
             os.replace(file, new / file.name)

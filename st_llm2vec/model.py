@@ -19,9 +19,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import __version__
 from .checkpoints import read_settings, require_inside, require_saved_base
 from .encoding import encode_texts
+from .errors import InvalidInputError
 from .hosts import require_hooks
 from .merging import published, restore_adapter
 from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecPooling, LLM2VecTransformer
+from .runtime import as_torch_dtype
 from .saving import portable_copy, write_folder
 from .settings import OUR_POOLING_MODES, EncoderSettings
 
@@ -184,7 +186,14 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         """As `save_pretrained`."""
         self.save_pretrained(path, *args, **kwargs)
 
-    def save_pretrained(self, path: str | None, *args: Any, merge: bool | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        path: str | None,
+        *args: Any,
+        merge: bool | None = None,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Writes a folder that plain `SentenceTransformer(path)` opens, wherever stock classes give the same vectors.
 
         The folder appears complete or not at all. This model is not changed.
@@ -193,12 +202,19 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             path: Folder to write; files of the same names are replaced. None: nothing is written, as in the host.
             merge: Merge LoRA adapters into the weights. Default: yes, except in the trainer's `checkpoint-N` folders,
                 which stay adapter + optimizer so that training resumes.
+            dtype: Of the weights in the folder: float32, bfloat16 or float16, in which it will then be opened. Default:
+                nothing is rounded. Weights that were loaded from smaller ones (bfloat16 files, on a CPU) and have not
+                changed are written as they were stored; all others (trained, merged) as they are here. Either way the
+                folder is opened in the dtype that this model computes in.
             *args, **kwargs: As in `SentenceTransformer.save_pretrained`.
         """
         if path is None:
             return
         if merge is None:
             merge = not re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", os.path.basename(os.path.normpath(path)))
+        weights_dtype = as_torch_dtype(dtype)
+        if weights_dtype is not None and not merge:
+            raise InvalidInputError(f"dtype={dtype} is for merged weights, and merge=False keeps them as they are.")
         saved = portable_copy(self) if merge else self
         if merge and saved._names_our_classes():
             log.warning(
@@ -207,7 +223,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
                 "trust_remote_code=True."
             )
         with published(Path(path)) as folder:
-            write_folder(self, folder, saved, *args, **kwargs)
+            write_folder(self, folder, saved, *args, dtype=weights_dtype, **kwargs)
 
 
 # Libraries tell a SentenceTransformer by its type's name (KeyBERT, BERTopic), and open another model for what they do

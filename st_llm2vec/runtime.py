@@ -115,3 +115,9 @@ def as_dtype(dtype: Any) -> torch.dtype | str | None:
         raise InvalidInputError(f"dtype={dtype!r} is not known; dtype must be one of {', '.join((*DTYPES, AUTO))}.")
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def as_torch_dtype(dtype: Any) -> torch.dtype | None:
+    """Return a floating-point dtype of torch; None for None and "auto"."""
+    found = as_dtype(dtype)
+    return found if isinstance(found, torch.dtype) else None

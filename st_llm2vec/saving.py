@@ -4,36 +4,68 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .bidirectional import needs_module_flags
-from .checkpoints import SETTINGS_FILE
+from .checkpoints import SETTINGS_FILE, read_json, weight_files
+from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .modules import LLM2VecPooling
+from .runtime import as_torch_dtype
 from .templates import special_counts
 
 if TYPE_CHECKING:
     from .model import LLM2Vec
 
+log = logging.getLogger(__name__)
+
 PROBES = ["a", "The quick brown fox jumps over the lazy dog.", "x = [3.14159, 1e-05]  # ≤ 100%", "naïve café 编码器"]
 
 
+# Byte-level tokenizers read a prompt's last blank together with the first word of the text.
+_BLANK_END = "Find what answers: "
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
 def write_folder(
-    model: LLM2Vec, folder: Path, saved: LLM2Vec, *args: Any, with_weights: bool = True, **kwargs: Any
+    model: LLM2Vec,
+    folder: Path,
+    saved: LLM2Vec,
+    *args: Any,
+    with_weights: bool = True,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
 ) -> None:
-    """Writes `saved`, a copy of the model in the classes that the folder is to name, and the settings of the model."""
-    if not with_weights:  # they are there already
-        saved[0].model = _ConfigOnly(model[0].model)
-    SentenceTransformer.save(saved, str(folder), *args, **kwargs)
+    """Writes `saved`, a copy of the model in the classes that the folder is to name, and the settings of the model.
+
+    Args:
+        with_weights: False where the weights lie in the folder already.
+        dtype: Of the weights; None takes that of the files that they come from, wherever it loses nothing.
+    """
+    if saved is not model:
+        decoder = saved[0].model
+        stored = dtype or _stored_dtype(model)
+        weights = _weights(decoder, stored, rounded=dtype is not None) if with_weights else {}
+        if weights is not None:
+            saved[0].model = _Saved(decoder, weights, dtype)
+    with warnings.catch_warnings():  # peft looks for a config.json in the decoder's folder, which may be a GGUF file
+        warnings.filterwarnings("ignore", "Could not find a config file in")
+        SentenceTransformer.save(saved, str(folder), *args, **kwargs)
+    for file in ("config.json", "tokenizer_config.json", "processor_config.json", "sentence_bert_config.json"):
+        _tidy(folder / file)
     if (card := folder / "README.md").is_file() and model.provenance.get("lora"):
         card.write_text(card.read_text(encoding="utf-8") + _adapted(model), encoding="utf-8")
     settings = {"format": 1, **model.settings(), "provenance": model.provenance}
@@ -49,6 +81,56 @@ def _adapted(model: LLM2Vec) -> str:
         [stage["stage"], stage["r"], stage["alpha"], ", ".join(stage["targets"])] for stage in model.provenance["lora"]
     )
     return head + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+def _stored_dtype(model: LLM2Vec) -> torch.dtype | None:
+    """The one dtype of the files that the weights were read from; None if it is not known, or there are several."""
+    folder = Path(model[0].model.name_or_path)
+    kinds = set()
+    try:
+        for path in weight_files(folder) if folder.is_dir() else ():
+            with safe_open(path, "pt") as file:
+                kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no dict
+    except (InvalidCheckpointError, SafetensorError, OSError):  # changed or removed meanwhile
+        return None
+    if folder.suffix == ".gguf":
+        return as_torch_dtype(model.provenance.get("gguf", {}).get("dtype"))
+    return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def _weights(decoder: PreTrainedModel, dtype: torch.dtype | None, *, rounded: bool) -> dict[str, Tensor] | None:
+    """The weights in another dtype; None where they are to be written as they are.
+
+    Args:
+        rounded: Whether weights may change; if not, the dtype has to be a smaller one that holds each of them exactly.
+    """
+    own = decoder.dtype
+    if dtype is None or dtype == own or (not rounded and dtype.itemsize >= own.itemsize):
+        return None
+    if getattr(decoder, "is_quantized", False):
+        if rounded:
+            raise InvalidInputError(f"dtype={dtype} is for float weights, and these are quantized. Leave it out.")
+        return None
+    cast: dict[str, Tensor] = {}
+    for name, tensor in decoder.state_dict().items():
+        cast[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not rounded and not torch.equal(cast[name].to(tensor.dtype), tensor):
+            return None
+        if not cast[name].isfinite().all():
+            raise InvalidInputError(f"{name!r} has no finite value in dtype={dtype}. Use bfloat16 or float32.")
+    return cast
+
+
+def _tidy(path: Path) -> None:
+    """Takes out of a config what sends its reader elsewhere: to code that is not there, to padding not asked for."""
+    if not path.is_file():
+        return
+    content = _without(read_json(path), {"auto_map", "unpad_inputs"})
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without(content: Any, names: set[str]) -> Any:
+    if isinstance(content, dict):
+        return {key: _without(value, names) for key, value in content.items() if key not in names}
+    return [_without(value, names) for value in content] if isinstance(content, list) else content
 
 
 def portable_copy(model: LLM2Vec) -> LLM2Vec:
@@ -72,14 +154,28 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
     was_training = model.training
     try:
         for prompt in {"", "Find what answers:", *model.prompts.values()}:
-            a, b = (
-                SentenceTransformer.encode(m, PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock)
-            )
-            if not np.allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max()))):
+            if _smallest_cosine(ours, stock, prompt) is not None:
                 return ours
+        if (cosine := _smallest_cosine(ours, stock, _BLANK_END)) is not None:
+            log.warning(
+                "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
+                "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
+                "open the folder after `import st_llm2vec`.",
+                cosine,
+                _BLANK_END,
+            )
     finally:
         model.train(was_training)
     return stock
+
+
+def _smallest_cosine(ours: LLM2Vec, stock: LLM2Vec, prompt: str) -> float | None:
+    """Between two models' vectors of the probe texts; None if the vectors are the same."""
+    a, b = (SentenceTransformer.encode(m, PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock))
+    if np.allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max()))):
+        return None
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)  # 0 where stock pools no token at all
+    return float((np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)).min())
 
 
 def _stock_may_suffice(model: LLM2Vec) -> bool:
@@ -101,14 +197,22 @@ def _stock_may_suffice(model: LLM2Vec) -> bool:
     return bool(pooling.include_prompt or not bos_is_excluded)
 
 
-class _ConfigOnly(nn.Module):
-    """Saves the config of a decoder whose weights lie in the folder already."""
+class _Saved(nn.Module):
+    """A decoder that is saved with other weights than it computes with: in another dtype, or none if it has none.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        weights: Written in place of the decoder's own; empty where they lie in the folder already.
+        dtype: What config.json shall name, and therefore what the folder computes in; None: as the decoder does.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
         super().__init__()
+        self.decoder, self.weights, self.dtype = [model], weights, dtype  # in a list: no module of this one
         self.config = copy.copy(model.config)
         self.config.architectures = [type(model).__name__]
-        self.config.dtype = model.dtype
+        self.config.dtype = dtype or model.dtype
 
-    def save_pretrained(self, folder: str, **_: Any) -> None:
+    def save_pretrained(self, folder: str, **kwargs: Any) -> None:
+        if self.weights:
+            self.decoder[0].save_pretrained(folder, state_dict=self.weights, **kwargs)
         self.config.save_pretrained(folder)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_models import save_decoder, tiny_tokenizer
 
-collect_ignore = ["databases"]  # they have an environment of their own: make test-databases
+collect_ignore = ["databases", "real"]  # make test-databases, with its own environment; make test-real, with its model
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,8 @@ ORDER = [
     "modules",
     "checkpoints",
     "host_folders",
+    "gguf_tokenizers",
+    "gguf_files",
     "merging",
     "saving",
     "encoding",
@@ -75,7 +77,7 @@ def test_imports_point_down(file: Path) -> None:
         allowed.add("loading")  # where names that lived here are
     if part == "plugin":
         allowed |= {"model", "loading", "checkpoints"}
-    if part in ("saving", "encoding"):
+    if part in ("saving", "encoding", "gguf_files"):
         allowed.add("model")  # as a type only
     if part == "cli":
         allowed |= set(st_llm2vec.__all__)

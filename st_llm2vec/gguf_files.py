@@ -1,0 +1,355 @@
+"""GGUF files (llama.cpp's) become decoders: dequantized through transformers' reader into a temporary folder.
+
+transformers takes from the defaults of an architecture, in silence, what a GGUF file does not say and what it does
+not look for itself: other digits, no BOS, no rotary scaling. So every key and every tensor of a file has to be in the
+tables here (each row is compared with the decoder that a file was made from, tests/test_gguf_files.py), or the file is
+refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .checkpoints import Hub, read_json, weight_files
+from .errors import (
+    InvalidCheckpointError,
+    InvalidInputError,
+    MissingExtraError,
+    ModelNotFoundError,
+    UnsupportedArchitectureError,
+)
+from .gguf_tokenizers import special_id, tokenizer_of, unsupported, value_of
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+    from .model import LLM2Vec
+
+# Keys of a file, without the architecture before them, and what they are called in a decoder's config.
+_KEYS: dict[str, str] = {
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "rope.dimension_count": "head_dim",
+    "vocab_size": "vocab_size",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+# Read by `_rotary`, or without effect on the vectors.
+_OTHER_KEYS = {"rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"}
+_MUST_BE: dict[str, Any] = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True}
+
+
+class _Architecture(NamedTuple):
+    """model_type in transformers, keys of `_KEYS` that the type has, and what else its config needs."""
+
+    model_type: str
+    optional: tuple[str, ...] = ()
+    config: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+_HEADS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_ARCHITECTURES: dict[str, _Architecture] = {
+    "llama": _Architecture("llama", (*_HEADS, "vocab_size")),
+    "qwen2": _Architecture("qwen2", ("vocab_size",)),
+    "qwen3": _Architecture("qwen3", (*_HEADS, "vocab_size")),
+    "gemma2": _Architecture(
+        "gemma2",
+        (*_HEADS, "vocab_size", "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),
+    ),
+}
+_ALWAYS = frozenset(_KEYS) - set(_HEADS) - {key for row in _ARCHITECTURES.values() for key in row.optional}
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ROTARY = "rope_freqs.weight"
+
+
+@dataclass
+class Opened:
+    """What `load` goes on with: folders in the place of GGUF files."""
+
+    name: str
+    base: str | None
+    runtime: Runtime
+    file: Path | None = None
+    folder: Path | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def label(self, model: LLM2Vec) -> None:
+        """Names the file, not the temporary folder, as what the weights come from."""
+        model.provenance |= self.provenance
+        if model[0].model.name_or_path == str(self.folder):  # else: stages were merged into it
+            model[0].model.name_or_path = str(self.file and self.file.absolute())
+
+
+@contextmanager
+def opened(name: str, base: str | None, revision: str | None, hub: Hub, runtime: Runtime) -> Iterator[Opened]:
+    """Dequantizes the GGUF file that `name` or `base` stands for, for as long as the block runs.
+
+    Args:
+        name: As for `load`; a GGUF file, a folder with one and no other weights, or what holds `gguf_file`.
+        base: What an adapter-only `name` belongs on; taken from its adapter_config.json if that names a GGUF file.
+        revision, hub: Where `name` is a repository.
+        runtime: `gguf_file` is taken out of its `model_kwargs`; weights are written in its dtype, by default in float32,
+            or in that of a file without quantized weights if it holds them exactly.
+
+    Raises:
+        InvalidCheckpointError: No GGUF file, a damaged one, a part of one, several, or one that cannot be read exactly.
+        MissingExtraError: The extra `gguf` is not installed.
+        OSError: The disk is full.
+    """
+    gguf_file = runtime.model_kwargs.get("gguf_file")
+    rest = {key: value for key, value in runtime.model_kwargs.items() if key != "gguf_file"}
+    dtype = runtime.stored_dtype if isinstance(runtime.stored_dtype, torch.dtype) else None
+    file = _find(name, gguf_file, revision, hub)
+    below = base or _base_of(name)
+    file_below = None if file or below is None else _find(below)
+    result = Opened(name, base, replace(runtime, model_kwargs=rest), file=file or file_below)
+    if result.file is None:
+        yield result
+        return
+    reader = _read(result.file)
+    with tempfile.TemporaryDirectory(prefix="st-llm2vec-gguf-", ignore_cleanup_errors=True) as temporary:
+        result.folder = folder = Path(temporary) / result.file.stem
+        folder.mkdir()
+        result.provenance = {"gguf": write_folder(reader, result.file, folder, dtype)}
+        del reader
+        if file:
+            result.name = str(folder)
+        else:
+            result.base = str(folder)
+        yield result
+
+
+def _base_of(name: str) -> str | None:
+    """The GGUF file that an adapter was trained on, if it names one."""
+    if not Path(name, "adapter_config.json").is_file():
+        return None
+    named = read_json(Path(name, "adapter_config.json")).get("base_model_name_or_path")
+    return named if isinstance(named, str) and named.endswith(".gguf") else None
+
+
+def _find(
+    name: str, gguf_file: Any = None, revision: str | None = None, hub: Hub | None = None
+) -> Path | None:
+    """The GGUF file that a name stands for; None if it stands for something else."""
+    path = Path(name)
+    if gguf_file is not None:
+        if not isinstance(gguf_file, str) or not gguf_file or os.path.isabs(gguf_file) or ".." in Path(gguf_file).parts:
+            raise InvalidInputError(f"gguf_file must be the name of a file in the folder, got {gguf_file!r}.")
+        if path.is_file():
+            raise InvalidInputError(f"gguf_file={gguf_file!r} was given with {name!r}, which is a file. Give one.")
+        path = path / gguf_file if path.is_dir() else _download(name, gguf_file, revision, hub or Hub())
+        if not path.is_file():
+            raise ModelNotFoundError(f"There is no file {gguf_file!r} in {name!r}.")
+        return path
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    if path.suffix == ".gguf" and not path.is_dir():
+        raise ModelNotFoundError(f"There is no file {name!r}.")
+    if not path.is_dir() or (path / "adapter_config.json").is_file() or weight_files(path):
+        return None
+    found = sorted(file.name for file in path.glob("*.gguf"))
+    if len(found) > 1:
+        raise InvalidCheckpointError(
+            f"{name} holds {len(found)} GGUF files: {', '.join(found)}. Give one of them: {str(path / found[0])!r}."
+        )
+    return path / found[0] if found else None
+
+
+def _download(name: str, gguf_file: str, revision: str | None, hub: Hub) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, _, pinned = name.partition("@")
+    try:
+        return Path(
+            hf_hub_download(
+                repository,
+                gguf_file,
+                revision=revision or pinned or None,
+                local_files_only=hub.local_files_only,
+                cache_dir=None if hub.cache_folder is None else str(hub.cache_folder),
+                token=hub.token,
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"{name!r} is no folder here, and {gguf_file!r} could not be read from the hub or its cache: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _read(path: Path) -> GGUFReader:
+    """The keys and tensors of a file, none of them loaded; damaged files, parts and strangers are found here."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InvalidCheckpointError(f"{path} is no GGUF file: it does not begin with its four letters.")
+    try:
+        from gguf import GGUFReader
+
+        if find_spec("accelerate") is None:  # which transformers asks for
+            raise ImportError("accelerate")
+    except ImportError as error:
+        raise MissingExtraError("Reading GGUF files needs the extra: pip install 'st-llm2vec[gguf]'.") from error
+    try:
+        reader = GGUFReader(path)
+        ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]
+    except Exception as error:  # whatever numpy says of the bytes where the file ends
+        raise InvalidCheckpointError(f"{path} is damaged or cut off ({error}). Download it again.") from error
+    if not ends or max(ends) > path.stat().st_size:
+        raise InvalidCheckpointError(f"{path} is cut off: its tensors end after the file does. Download it again.")
+    if (value_of(reader, "split.count") or 0) > 1:
+        raise InvalidCheckpointError(
+            f"{path} is one of {value_of(reader, 'split.count')} parts of a model. Put them together with llama.cpp: "
+            f"llama-gguf-split --merge {path.name} whole.gguf"
+        )
+    return reader
+
+
+def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Writes what the file holds as `save_pretrained` of transformers would, head included.
+
+    Returns:
+        The file's name, and which of its tensors were dequantized from what.
+    """
+    from transformers import AutoModelForCausalLM
+
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    config = _config(reader, path)
+    tokenizer = tokenizer_of(reader, path)  # what cannot be read exactly is said before the long part
+    needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * (dtype or torch.float32).itemsize
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e9:.1f} GB are needed in {folder.parent} for dequantized weights, and {free / 1e9:.1f} GB are "
+            "free. Set TMPDIR to a folder with more room",
+        )
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=dtype or torch.float32, output_loading_info=True
+        )
+    except (ImportError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidCheckpointError(f"transformers cannot read {path}: {error}") from error
+    _require_all_read(reader, path, model, sorted(info["missing_keys"]))
+    model.config.__dict__.pop("quantization_config", None)
+    weights = model.state_dict()
+    if (
+        dtype is None
+        and (own := _float_type(types))
+        and all(torch.equal(w.to(own).float(), w) for w in weights.values())
+    ):
+        weights = {name: weight.to(own) for name, weight in weights.items()}
+    with torch.device("meta"):  # a model that was loaded quantized does not save itself
+        whole = type(model)(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    whole.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if re.fullmatch(r"[\w.-]+", license_name := str(value_of(reader, "general.license") or "")):
+        (folder / "README.md").write_text(f"---\nlicense: {license_name}\n---\n", encoding="utf-8")
+    quantized = {name: n for name, n in types.items() if name not in _PLAIN}
+    return {"file": path.name, "dequantized_from": quantized, "dtype": str(whole.dtype).removeprefix("torch.")}
+
+
+def _float_type(types: Iterable[str]) -> torch.dtype | None:
+    """The float type of a file without quantized weights; norms are float32 in all of them."""
+    own = {_PLAIN.get(name) for name in types} - {torch.float32}
+    return own.pop() if len(own) == 1 else None
+
+
+def _config(reader: GGUFReader, path: Path) -> Any:
+    """The decoder's config, each value of it from the file."""
+    from transformers import AutoConfig
+
+    architecture = value_of(reader, "general.architecture")
+    row = _ARCHITECTURES.get(str(architecture))
+    if row is None:
+        raise UnsupportedArchitectureError(
+            f"{path} is of the architecture {architecture!r}; those that can be read are {', '.join(_ARCHITECTURES)}. "
+            "Load the safetensors that it was made from instead."
+        )
+    prefix = f"{architecture}."
+    stated = {key.removeprefix(prefix): value_of(reader, key) for key in reader.fields if key.startswith(prefix)}
+    known = _ALWAYS | set(row.optional)
+    odd = {
+        key: value
+        for key, value in stated.items()
+        if key not in known | _OTHER_KEYS and (key not in _MUST_BE or value != _MUST_BE[key])
+    }
+    if odd:
+        raise unsupported(path, ", ".join(f"{key}={value!r}" for key, value in sorted(odd.items())) + " is not known")
+    if missing := sorted(_ALWAYS - stated.keys() - {"attention.head_count_kv"}):
+        raise unsupported(path, f"it does not say {prefix}{missing[0]}")
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in names:
+        raise unsupported(path, "it has no tensor named token_embd.weight")
+    config: dict[str, Any] = {"vocab_size": int(names["token_embd.weight"].shape[-1])}
+    stated.setdefault("attention.head_count_kv", stated["attention.head_count"])
+    for key, value in stated.items():
+        if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:
+            raise unsupported(path, f"{prefix}{key} is {value!r}, and {name} is {config[name]!r} by another key")
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    config |= row.config | _rotary(reader, path, stated, config)
+    config |= {
+        "tie_word_embeddings": "output.weight" not in names,
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        **{
+            f"{token}_token_id": special_id(reader, key, value_of(reader, "tokenizer.ggml.model"))
+            for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+        },
+    }
+    return AutoConfig.for_model(row.model_type, **config)
+
+
+def _rotary(reader: GGUFReader, path: Path, stated: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Base and scaling of the rotary embeddings."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": stated.get("rope.freq_base", 10000.0)}
+    scaling = stated.get("rope.scaling.type", "none")
+    if scaling == "linear":
+        rope |= {"rope_type": "linear", "factor": stated.get("rope.scaling.factor", 1.0)}
+    elif scaling != "none":
+        raise unsupported(path, f"rotary scaling {scaling!r} is not known; 'linear' is")
+    factors = next((torch.tensor(tensor.data) for tensor in reader.tensors if tensor.name == _ROTARY), None)
+    if factors is not None:  # Llama 3.1 and later: written out, frequency by frequency; the settings are all the same
+        rope |= {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope["original_max_position_embeddings"] = 8192
+        from transformers import LlamaConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        found, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(rope_parameters=rope, **config), torch.device("cpu"))
+        exponents = torch.arange(0, config["head_dim"], 2, dtype=torch.float32) / config["head_dim"]
+        expected = 1.0 / rope["rope_theta"] ** exponents / factors
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=0):
+            raise unsupported(path, f"{_ROTARY} is not that of a Llama 3")
+    return {"rope_parameters": rope}
+
+
+def _require_all_read(reader: GGUFReader, path: Path, model: nn.Module, missing: list[str]) -> None:
+    """Raises where a weight of the model is not in the file, or numbers of the file are not in the model."""
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _ROTARY)
+    read = sum(parameter.numel() for parameter in model.parameters())
+    if missing:
+        raise InvalidCheckpointError(f"{path} lacks {len(missing)} weights, {missing[0]!r} first. Download it again.")
+    if held != read:
+        raise unsupported(path, f"it holds {held:,} weights, and {type(model).__name__} has {read:,}")
