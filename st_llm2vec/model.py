@@ -127,8 +127,9 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     @property
     def pooling_mode(self) -> str | None:
         """The pooling mode, under the name that `load` takes (an EOS token is the last token of its template)."""
-        mode = getattr(self._pooling(), "pooling_mode", None)
-        return OUR_POOLING_MODES.get(mode or "", mode)
+        pooling = self._pooling()
+        mode: str | None = pooling.pooling_mode if pooling else None
+        return OUR_POOLING_MODES.get(mode, mode) if isinstance(mode, str) else mode
 
     def _pooling(self) -> Pooling | None:
         return next((module for module in self if isinstance(module, Pooling)), None)

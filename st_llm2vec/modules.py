@@ -321,7 +321,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         if not self.text_template:
             found: int | None = super()._get_prompt_length(prompt, **kwargs)
             return found
-        before, after = special_counts(self.tokenizer)
+        after = special_counts(self.tokenizer)[1]
         ids = self.tokenizer(self.text_template.prefix + prompt.lstrip(), verbose=False)["input_ids"]
         return len(ids) - after
 
@@ -439,8 +439,8 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding`: float32 (n, hidden)."""
         tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)
-        masks = ("pooling_mask",) if self.reads_span and "pooling_mask" in features else ("token_mask", "attention_mask")
-        mask = next(features[name] for name in masks if name in features)
+        names = ("pooling_mask", "attention_mask") if self.reads_span else ("token_mask", "attention_mask")
+        mask = next(features[name] for name in names if name in features)
         weights = WEIGHTS[self.pooling_mode](mask).to(tokens.dtype)  # (n, length)
         vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
         features["sentence_embedding"] = vectors

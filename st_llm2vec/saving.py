@@ -181,9 +181,8 @@ def _smallest_cosine(ours: LLM2Vec, stock: LLM2Vec, prompt: str) -> float | None
 def _stock_may_suffice(model: LLM2Vec) -> bool:
     """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
     transformer, pooling = model[0], model[1]
-    if type(transformer).save is not Transformer.save:  # somebody's own way to save, which the stock class would drop
-        return False
-    if transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+    own_save = type(transformer).save is not Transformer.save  # somebody's, which the stock class would drop
+    if own_save or transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
         return False
     if getattr(transformer.model, "is_quantized", False):  # stock transformers does not know our int8
         return False

@@ -51,7 +51,8 @@ def private_names() -> set[str]:
                 (defined if isinstance(node.ctx, ast.Store) and is_self(node.value) else used).add(node.attr)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 defined.add(node.id)
-    host_names = {name for host in (SentenceTransformer, Transformer, transformers.PreTrainedModel) for name in dir(host)}
+    classes = (SentenceTransformer, Transformer, transformers.PreTrainedModel)
+    host_names = {name for host in classes for name in dir(host)}
     host_names |= set(dir(transformers.PretrainedConfig()))
     overridden = {name for name in defined if name in host_names and name.startswith("_")}
     return {name for name in (used - defined) | overridden if name in host_names and not name.startswith("__")}
