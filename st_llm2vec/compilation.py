@@ -21,6 +21,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from transformers import PreTrainedModel
 
 from .bidirectional import decoder_layers, kernel_of
+from .build_folder import use_build_folder
 from .packing import Row, current_row, is_packing, packed
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def compile_layers(model: PreTrainedModel) -> str:
         return "it takes no rows"
     if kernel_of(model) != "sdpa":
         return f"the {kernel_of(model)!r} kernel of its attention is not compiled"
+    if reason := use_build_folder():
+        return reason
     with _lock:
         layers = decoder_layers(model)
         return "" if layers[0]._compiled_call_impl else _compile(model, layers)

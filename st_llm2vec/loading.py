@@ -24,6 +24,7 @@ from .model import LLM2Vec
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .saving import PROBES, portable_copy, write_folder
 from .templates import CHAT, Template, choose_template, own_template, with_eos
+from .vetting import opening
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def load(
     rest = dtype  # of what is not quantized
     if quantize:
         device, dtype = device or "cpu", torch.float32
-    model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
+    with opening(checkpoint.decoder):
+        model = _build(checkpoint, asked, dtype=dtype, device=device, model_kwargs=model_kwargs)
     model[0].packing = packing
     if quantize or (rest is not None and model.device.type == "cpu"):
         _use_kernels(model.eval(), quantize, rest)
@@ -144,10 +146,12 @@ def convert(
     options: dict[str, Any] = {"asked": settings, "dtype": "auto", "device": device or "cpu"}
     before = None
     if checkpoint.adapters:
-        before = _probe(_build(replace(checkpoint, adapters=()), **options))
+        with opening(checkpoint.decoder):
+            before = _probe(_build(replace(checkpoint, adapters=()), **options))
     with published(Path(folder)) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
-        model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
+        with opening(checkpoint.decoder):
+            model = _build(checkpoint, **options, merged=(merged, merge_to_folder(checkpoint, merged, dtype=dtype)))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
@@ -350,5 +354,8 @@ def _read_config(folder: Path) -> Any:
 def _license(folder: Path) -> str | None:
     """The licence that the decoder's model card states."""
     card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:  # it comes first, and the rest is prose in any encoding
+        found = re.search(r"^license: *([\w.+-]{1,64}) *$", file.read(1 << 16), re.M)
     return found.group(1) if found else None

@@ -23,6 +23,7 @@ from .errors import InvalidCheckpointError, InvalidInputError
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .templates import Template
 from .tokenization import TokenizedText, split_input, tokenize
+from .vetting import own_attention
 
 DEFAULT_MAX_SEQ_LENGTH = 512
 
@@ -163,6 +164,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         return self.text_template.to_dict()
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        own_attention(args[1])  # the config; what the caller asks for is in kwargs
         # transformers fills weights that a file lacks with random numbers and warns; here that is an error, and the
         # report about the unused language-model head is no news.
         log = logging.getLogger("transformers.modeling_utils")

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "types",
     "errors",
+    "vetting",
     "aliases",
+    "build_folder",
     "attention",
     "architectures",
     "auditing",
