@@ -97,7 +97,7 @@ _TRANSFORMER = {
     "template": TEMPLATE,
 }
 _ADAPTER = {
-    **dict.fromkeys(("peft_type", "bias", "base_model_name_or_path"), TEXT),
+    **dict.fromkeys(("peft_type", "bias"), TEXT),
     **dict.fromkeys(("alpha_pattern", "rank_pattern"), PATTERNS),
     **dict.fromkeys(("use_rslora", "fan_in_fan_out"), TRUTH),
     "auto_mapping": Field("an object that names a class", _is_auto_mapping),

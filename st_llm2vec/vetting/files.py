@@ -139,8 +139,9 @@ def opening(folder: Path | str) -> Iterator[None]:
     except ImportError as error:
         raise MissingExtraError(f"{folder} needs a package that is not installed: {error}") from error
     except (Exception, RecursionError) as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or getattr(error, "errno", 0):
-            raise  # of this machine
+        of_machine = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if of_machine or getattr(error, "errno", 0) or "os error" in str(error):
+            raise
         raise _unreadable(folder, error) from error
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of tokenizers, which is no Exception
