@@ -29,15 +29,15 @@ def require_files(folder: Path) -> None:
         InvalidCheckpointError: A link to elsewhere or to nothing, a FIFO, a device, a folder in the place of a file.
     """
     inside = _own(folder)
-    for entry in os.scandir(folder):
-        path = Path(entry.path)
-        if entry.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+    for path in sorted(folder.iterdir()):
+        real = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
+        if path.is_symlink() and not any(real.is_relative_to(place) for place in inside):
             raise InvalidCheckpointError(
                 f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not in its own folder. Copy the file "
                 "there if it is yours; a checkpoint of somebody else's must not read files of this machine."
             )
-        is_folder = entry.is_dir() and path.suffix not in _FILES
-        if not is_folder and not entry.is_file():
+        is_folder = path.is_dir() and path.suffix not in _FILES
+        if not is_folder and not path.is_file():
             raise InvalidCheckpointError(f"{str(path)!r} is {_kind(path)}, not a regular file. {_REMEDY}")
 
 
@@ -51,7 +51,7 @@ def _own(folder: Path) -> list[Path]:
 def _kind(path: Path) -> str:
     try:
         mode = path.stat().st_mode
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+    except OSError:
         return "a link to nothing"
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
