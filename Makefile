@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DATABASES := .venv-databases
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-databases lint typecheck bench bench-quick clean
+.PHONY: demo test test-databases lint typecheck bench bench-quick mutants clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -34,6 +34,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
+
+# Breaks one line at a time: which ones no test notices. It takes hours, and is not part of CI.
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 clean:
 	rm -rf $(VENV) $(DATABASES) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -292,6 +293,7 @@ def test_patterns_of_published_files_pass(pattern: str) -> None:
     require_finite_pattern(Path("x"), pattern)
 
 
+CHARSMAP = base64.b64encode(bytes(4) + b"a" * 10**5).decode()
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 
 
@@ -305,7 +307,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         ({"post_processor": {"type": "TemplateProcessing", "single": [{}] * 10**5}}, "length of post_processor.single"),
         ({"model": {"type": "BPE", "dropout": 0.5}}, "dropout must be null"),
         ({"model": []}, "model must be an object"),
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAA" + "YWFh" * 10**4}}, "make of one"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "make of one"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -372,7 +374,6 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("config.json", {"num_attention_heads": 0}),
     ("config.json", {"rope_parameters": []}),
     ("config.json", {"rope_scaling": {"rope_type": "no_such_rope"}}),
-    ("config.json", {"quantization_config": {"quant_method": "no_such_method"}}),
     ("config.json", {"quantization_config": 3}),
     ("config.json", {"dtype": "load"}),
     ("config.json", {"to_dict": 3}),
@@ -392,15 +393,12 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("tokenizer.json", {"added_tokens": 3}),
     ("tokenizer.json", {"model": None}),
     ("tokenizer.json", {"version": 3}),
-    ("special_tokens_map.json", {"pad_token": {"x": 3}}),
 ]
 
 
 @pytest.mark.parametrize(("file", "changes"), WRONG, ids=lambda value: str(value)[:50])
 def test_contents_of_another_kind_end_in_our_error(folder: Path, file: str, changes: dict[str, Any]) -> None:
     edit(folder / file, **changes)
-    if file == "special_tokens_map.json":
-        edit(folder / "tokenizer_config.json", pad_token=None)
     refused(folder, ".", Llm2VecError)
 
 

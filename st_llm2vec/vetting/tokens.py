@@ -144,7 +144,7 @@ def require_sane_tokenizer(path: Path) -> None:
         InvalidCheckpointError: Patterns, replacements, templates or lengths beyond what published tokenizers have.
     """
     content = read_json(path)
-    model = content.get("model") or {}
+    model = content.get("model", {})
     if not isinstance(model, dict):
         raise InvalidCheckpointError(f"{path}: model must be an object, got {model!r:.80}.")
     if model.get("dropout"):

@@ -37,7 +37,7 @@ def mutate(tree: Path, mutant: Mutant) -> str:
 
 
 def run(mutant: Mutant) -> str:
-    """"killed", "survived", or what is wrong with the row."""
+    """ "killed", "survived", or what is wrong with the row."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         tree = Path(folder)
         for name in COPIED:
