@@ -17,14 +17,14 @@ from transformers import AutoConfig
 
 from . import aliases, kernels
 from .bidirectional import refuse_encoders
-from .checkpoints import NOT_SAVED, Checkpoint, read_json, resolve
+from .checkpoints import NOT_SAVED, Checkpoint, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, LLM2VecPooling, LLM2VecTransformer
 from .saving import PROBES, portable_copy, write_folder
 from .templates import CHAT, Template, choose_template, own_template, with_eos
-from .vetting import opening
+from .vetting import opening, read_json
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from .checkpoints import Checkpoint, no_weights, read_json, weight_files
+from .checkpoints import Checkpoint, no_weights, weight_files
 from .errors import InvalidCheckpointError
-from .vetting import own_attention, require_files
+from .vetting import own_attention, read_json, require_files
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "config.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")

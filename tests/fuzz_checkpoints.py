@@ -27,7 +27,40 @@ FILES += [(PLAIN, "modules.json"), (PLAIN, "model.safetensors.index.json"), (PLA
 FILES += [(PLAIN, "tokenizer.json"), (PLAIN, "generation_config.json"), (PLAIN, "config_sentence_transformers.json")]
 FILES += [(ADAPTER, "adapter_config.json"), (ADAPTER, "config.json")]
 # Keys that the files do not have, and libraries read.
-MORE = ["alpha_pattern", "rank_pattern", "quantization_config", "rope_parameters", "layer_types", "attn_implementation", "dtype", "template", "prompts", "max_seq_length", "document_max_length", "pooling_mode", "include_prompt", "attention", "provenance", "weight_map", "auto_map", "chat_template", "added_tokens_decoder", "fast_tokenizer_files", "init_inputs", "sliding_window", "tokenizer_class", "pad_token", "text_config", "model_max_length", "padding_side", "truncation", "normalizer", "pre_tokenizer", "post_processor", "per_layer_config"]
+MORE = [
+    "alpha_pattern",
+    "rank_pattern",
+    "quantization_config",
+    "rope_parameters",
+    "layer_types",
+    "attn_implementation",
+    "dtype",
+    "template",
+    "prompts",
+    "max_seq_length",
+    "document_max_length",
+    "pooling_mode",
+    "include_prompt",
+    "attention",
+    "provenance",
+    "weight_map",
+    "auto_map",
+    "chat_template",
+    "added_tokens_decoder",
+    "fast_tokenizer_files",
+    "init_inputs",
+    "sliding_window",
+    "tokenizer_class",
+    "pad_token",
+    "text_config",
+    "model_max_length",
+    "padding_side",
+    "truncation",
+    "normalizer",
+    "pre_tokenizer",
+    "post_processor",
+    "per_layer_config",
+]
 EDGES = [
     0,
     -1,

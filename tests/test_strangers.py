@@ -104,6 +104,15 @@ def test_links_of_the_hub_cache_and_inside_a_folder_work(folder: Path, tmp_path:
     st_llm2vec.load(str(folder), device="cpu")
 
 
+def test_a_folder_of_blobs_elsewhere_is_no_hub_cache(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    for place in (tmp_path / "a" / "b", tmp_path / "snapshots" / "b"):  # neither is models--owner--name/snapshots/...
+        shutil.copytree(folder, place)
+        (place / "tokenizer.json").rename(tmp_path / "blobs" / "tokenizer.json")
+        (place / "tokenizer.json").symlink_to(tmp_path / "blobs" / "tokenizer.json")
+        refused(place, "is a link to")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md", "model.safetensors", "vocab.txt"])
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "nothing", "circle"])
 def test_what_is_no_regular_file_is_refused(folder: Path, name: str, kind: str) -> None:

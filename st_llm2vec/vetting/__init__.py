@@ -23,6 +23,7 @@ __all__ = [
     "own_attention",
     "read_json",
     "require_below",
+    "require_files",
     "require_finite_pattern",
     "require_finite_template",
     "require_safe",

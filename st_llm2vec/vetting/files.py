@@ -140,7 +140,7 @@ def opening(folder: Path | str) -> Iterator[None]:
         raise MissingExtraError(f"{folder} needs a package that is not installed: {error}") from error
     except (Exception, RecursionError) as error:
         of_machine = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if of_machine or getattr(error, "errno", 0) or "os error" in str(error):
+        if of_machine or getattr(error, "errno", None) or "os error" in str(error):
             raise
         raise _unreadable(folder, error) from error
     except BaseException as error:

@@ -80,7 +80,8 @@ def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3) -> Non
             i = _end_of_class(pattern, i)
         elif char == "(":
             groups.append(_Group())
-            i = _OPENING.match(pattern, i).end()  # type: ignore[union-attr] - it matches "("
+            opened = _OPENING.match(pattern, i)
+            i = opened.end() if opened else i + 1
         elif char == ")" and len(groups) > 1:
             inner = groups.pop()
             groups[-1].loops += inner.total[0]
@@ -177,7 +178,8 @@ def require_sane_tokenizer(path: Path) -> None:
 
 def _pairs(part: Any) -> list[tuple[str, Any]]:
     """Every key and value of a part of the file, at any depth."""
-    found, left = [], [part]
+    found: list[tuple[str, Any]] = []
+    left = [part]
     while left:
         value = left.pop()
         if isinstance(value, dict):

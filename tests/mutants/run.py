@@ -49,7 +49,9 @@ def run(mutant: Mutant) -> str:
         environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'integrations'}", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
         try:
-            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS)
+            done = subprocess.run(
+                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
             return "killed"
     if done.returncode not in (0, 1, 2):  # 2: the module cannot be imported
