@@ -12,7 +12,7 @@ BOUNDS := .venv-bounds
 BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-bounds test-databases model test-real lint typecheck docs bench bench-quick clean
+.PHONY: demo test test-bounds test-databases model test-real lint typecheck docs bench bench-quick mutants clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -55,6 +55,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
+
+# Breaks one line at a time: which ones no test notices. It takes hours, and is not part of CI.
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 clean:
 	rm -rf $(VENV) $(BOUNDS) $(DATABASES) $(DOCS) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -21,6 +21,7 @@ from typing import Any
 
 from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundError
 from .settings import EncoderSettings
+from .vetting import read_json, require_below
 
 PREFIX = "llm2vec-"
 _FORMAT = 1  # of a kept folder; another number makes it anew
@@ -190,13 +191,13 @@ def find(name: str) -> Alias | None:
 def _from_file(path: Path) -> dict[str, Alias]:
     found = {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path)
         for name, arguments in content.items():
             _require_name(name)
             if unknown := sorted(set(arguments) - {f.name for f in fields(Alias)}):
                 raise InvalidInputError(f"{name!r} has {unknown}; known are {[f.name for f in fields(Alias)]}.")
             found[name] = Alias(**arguments)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # InvalidCheckpointError is a ValueError
         raise InvalidInputError(
             f'{path} cannot be used: {error} It holds names like {{"my-encoder": {{"model": "owner/name"}}}}.'
         ) from error
@@ -258,8 +259,10 @@ def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
 
 def _require_complete(name: str, place: Path) -> None:
     try:
-        sizes = json.loads((place / CONTENTS).read_text(encoding="utf-8"))
-        wrong = [file for file, size in sizes.items() if (place / file).stat().st_size != size]
+        sizes = read_json(place / CONTENTS)
+        wrong = [f for f, size in sizes.items() if require_below(place / CONTENTS, f).stat().st_size != size]
+        if not sizes:
+            wrong = [CONTENTS]
     except (OSError, ValueError) as error:
         wrong = [str(error)]
     if wrong:

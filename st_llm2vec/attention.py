@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .build_folder import use_build_folder
+
 LANES = 16  # float32 in a vector; heads that are narrower are left to torch
 _EVERYTHING = 2**40
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ class _Shape(ctypes.Structure):
 def _library() -> Any:
     """The built kernel; None where there is no AVX512 or it cannot be built."""
     if not getattr(torch.cpu, "_is_avx512_supported", bool)():
+        return None
+    if reason := use_build_folder():
+        log.info("attention.cpp was not built, torch's attention is used: %s.", reason)
         return None
     try:
         from torch._inductor.codecache import CppCodeCache  # keeps what it built on the disk

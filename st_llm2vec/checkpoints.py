@@ -2,13 +2,12 @@
 
 LLM2Vec publishes adapters only: base decoder + MNTP adapter + SimCSE or supervised adapter. The second adapter's own
 files name the raw decoder, so a loader that trusts them skips MNTP silently (defect Q18 of the original). Nothing of
-a checkpoint is executed, only safetensors are read, and no file of a checkpoint can point outside of its folder.
+a checkpoint is executed, only safetensors are read, and its files are vetted first (vetting/).
 """
 
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
 from .settings import EncoderSettings, as_flag, is_original, translated
+from .vetting import leaves, read_json, require_safe
 
 SETTINGS_FILE = "llm2vec_config.json"
 # What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
@@ -169,29 +169,10 @@ def _is_originals_adapter(folder: Path) -> bool:
     return _published_id(folder) in known or bool(re.search(r"(Bi|Encoder)(Model|ForMNTP)$", str(trained_on)))
 
 
-def require_inside(folder: Path) -> None:
-    """Raises `InvalidCheckpointError` if a file of the folder names another one that lies outside of it."""
-    modules = read_json(folder / "modules.json", list)
-    weights = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    paths = [("modules.json", m.get("path")) for m in modules if isinstance(m, dict)]
-    if isinstance(weights, dict):
-        paths += [("model.safetensors.index.json", path) for path in weights.values()]
-    for file, path in paths:
-        if not isinstance(path, str) or _leaves(path):
-            raise InvalidCheckpointError(
-                f"{folder / file} names {path!r}, which is no path inside its own folder. Such a file was not written "
-                "by save_pretrained; do not use this checkpoint, or download it again from where you trust it."
-            )
-
-
-def _leaves(path: str) -> bool:
-    return os.path.isabs(path) or bool(re.match(r"[A-Za-z]:|[\\/]", path)) or ".." in re.split(r"[\\/]", path)
-
-
 def _folder(name: str, revision: str | None, hub: Hub) -> Path:
     """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
     if Path(name).is_dir():
-        require_inside(Path(name))
+        require_safe(Path(name))
         return Path(name)
     if not name or Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelNotFoundError(f"There is no folder {name!r}. Check the path; hub ids look like 'owner/name'.")
@@ -220,7 +201,7 @@ def _folder(name: str, revision: str | None, hub: Hub) -> Path:
             f"repositories need their licence accepted at https://huggingface.co/{repository} and a token: "
             "hf auth login."
         ) from error
-    require_inside(Path(found))
+    require_safe(Path(found))
     return Path(found)
 
 
@@ -269,7 +250,7 @@ def _base_of(folder: Path) -> str:
         raise InvalidCheckpointError(f"The adapter {shown!r} does not name its decoder. {remedy}")
     if local and os.path.isabs(named):  # where it was trained, on this machine
         return named
-    if _leaves(named):
+    if leaves(named):
         raise InvalidCheckpointError(
             f"{folder / 'adapter_config.json'} names {named!r} as its decoder, which is neither a folder beside it nor "
             f"a hub id. {remedy}"
@@ -330,7 +311,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    named = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
+    named = read_json(folder / "model.safetensors.index.json").get("weight_map") or {}
     files = sorted({folder / str(name) for name in named.values()})
     if missing := [file.name for file in files if not file.is_file()]:
         raise InvalidCheckpointError(
@@ -349,19 +330,6 @@ def no_weights(folder: Path) -> str:
             "safetensors are read. Convert it where you trust it: AutoModel.from_pretrained(...).save_pretrained(...)."
         )
     return f"{folder} has no *.safetensors weights. Give the folder that save_pretrained wrote."
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The content of a JSON file; empty if there is no such file."""
-    if not path.is_file():
-        return kind()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidCheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, kind):
-        raise InvalidCheckpointError(f"{path} holds a {type(content).__name__}, not a {kind.__name__}.")
-    return content
 
 
 def require_saved_base(folder: Path) -> None:

@@ -20,6 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from transformers import PreTrainedModel
 
 from .bidirectional import decoder_layers, kernel_of
+from .build_folder import use_build_folder
 from .equivalence import Status, judge, off, own_noise, precision, probe_ids
 from .packing import current_row, is_packing, vectors_of
 
@@ -43,6 +44,8 @@ def compile_layers(model: PreTrainedModel, tokenizer: Any = None) -> Status:
         return off("it takes no packed sequences")
     if kernel_of(model) != "sdpa":
         return off(f"the {kernel_of(model)!r} attention implementation is not compiled")
+    if reason := use_build_folder():
+        return off(reason)
     with _lock:
         layers = decoder_layers(model)
         return Status(True) if layers[0]._compiled_call_impl else _compile(model, layers, probe_ids(model, tokenizer))

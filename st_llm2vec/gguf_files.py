@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from .checkpoints import Hub, read_json, weight_files
+from .checkpoints import Hub, weight_files
 from .errors import (
     InvalidCheckpointError,
     InvalidInputError,
@@ -34,6 +34,7 @@ from .errors import (
 )
 from .gguf_tokenizers import special_id, tokenizer_of, unsupported, value_of
 from .runtime import Runtime
+from .vetting import read_json
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

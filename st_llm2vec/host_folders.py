@@ -17,11 +17,12 @@ from sentence_transformers.util import import_module_class
 from torch import nn
 from transformers import AutoProcessor
 
-from .checkpoints import SETTINGS_FILE, read_json, weight_files
+from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
 from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecPooling, LLM2VecTransformer
 from .settings import OUR_POOLING_MODES, EncoderSettings
 from .templates import Template
+from .vetting import read_json
 
 # Modules that may follow the pooling; they see its vector only.
 FURTHER: tuple[type[nn.Module], ...] = (Normalize, Dense)

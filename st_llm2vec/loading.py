@@ -29,6 +29,7 @@ from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, PUBLISHED_DOCUMENT_MAX_LENGTH, EncoderSettings
 from .templates import CHAT, Template, choose_template, own_template, require_tokens, with_eos
+from .vetting import opening
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ def load(
     with gguf_files.opened(folder or place, stages["base"], revision, hub, runtime) as opened:
         stages["base"] = opened.base
         checkpoint = resolve(opened.name, **stages, revision=revision, **vars(hub))
-        model = _build(checkpoint, asked, opened.runtime)
+        with opening(checkpoint.decoder):
+            model = _build(checkpoint, asked, opened.runtime)
         opened.label(model)
     return _run(model, runtime)
 
@@ -166,11 +168,15 @@ def _convert(
     checkpoint: Checkpoint, name: str, folder: Path, asked: EncoderSettings, written: Runtime, told: dict[str, Any]
 ) -> LLM2Vec:
     runtime = replace(written, dtype=AUTO)
-    before = _probe(_build(replace(checkpoint, adapters=()), asked, runtime)) if checkpoint.adapters else None
+    before = None
+    if checkpoint.adapters:
+        with opening(checkpoint.decoder):
+            before = _probe(_build(replace(checkpoint, adapters=()), asked, runtime))
     with published(folder) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
-        sample = merge_to_folder(checkpoint, merged, dtype=as_torch_dtype(written.dtype))
-        model = _build(checkpoint, asked, runtime, merged=(merged, sample))
+        with opening(checkpoint.decoder):
+            sample = merge_to_folder(checkpoint, merged, dtype=as_torch_dtype(written.dtype))
+            model = _build(checkpoint, asked, runtime, merged=(merged, sample))
         after = _probe(model)
         if before is not None and np.allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max()):
             raise InvalidCheckpointError(f"Merging {name!r} changes no vector: the adapters are without effect.")
@@ -428,5 +434,8 @@ def _read_config(folder: Path) -> Any:
 def _license(folder: Path) -> str | None:
     """The licence that the decoder's model card states."""
     card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:  # it comes first, and the rest is prose in any encoding
+        found = re.search(r"^license: *([\w.+-]{1,64}) *$", file.read(1 << 16), re.M)
     return found.group(1) if found else None

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from .checkpoints import Checkpoint, no_weights, read_json, weight_files
+from .checkpoints import Checkpoint, no_weights, weight_files
 from .errors import InvalidCheckpointError
+from .vetting import own_attention, read_json, require_files
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "config.json")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
@@ -97,6 +98,7 @@ class Adapter:
         path = folder / "adapter_model.safetensors"
         self.changes_anything = False  # known once its deltas have been read
         self._require_plain_lora()
+        self.alphas = _alphas(self.config)
         trained_on = (self.config.get("auto_mapping") or {}).get("base_model_class") or ""
         if _family(trained_on) not in (None, _family(type(model).__name__)):  # two families can have the same shapes
             raise self._misfit(f"it was trained on {trained_on!r}, and this is {type(model).__name__!r}")
@@ -120,9 +122,14 @@ class Adapter:
     def delta(self, target: str, rows: slice | list[int] = slice(None)) -> Tensor:
         """What the adapter adds to `rows` of a weight: (alpha / r) B A in float32, section 3.9."""
         a, b = (self.tensors.get_tensor(f"{self.pairs[target]}.lora_{ab}.weight").float() for ab in "AB")
-        scale = _scale(self.config, self.pairs[target], a.shape[0])
+        scale = self._scale(self.pairs[target], a.shape[0])
         delta: Tensor = scale * (a.T[rows] @ b.T if self.config.get("fan_in_fan_out") else b[rows] @ a)
         return delta
+
+    def _scale(self, pair: str, rank: int) -> float:
+        path = pair.removeprefix(_PEFT)
+        alpha: float = next((alpha for key, alpha in self.alphas if key.match(path)), self.config["lora_alpha"])
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def _misfit(self, what: str) -> InvalidCheckpointError:
         return InvalidCheckpointError(
@@ -135,6 +142,8 @@ class Adapter:
         odd = {key: config.get(key) for key in _NOT_PLAIN.split() if config.get(key)}
         if config.get("peft_type") != "LORA":
             odd["peft_type"] = config.get("peft_type")
+        if config.get("lora_alpha") is None:
+            odd["lora_alpha"] = None
         if config.get("bias", "none") != "none":
             odd["bias"] = config["bias"]
         start = config.get("init_lora_weights")
@@ -210,6 +219,7 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
         As `merge_adapters`; also OSError where the disk is full.
     """
     config = AutoConfig.from_pretrained(checkpoint.decoder, trust_remote_code=False)
+    own_attention(config)
     with torch.device("meta"):
         skeleton = AutoModel.from_config(config)
     adapters = [Adapter(path, skeleton) for path in checkpoint.adapters]
@@ -246,7 +256,8 @@ def merge_to_folder(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     if dtype is not None:
         raw["dtype"] = raw["torch_dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
-    for file in (file for pattern in _TOKENIZER for file in checkpoint.tokenizer.glob(pattern)):
+    require_files(checkpoint.tokenizer)  # once more: what a link leads to would be copied, and published
+    for file in (file for pattern in _TOKENIZER for file in checkpoint.tokenizer.glob(pattern) if file.is_file()):
         shutil.copyfile(file, folder / file.name)
     return sample
 
@@ -364,9 +375,7 @@ def _target(pair: str, shapes: Mapping[str, torch.Size]) -> str | None:
     return next((name for name in names if name in shapes), None)
 
 
-def _scale(config: dict[str, Any], pair: str, rank: int) -> float:
-    from peft.utils.other import get_pattern_key
-
+def _alphas(config: dict[str, Any]) -> list[tuple[re.Pattern[str], float]]:
+    """What peft's `get_pattern_key` compares with the end of a path, in its order; compiled once for all paths."""
     patterns = config.get("alpha_pattern") or {}
-    alpha: float = patterns.get(get_pattern_key(patterns, pair.removeprefix(_PEFT)), config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    return [(re.compile(rf"(.*\.)?({pattern})$"), alpha) for pattern, alpha in patterns.items()]

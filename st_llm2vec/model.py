@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__
-from .checkpoints import read_settings, require_inside, require_saved_base
+from .checkpoints import read_settings, require_saved_base
 from .encoding import encode_texts
 from .errors import InvalidInputError
 from .hosts import require_hooks
@@ -26,6 +27,7 @@ from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecPooling, LLM2VecTrans
 from .runtime import as_torch_dtype
 from .saving import portable_copy, write_folder
 from .settings import OUR_POOLING_MODES, EncoderSettings
+from .vetting import opening, require_safe
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,10 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
         folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
         if folder:
-            require_inside(folder)
+            require_safe(folder)
             require_saved_base(folder)
-        super().__init__(model_name_or_path, **kwargs)
+        with opening(folder) if folder else nullcontext():
+            super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
             restore_adapter(self[0].model, folder)
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}

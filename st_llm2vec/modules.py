@@ -27,6 +27,7 @@ from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
 from .templates import Template, special_counts
 from .tokenization import TokenizedText, split_input, tokenize
+from .vetting import own_attention
 
 # What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -214,6 +215,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.scores_span = True
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        own_attention(args[1])  # the config; what the caller asks for is in kwargs
         # transformers fills weights that a file lacks with random numbers and warns; here that is an error.
         try:
             with no_load_report():

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .bidirectional import needs_module_flags
-from .checkpoints import SETTINGS_FILE, read_json, weight_files
+from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .modules import LLM2VecPooling
 from .runtime import as_torch_dtype
 from .templates import special_counts
+from .vetting import read_json
 
 if TYPE_CHECKING:
     from .model import LLM2Vec

@@ -13,6 +13,9 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from .errors import InvalidInputError
+from .vetting import require_finite_template
+
+MAX_LENGTH = 20_000  # characters before and after every text; the longest of TEMPLATES have 60
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +27,14 @@ class Template:
 
     prefix: str = ""
     suffix: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, str) or len(value) > MAX_LENGTH:
+                given = f"{len(value):,} characters" if isinstance(value, str) else repr(value)
+                raise InvalidInputError(
+                    f"the template's {name} must be a text of at most {MAX_LENGTH:,} characters, got {given:.80}."
+                )
 
     def __bool__(self) -> bool:
         return bool(self.prefix or self.suffix)
@@ -78,6 +89,8 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
         raise InvalidInputError(
             f"template={CHAT!r} was asked for, and the tokenizer has no chat template. Use one of {sorted(TEMPLATES)}."
         )
+    tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    require_finite_template(tokenizer.get_chat_template(), [turns, turns[:2], turns[:1]], tokens)
     try:
         # The second turn of the user: a system message stands before the first one only.
         closing = render(turns[:2]).partition(reply)[2]

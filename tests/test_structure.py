@@ -15,11 +15,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "types",
     "errors",
+    "vetting",
     "templates",
     "settings",
     "runtime",
     "hosts",
     "aliases",
+    "build_folder",
     "attention",
     "architectures",
     "auditing",

@@ -1,5 +1,6 @@
 """`st-llm2vec`, the command line: convert, train, encode, index, search and eval without writing Python.
 
+    terminal.py   texts from files as they are shown: control characters escaped
     files.py      texts from .txt, .jsonl, .csv and .parquet; files that appear complete or not at all
     options.py    options that several commands share, and how a model is opened
     convert.py    convert
@@ -26,6 +27,7 @@ import typer
 from .. import __version__
 from ..errors import Llm2VecError
 from . import convert, doctor, encode, evaluate, explore, models, serve, store, train
+from .terminal import escaped, escaped_logs, message
 
 app = typer.Typer(
     name="st-llm2vec",
@@ -76,13 +78,19 @@ def main(arguments: list[str] | None = None) -> int:
     if debug:
         arguments.remove("--debug")
     try:
-        app(arguments, prog_name="st-llm2vec")
+        with escaped_logs():
+            app(arguments, prog_name="st-llm2vec")
     except SystemExit as done:  # how typer ends, and with which code
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except (Llm2VecError, OSError, ValueError) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of tokenizers is no Exception
         if debug:
-            traceback.print_exc()
-        else:
-            typer.echo(f"Error: {str(error).strip() or type(error).__name__}", err=True)
+            typer.echo(escaped(traceback.format_exc(), keep="\n"), err=True)
+            return 1
+        said = str(error).strip() or type(error).__name__
+        if not isinstance(error, (Llm2VecError, OSError, ValueError)):  # of a library, or a fault of ours
+            said = f"{type(error).__name__}: {said}. --debug shows where it comes from."
+        typer.echo(message(f"Error: {said}"), err=True)
         return 1
     return 0

@@ -9,6 +9,7 @@ import typer
 
 from . import options
 from .options import open_model
+from .terminal import escaped
 
 
 def doctor(
@@ -27,6 +28,7 @@ def doctor(
     from ..evaluation.diagnosis import doctor as examine
 
     report = examine(open_model(model, dtype=dtype, device=device))
-    typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report))
+    shown = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report)
+    typer.echo(escaped(shown, keep="\n"))
     if not report.ok:
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ from ..errors import InvalidInputError, MissingExtraError
 from .files import published
 from .options import note
 from .store import read_condition
+from .terminal import escaped_all
 
 if TYPE_CHECKING:
     from faiss_llm2vec import FaissStore
@@ -86,13 +87,16 @@ def page_data(
         records, vectors = [records[row] for row in chosen], vectors[chosen]
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     nearest, scores = _nearest(units, neighbours)
-    return {
+    shown = {  # the page would hide or reorder what a terminal does
         "title": store.path.name,
-        "total": total,
         "field": color_by,
         "ids": [record.id for record in records],
         "texts": [record.text for record in records],
         "metadata": [record.metadata for record in records],
+    }
+    return {
+        **escaped_all(shown),
+        "total": total,
         "points": np.round(_map(units, method), 4).tolist(),
         "nearest": nearest.tolist(),
         "scores": np.round(scores.astype(float), 3).tolist(),

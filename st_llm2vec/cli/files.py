@@ -57,6 +57,11 @@ class Rows:
         text = row[column]
         if not isinstance(text, str):
             raise InvalidInputError(f"{where}: {column!r} is {text!r:.60} ({type(text).__name__}), not a text.")
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            raise InvalidInputError(
+                f"{where}: {column!r} has half of a character ({text!r:.60}), as JSON can spell and UTF-8 cannot. "
+                "Write the character in full."
+            )
         return text
 
 
@@ -105,7 +110,7 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidInputError(f"{path}, line {number}: not valid JSON ({error}).") from error
             if not isinstance(row, dict):
                 raise InvalidInputError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..settings import EncoderSettings
+from .terminal import escaped, message
 
 if TYPE_CHECKING:
     from ..model import LLM2Vec
@@ -98,7 +99,7 @@ def megabytes(size: int) -> str:
 
 def note(text: str) -> None:
     """Something to know that is no result: to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(message(text), err=True)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -113,5 +114,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         numeric = all(row[i].replace(".", "").lstrip("-").isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*map(Text, row))  # as text: [brackets] in it are no markup
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # as text: [brackets] in it are no markup
     Console().print(table)

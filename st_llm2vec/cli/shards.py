@@ -65,7 +65,9 @@ def _done(note: Path, target: Path, made_of: dict[str, Any]) -> bool:
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
         size = target.stat().st_size
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(found, dict):
         return False
     expected = json.loads(json.dumps(made_of))
     return bool(found.pop("bytes", None) == size and {name: found.get(name) for name in expected} == expected)

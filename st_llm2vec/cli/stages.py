@@ -40,6 +40,7 @@ from ..training import (
     simcse_pairs,
     supervised,
 )
+from ..vetting import read_json
 from .files import TEXT_COLUMN, Rows, read_rows
 from .options import note, open_model
 
@@ -184,7 +185,7 @@ def _last_checkpoint(settings: Settings, output: Path, checkpoints: Path, resume
             raise FileExistsError(f"{output} exists already. Continue its run with --resume, or choose another folder.")
         return None
     started = checkpoints / SETTINGS_FILE
-    before = json.loads(started.read_text(encoding="utf-8")) if started.is_file() else {}
+    before = read_json(started)
     for key, value in settings.must_stay().items():
         if before.get(key, value) != value:
             raise InvalidInputError(

@@ -14,6 +14,7 @@ from ..errors import StoreExistsError
 from . import options
 from .files import TEXT_COLUMN, Rows, published, read_rows
 from .options import note, open_model, print_table
+from .terminal import escaped, message
 
 SHOWN = 200  # characters of a text in the table of answers
 
@@ -116,10 +117,10 @@ def search(
             {"question": question, "hits": [asdict(hit) for hit in hits]}
             for question, hits in zip(questions, answers, strict=True)
         ]
-        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        typer.echo(escaped(json.dumps(found, ensure_ascii=False, indent=2), keep="\n"))
         return
     for question, hits in zip(questions, answers, strict=True):
-        typer.echo(question)
+        typer.echo(message(question))
         rows = [(str(i), f"{hit.score:.3f}", _shortened(hit.text), hit.id) for i, hit in enumerate(hits, 1)]
         print_table(("#", "score", "text", "id"), rows)
 
@@ -128,7 +129,7 @@ def read_condition(where: str | None) -> dict[str, Any] | None:
     """The filter of a `--where`."""
     try:
         condition: dict[str, Any] | None = None if where is None else json.loads(where)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"not valid JSON ({error})", param_hint="'--where'") from error
     return condition
 

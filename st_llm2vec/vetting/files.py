@@ -1,0 +1,157 @@
+"""Files of a checkpoint from anywhere: regular ones, in their own folder, of a sane size, JSON that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidCheckpointError, Llm2VecError, MissingExtraError
+
+MAX_BYTES = 1 << 26  # of a JSON file; the largest published ones (tokenizer.json of 256,000 tokens) have half of it
+MAX_DEPTH = 32  # of JSON; published files nest less than 10 deep, and Python's own limit is the stack's
+MAX_NUMBER = 10**40  # tokenizers write 10**30 for "no limit"; floats end at 10**308
+_FILES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".md")
+_REMEDY = "Do not use this checkpoint, or download it again from where you trust it."
+
+
+def require_files(folder: Path) -> None:
+    """Raises where an entry of a folder is no regular file, or a link that leads out of the repository.
+
+    Links stay inside the folder itself or, in the hub's cache, inside the repository's own blobs.
+
+    Raises:
+        InvalidCheckpointError: A link to elsewhere or to nothing, a FIFO, a device, a folder in the place of a file.
+    """
+    inside = _own(folder)
+    for path in sorted(folder.iterdir()):
+        real = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
+        if path.is_symlink() and not any(real.is_relative_to(place) for place in inside):
+            raise InvalidCheckpointError(
+                f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not in its own folder. Copy the file "
+                "there if it is yours; a checkpoint of somebody else's must not read files of this machine."
+            )
+        is_folder = path.is_dir() and path.suffix not in _FILES
+        if not is_folder and not path.is_file():
+            raise InvalidCheckpointError(f"{str(path)!r} is {_kind(path)}, not a regular file. {_REMEDY}")
+
+
+def _own(folder: Path) -> list[Path]:
+    folder = folder.resolve()
+    repository = folder.parent.parent
+    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return [folder, repository / "blobs"] if cached else [folder]
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link to nothing"
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def leaves(path: str) -> bool:
+    """Whether the name of a file is no path below the folder of the file that names it, on any system."""
+    return (
+        os.path.isabs(path)
+        or "\0" in path
+        or bool(re.match(r"[A-Za-z]:|[\\/]", path))
+        or ".." in re.split(r"[\\/]", path)
+    )
+
+
+def require_below(file: Path, name: Any) -> Path:
+    """The path that a file means by a name of another one.
+
+    Raises:
+        InvalidCheckpointError: The name is no text, or leads out of the folder.
+    """
+    if not isinstance(name, str) or leaves(name):
+        raise InvalidCheckpointError(
+            f"{file} names {name!r}, which is no path inside its own folder. Such a file was not written by "
+            f"save_pretrained. {_REMEDY}"
+        )
+    return file.parent / name
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file; empty if there is no such file.
+
+    Raises:
+        InvalidCheckpointError: No regular file, no JSON, another kind, too large, or nested too deep.
+    """
+    if not os.path.lexists(path):
+        return kind()
+    if not path.is_file():
+        raise InvalidCheckpointError(f"{path} is {_kind(path)}, not a regular file. {_REMEDY}")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InvalidCheckpointError(f"{path} has {size:,} bytes; such files have at most {MAX_BYTES:,}. {_REMEDY}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidCheckpointError(f"{path} is not valid JSON: {error}.") from error
+    except RecursionError as error:
+        raise InvalidCheckpointError(f"{path} is nested more than {MAX_DEPTH} deep. {_REMEDY}") from error
+    if not isinstance(content, kind):
+        raise InvalidCheckpointError(f"{path} holds a {type(content).__name__}, not a {kind.__name__}.")
+    return content
+
+
+def require_shallow(path: Path, content: Any) -> None:
+    """Raises `InvalidCheckpointError` where JSON is nested too deep, or holds a number that nothing can use."""
+    level, depth = [content], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidCheckpointError(f"{path} is nested more than {MAX_DEPTH} deep. {_REMEDY}")
+        below = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [item for item in value.values() if isinstance(item, (dict, list, int))]
+            elif isinstance(value, list):
+                below += [item for item in value if isinstance(item, (dict, list, int))]
+            elif abs(value) > MAX_NUMBER:
+                raise InvalidCheckpointError(f"{path} holds a number of {len(str(value))} digits. {_REMEDY}")
+        level = below
+
+
+@contextmanager
+def opening(folder: Path | str) -> Iterator[None]:
+    """Says of an error that another library raises about a checkpoint's content whose content it is.
+
+    The tables of `vetting` are what is known to go wrong; the libraries that open a checkpoint raise whatever they
+    come across (KeyError, TypeError, AssertionError, a panic of tokenizers).
+
+    Raises:
+        InvalidCheckpointError, MissingExtraError.
+    """
+    try:
+        yield
+    except Llm2VecError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(f"{folder} needs a package that is not installed: {error}") from error
+    except (Exception, RecursionError) as error:
+        of_machine = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if of_machine or getattr(error, "errno", None) or "os error" in str(error):
+            raise
+        raise _unreadable(folder, error) from error
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of tokenizers, which is no Exception
+            raise _unreadable(folder, error) from error
+        raise
+
+
+def _unreadable(folder: Path | str, error: BaseException) -> InvalidCheckpointError:
+    said = " ".join(str(error).split())[:500]
+    return InvalidCheckpointError(
+        f"{folder} cannot be opened; its files do not fit each other, or this version of transformers "
+        f"({type(error).__name__}: {said}). Download it again, or update transformers."
+    )
