@@ -67,6 +67,7 @@ class Contents:
         """Whether this is not known to be what the database is frozen at: in a change, or in a forked process."""
         self._mmap = mmap
         self._in_place: Callable[[], bool] = lambda: True
+        self._new: list[File] = []  # what the change under way has written
         self.segments: list[Segment] = []
         self.database, self.manifest, self.segments = self._salvaged() if recover else self._read()
 
@@ -109,6 +110,10 @@ class Contents:
                     if attempt == _ATTEMPTS - 1 or self.database.freeze() == manifest:
                         raise
         self.stale = False
+        # Of a change that failed. One that was interrupted may have come to pass; by now the manifest says so.
+        named = {file for entry in self.manifest.segments for file in entry.files}
+        self._remove_files(file for file in self._new if file not in named)
+        self._new = []
 
     def refresh(self) -> None:
         """Goes on to what is at the path now, be it another store."""
@@ -333,6 +338,7 @@ class Contents:
             )
         except OSError as error:
             raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
+        self._new = entry.files
         written = replace(manifest, dimension=rows.shape[1], next_id=int(ids.max()) + 1)
         return [Segment.open(self.folder, entry, written, mmap=self._mmap, check=False)]
 

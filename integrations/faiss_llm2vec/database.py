@@ -121,7 +121,7 @@ class Database:
         if len(rows) != 1 or not isinstance(rows[0][0], str) or checksum(rows[0][0]) != rows[0][1]:
             raise StoreCorruptedError(f"{self.path}: the manifest is damaged or was edited.")
         if (found := _format(rows[0][0])) != FORMAT:
-            raise StoreError(f"{self.path} has format {found:.20}, this version reads {FORMAT}: upgrade st-llm2vec.")
+            raise StoreError(f"{self.path} has format {found!s:.20}, this version reads {FORMAT}: upgrade st-llm2vec.")
         try:
             manifest = Manifest.from_json(rows[0][0])
         except ValueError as error:
