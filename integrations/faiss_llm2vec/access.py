@@ -69,6 +69,8 @@ class Access:
     def reading(self) -> Iterator[None]:
         with self._mutex:
             self._check_open()
+            if self._lock is None:
+                self.contents.let_go()
             yield
 
     @contextmanager

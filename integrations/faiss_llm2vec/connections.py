@@ -108,10 +108,15 @@ def _copied(path: Path) -> sqlite3.Connection | None:
             return None
         source = connect(copy, "rw")
         try:
-            target = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # a file without a name
-            source.backup(target)
+            return copied(source)
         finally:
             source.close()
+
+
+def copied(source: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy of what a connection sees, in a disk file without a name, gone when it is closed."""
+    target = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    source.backup(target)
     return target
 
 

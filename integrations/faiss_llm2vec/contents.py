@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import files, inputs
+from faiss_llm2vec import files, inputs, inspection
+from faiss_llm2vec.change import Change
 from faiss_llm2vec.database import Database
 from faiss_llm2vec.filters import Ids
 from faiss_llm2vec.kinds import INDEX_FROM, Vectors
 from faiss_llm2vec.manifest import Entry, File, Manifest
-from faiss_llm2vec.records import Document, Documents
+from faiss_llm2vec.records import Documents
 from faiss_llm2vec.segments import Segment, damage
 from st_llm2vec.errors import StoreCorruptedError, StoreError
 
@@ -28,26 +29,8 @@ from st_llm2vec.errors import StoreCorruptedError, StoreError
 _MOST_SMALL_SEGMENTS = 16
 # How often a store is opened again because a writer merged its segments meanwhile.
 _ATTEMPTS = 20
-
-
-@dataclass
-class Change:
-    """What a commit does.
-
-    Attributes:
-        remove: ids of documents to delete.
-        documents, vectors: documents to insert, and their vectors (len(documents), dimension).
-        model_dimension: dimension of those vectors before the store cut them.
-        relabel: documents to put in place of those with these ids, keeping their vectors.
-        merge: segments to replace by a new one.
-    """
-
-    remove: Sequence[int] = ()
-    documents: Documents = field(default_factory=lambda: Documents.of([]))
-    vectors: Vectors | None = None
-    model_dimension: int | None = None
-    relabel: Mapping[int, Document] = field(default_factory=dict)
-    merge: Sequence[Segment] = ()
+# A reader that sees an old state copies it rather than have the write-ahead log grow beyond this for its sake.
+_LONG_LOG = 1 << 26
 
 
 class Contents:
@@ -123,6 +106,11 @@ class Contents:
             self.database, self.manifest, self.segments = opened
         self.settle()
 
+    def let_go(self) -> None:
+        """Goes on seeing the same, from a copy, if the write-ahead log has become long for its sake."""
+        if self.database.log_size() > _LONG_LOG and not self.database.private:
+            self.database.keep_a_copy()
+
     def forked(self) -> None:
         """In a process just forked: leaves the parent's connection, whose locks belong to the parent."""
         if not self.database.private:
@@ -157,7 +145,7 @@ class Contents:
         database = Database.open(self.path / "store.db")
         try:
             manifest = database.manifest()
-            rows = list(database.salvage())
+            rows = list(inspection.salvage(database))
             files.folder(self.folder)
         finally:
             database.close()
@@ -187,7 +175,7 @@ class Contents:
 
     def damage(self) -> list[str]:
         """Reads every byte and returns what is wrong with it."""
-        problems = self.database.damage(self.manifest)
+        problems = inspection.damage(self.database, self.manifest)
         for segment in self.segments:
             problems += damage(self.folder, segment, self.manifest.metric)
         homeless = _without_vector(self.segments, self.database.matching({}))

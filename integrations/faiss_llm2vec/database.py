@@ -18,9 +18,10 @@ of rows and the XOR of those: an edited row, a row too many and a row too few ar
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ import numpy as np
 from faiss_llm2vec import connections, files, filters
 from faiss_llm2vec.connections import named
 from faiss_llm2vec.filters import FieldRows, Ids
-from faiss_llm2vec.manifest import FORMAT, Manifest
+from faiss_llm2vec.manifest import FORMAT
+from faiss_llm2vec.manifest import Manifest as Manifest  # also for inputs.py and models.py
 from faiss_llm2vec.records import Documents
 from faiss_llm2vec.rows import Row, checksum, row_digest
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
@@ -39,7 +41,7 @@ _BATCH = 900  # bound values per statement; SQLite before 3.32 allows 999
 _LEAST_ROW = 16  # bytes that a document takes in the file, at the very least
 # Up to this size, SQLite's structure is checked even by mmap=True: a crafted tree could have rows without end.
 _QUICKLY_CHECKED = 1 << 26
-_COLUMNS = "docid, id, text, metadata, checksum"
+COLUMNS = "docid, id, text, metadata, checksum"
 
 
 class Database:
@@ -126,7 +128,7 @@ class Database:
             manifest = Manifest.from_json(rows[0][0])
         except ValueError as error:
             raise StoreCorruptedError(f"{self.path}: the manifest is not what a store writes: {error}.") from error
-        if manifest.count * _LEAST_ROW > self._bytes():
+        if manifest.count > self.most_rows:
             raise StoreCorruptedError(f"{self.path} is too small for the {manifest.count} documents of its manifest.")
         return manifest
 
@@ -138,6 +140,20 @@ class Database:
         """Whether the file at the path is still the one that was opened."""
         status = files.regular(self.path)
         return status is not None and files.identity(status) == self._found
+
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
+
+    def keep_a_copy(self) -> None:
+        """Copies what is seen to a disk file without a name, and leaves the shared file alone from then on."""
+        with named(self.path):
+            copy = connections.copied(self.sql)
+        self.sql.close()
+        self.sql, self.private = copy, True
 
     def freeze(self) -> Manifest:
         """Freezes the content as it is now, and returns the manifest."""
@@ -222,7 +238,7 @@ class Database:
     def everything(self) -> Iterator[Row]:
         """All documents by ascending id, unchecked."""
         with named(self.path):
-            yield from map(Row._make, self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid"))  # noqa: S608
+            yield from map(Row._make, self.sql.execute(f"SELECT {COLUMNS} FROM docs ORDER BY docid"))  # noqa: S608
 
     def live(self, manifest: Manifest) -> Ids:
         """Ids of all documents, ascending, having checked that none was added or taken away behind the manifest.
@@ -245,6 +261,11 @@ class Database:
         return np.ascontiguousarray(pairs[:, 0])
 
     @property
+    def most_rows(self) -> int:
+        """More documents than this are not in a file of this size."""
+        return self._bytes() // _LEAST_ROW
+
+    @property
     def small(self) -> bool:
         with named(self.path):
             return self._bytes() <= _QUICKLY_CHECKED
@@ -259,47 +280,6 @@ class Database:
             pragma = "integrity_check" if thorough else "quick_check"
             if (answer := self.sql.execute(f"PRAGMA {pragma}(1)").fetchone()[0]) != "ok":
                 raise StoreCorruptedError(f"{self.path}: {answer}")
-
-    def damage(self, manifest: Manifest) -> list[str]:
-        """Reads everything and returns what is wrong with it."""
-        problems = []
-        count = digest = expected = 0
-        try:
-            self.check_pages(thorough=True)
-            for row in self.everything():
-                count += 1
-                if not row.sound:
-                    problems.append(f"{self.path}: document {row.id!r} (row {row.docid}) is damaged or was edited.")
-                    continue
-                digest ^= row.checksum
-                try:
-                    for entry in row.fields:
-                        expected ^= checksum(*entry, row.docid)
-                except StoreCorruptedError as error:
-                    problems.append(f"{self.path}: {error}")
-            for entry in self.sql.execute("SELECT field, type, value, docid FROM fields"):
-                expected ^= checksum(*entry)
-        except (StoreCorruptedError, sqlite3.Error) as error:
-            return [*problems, str(error)]
-        if (count, digest) != (manifest.count, manifest.digest):
-            problems.append(f"{self.path}: {count} documents that are not the {manifest.count} that were written.")
-        if expected and not problems:
-            problems.append(f"{self.path}: the table of fields does not agree with the metadata; filters are not safe.")
-        return problems
-
-    def salvage(self) -> Iterator[Row]:
-        """All documents that can still be read and are what was written; reads around damaged pages."""
-        found: set[int] = set()
-        most = self._bytes() // _LEAST_ROW
-        for order in ("ASC", "DESC"):
-            with suppress(sqlite3.DatabaseError):  # a damaged page: go on from the other end, up to it
-                query = f"SELECT {_COLUMNS} FROM docs ORDER BY docid {order} LIMIT {most}"  # noqa: S608
-                for row in map(Row._make, self.sql.execute(query)):
-                    if row.docid not in found and row.sound:
-                        found.add(row.docid)
-                        with suppress(StoreCorruptedError):
-                            _ = row.fields
-                            yield row
 
     def vacuum(self) -> None:
         """Gives the space of deleted documents back, if the disk has room for a copy meanwhile."""
@@ -316,7 +296,7 @@ class Database:
                 part = values[start : start + _BATCH]
                 marks = ", ".join("?" * len(part))
                 # Only names of ours and question marks go into the text.
-                query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
+                query = f"SELECT {COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
                 yield from map(Row._make, self.sql.execute(query, part))
 
     def _insert(self, docids: Sequence[int], documents: Documents) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from faiss_llm2vec import access, inputs, making, models
 from faiss_llm2vec.access import changes
-from faiss_llm2vec.contents import Change
+from faiss_llm2vec.change import Change
 from faiss_llm2vec.kinds import METRICS, kind_of
 from faiss_llm2vec.manifest import Manifest
 from faiss_llm2vec.reader import StoreReader
