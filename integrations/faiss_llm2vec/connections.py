@@ -160,7 +160,7 @@ def check_schema(path: Path, sql: sqlite3.Connection) -> None:
     if sorted(map(_words, found)) != sorted(map(_words, wanted)):
         names = ", ".join(sorted({str(name) for _, name, _ in wanted} - {str(name) for _, name, _ in found}))
         missing = f"no such table: {names}; " if names else ""
-        raise StoreCorruptedError(f"{path}: {missing}what it defines is not what a store does; it is not the database of a store.")
+        raise StoreCorruptedError(f"{path}: {missing}its tables are not a store's; it is not the database of a store.")
 
 
 def _words(row: tuple[object, ...]) -> list[str]:

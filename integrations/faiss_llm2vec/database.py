@@ -32,7 +32,7 @@ from faiss_llm2vec import connections, files, filters
 from faiss_llm2vec.connections import named
 from faiss_llm2vec.filters import FieldRows, Ids
 from faiss_llm2vec.manifest import FORMAT
-from faiss_llm2vec.manifest import Manifest as Manifest  # also for inputs.py and models.py
+from faiss_llm2vec.manifest import Manifest as Manifest  # noqa: PLC0414  (for inputs.py and models.py)
 from faiss_llm2vec.records import Documents
 from faiss_llm2vec.rows import Row, checksum, row_digest
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError

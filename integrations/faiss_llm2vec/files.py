@@ -91,13 +91,14 @@ def is_draft(name: str) -> bool:
 def leftovers(path: Path, manifest: Manifest) -> list[Path]:
     """Files of ours in a store that nothing names; what others put there is theirs."""
     named = {file.name for entry in manifest.segments for file in entry.files}
-    drafts = [name for name in _files_in(path) if is_draft(name.name)]
-    return drafts + [name for name in _files_in(path / "segments") if is_file_name(name.name) and name.name not in named]
+    drafts = [file for file in _files_in(path) if is_draft(file.name)]
+    if folder(path / "segments") is None:
+        return drafts
+    ours = [file for file in _files_in(path / "segments") if is_file_name(file.name)]
+    return drafts + [file for file in ours if file.name not in named]
 
 
 def _files_in(path: Path) -> list[Path]:
-    if folder(path) is None:
-        return []
     with os.scandir(path) as entries:
         return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
 
