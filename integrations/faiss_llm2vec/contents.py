@@ -92,7 +92,7 @@ class Contents:
                 except StoreCorruptedError:
                     if attempt == _ATTEMPTS - 1 or self.database.freeze() == manifest:
                         raise
-        self.stale = False
+        self.stale, self._in_place = False, lambda: True
         # Of a change that failed. One that was interrupted may have come to pass; by now the manifest says so.
         named = {file for entry in self.manifest.segments for file in entry.files}
         self._remove_files(file for file in self._new if file not in named)
@@ -104,6 +104,7 @@ class Contents:
             opened = self._read()
             self.database.close()
             self.database, self.manifest, self.segments = opened
+        self.database.empty_log()
         self.settle()
 
     def let_go(self) -> None:
@@ -250,9 +251,9 @@ class Contents:
         manifest = self.database.begin()
         # Now no other writer is at work, not even one that shares the lock after a fork.
         leftovers = files.leftovers(self.path, manifest) if sweep else []
+        self.check_in_place()
         if files.folder(self.folder) is None:
             self.folder.mkdir()
-        self.check_in_place()
         for path in leftovers:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -148,6 +148,15 @@ class Database:
         except OSError:
             return 0
 
+    def empty_log(self) -> None:
+        """Has SQLite move the log into the database, as far as readers let it, so that the next writer begins it anew.
+
+        Done just before a state is frozen, that state needs no log, and keeps it from growing only until it is left.
+        """
+        with suppress(sqlite3.OperationalError):  # a reader that may not write
+            self._leave()
+            self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def keep_a_copy(self) -> None:
         """Copies what is seen to a disk file without a name, and leaves the shared file alone from then on."""
         with named(self.path):

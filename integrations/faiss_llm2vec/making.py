@@ -40,7 +40,7 @@ def make(path: Path, manifest: Manifest) -> None:
     """
     check_free(path)
     draft = path / f".store-{uuid.uuid4().hex}.db"
-    fresh = not path.exists()
+    fresh = not os.path.lexists(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = Lock.acquire(path / "lock")

@@ -125,8 +125,8 @@ def test_a_hard_link_is_read_and_not_written(path, outside):
 
 NAMES = [
     "../outside/letter.txt", "../../outside/00000009.faiss", "OUTSIDE/00000009.faiss", "./00000001.faiss", "", ".",
-    "..",     "00000001.faiss/", "a\\..\\00000001.faiss", "C:\\00000001.faiss", "00000001.faiss\n", "00000001.faiss\0", "lock",
-    "notes.txt", "\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18.faiss", None, 7, ["00000001.faiss"],
+    "..", "00000001.faiss/", "a\\..\\00000001.faiss", "C:\\00000001.faiss", "00000001.faiss\n", "00000001.faiss\0",
+    "lock", "notes.txt", "\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18.faiss", None, 7, ["00000001.faiss"],
 ]  # fmt: skip
 
 
