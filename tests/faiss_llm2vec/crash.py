@@ -356,7 +356,7 @@ def seen(store):
 
 
 def refused(store, rng):
-    change = rng.choice([lambda: put(store, "upsert", {"1": -1}), lambda: store.delete(where={}), store.compact])
+    change = rng.choice([lambda: put(store, "upsert", {"1": 7}), lambda: store.delete(where={}), store.compact])
     try:
         change()
     except StoreError as error:
