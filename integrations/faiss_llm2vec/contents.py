@@ -6,7 +6,6 @@ is published on the disk (`commit`), and is then what this object sees (`settle`
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -95,7 +94,7 @@ class Contents:
         self.stale, self._in_place = False, lambda: True
         # Of a change that failed. One that was interrupted may have come to pass; by now the manifest says so.
         named = {file for entry in self.manifest.segments for file in entry.files}
-        self._remove_files(file for file in self._new if file not in named)
+        files.remove(self.folder / file.name for file in self._new if file not in named)
         self._new = []
 
     def refresh(self) -> None:
@@ -254,9 +253,7 @@ class Contents:
         self.check_in_place()
         if files.folder(self.folder) is None:
             self.folder.mkdir()
-        for path in leftovers:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        files.remove(leftovers)
         self._go_on_to(manifest)
 
     def check_in_place(self) -> None:
@@ -308,12 +305,7 @@ class Contents:
             segment.alive = stays
         self.segments = [*(segment for segment, _ in kept), *added]
         self.manifest = committed
-        self._remove_files(file for entry in dropped for file in entry.files)
-
-    def _remove_files(self, dropped: Iterable[File]) -> None:
-        for file in dropped:
-            with contextlib.suppress(OSError):  # Windows keeps files that a reader maps; the next writer sweeps them
-                (self.folder / file.name).unlink(missing_ok=True)
+        files.remove(self.folder / file.name for entry in dropped for file in entry.files)
 
     def _written(self, parts: list[tuple[Ids, Vectors]]) -> list[Segment]:
         """The new segment, on the disk and open, if there is anything to put into one."""

@@ -143,10 +143,9 @@ class Database:
 
     def log_size(self) -> int:
         """Bytes of the write-ahead log."""
-        try:
+        with suppress(OSError):
             return os.stat(f"{self.path}-wal").st_size
-        except OSError:
-            return 0
+        return 0
 
     def empty_log(self) -> None:
         """Has SQLite move the log into the database, as far as readers let it, so that the next writer begins it anew.
@@ -276,8 +275,7 @@ class Database:
 
     @property
     def small(self) -> bool:
-        with named(self.path):
-            return self._bytes() <= _QUICKLY_CHECKED
+        return self._bytes() <= _QUICKLY_CHECKED
 
     def check_pages(self, *, thorough: bool) -> None:
         """Lets SQLite check the structure of its file.

@@ -14,8 +14,8 @@ import re
 import stat
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,12 @@ def leftovers(path: Path, manifest: Manifest) -> list[Path]:
 def _files_in(path: Path) -> list[Path]:
     with os.scandir(path) as entries:
         return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # Windows keeps files that a reader maps; the next writer sweeps them
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -8,7 +8,6 @@ what was deleted since is known from the database and kept here as `alive`.
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from faiss_llm2vec.files import difference, read_index, read_vectors, sync_folder
+from faiss_llm2vec.files import difference, read_index, read_vectors, remove, sync_folder
 from faiss_llm2vec.files import write as _write
 from faiss_llm2vec.filters import Ids
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS, METRICS, Kind, Vectors, build, faiss, kind_of, nearest
@@ -107,9 +106,7 @@ class Segment:
             )
             sync_folder(folder)
         except BaseException:
-            for path in paths:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+            remove(paths)
             raise
         return entry
 
