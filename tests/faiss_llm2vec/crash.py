@@ -408,6 +408,8 @@ def run(path, arguments):
     )
     for (event, outcome), times in sorted(tally.items()):
         print(f"{times:6d}  {event}: {outcome}")
+    if arguments.events:
+        return
     with tempfile.TemporaryDirectory() as folder:
         torn = tear(Path(folder))
     print(f"{sum(torn.values())} torn or missing last writes: each store opened, verify clean, as before or after")

@@ -434,3 +434,13 @@ def test_more_ids_than_an_old_sqlite_takes_in_a_statement(bare):
 def test_an_empty_folder_is_no_store(tmp_path):
     with pytest.raises(StoreNotFoundError):
         FaissStore.open(tmp_path)
+
+
+def test_forks_swaps_kills_and_foreign_readers_lose_nothing_acknowledged():
+    """A few of what `python tests/faiss_llm2vec/crash.py --events 300 --docs 1000` does."""
+    script = Path(__file__).with_name("crash.py")
+    command = [sys.executable, script, "--events", "8", "--docs", "100", "--seed", "3"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "8 events" in run.stdout
+    assert all(event in run.stdout for event in ("fork: ", "swap: ", "kill: "))
