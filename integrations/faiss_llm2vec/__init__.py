@@ -7,8 +7,17 @@ with FaissStore.create("my-store", model) as store:
     store.search("What do animals do in winter?", k=1, where={"topic": "animals"})
 
 store.py      FaissStore: what users call
+reader.py     what any number of store objects may do
+access.py     threads, the writer's lock, and processes that were forked
+making.py     how a store comes to be in a folder
+change.py     what a change does
 contents.py   rows, manifest and segments of one moment, and the change that replaces them
 database.py   texts, metadata and the manifest in SQLite; its COMMIT is the one commit point
+inspection.py reading the whole database: what is wrong, what can be saved
+connections.py  how the database is opened: frozen, within bounds, or as a copy
+rows.py       a document as a row, with a checksum
+manifest.py   what a store is and which files belong to it, checked where it is read
+files.py      regular files only, and FAISS files read within bounds
 segments.py   vectors in immutable FAISS files, and searching them
 kinds.py      the table of index kinds, FAISS factory strings, quantised kinds, recommend_kind
 filters.py    `where` filters: their meaning, and how they become ids

@@ -1,49 +1,35 @@
 """What a store object sees: rows, manifest and segments of one moment, and how a change replaces them.
 
-A reader keeps the contents it opened. A writer's `commit` publishes a change on the disk and then, in place, here.
+The database is frozen at that moment, for readers and writers alike. A change begins on the newest state (`begin`),
+is published on the disk (`commit`), and is then what this object sees (`settle`), as `refresh` does without a change.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import inputs
-from faiss_llm2vec.database import Database, Manifest
+from faiss_llm2vec import files, inputs, inspection
+from faiss_llm2vec.change import Change
+from faiss_llm2vec.database import Database
 from faiss_llm2vec.filters import Ids
 from faiss_llm2vec.kinds import INDEX_FROM, Vectors
-from faiss_llm2vec.records import Document, Documents
-from faiss_llm2vec.segments import Entry, Segment, damage
+from faiss_llm2vec.manifest import Entry, File, Manifest
+from faiss_llm2vec.records import Documents
+from faiss_llm2vec.segments import Segment, damage
 from st_llm2vec.errors import StoreCorruptedError, StoreError
 
 # Each change writes a segment; from this many small ones on, the next change merges them into its own.
 _MOST_SMALL_SEGMENTS = 16
-
-
-@dataclass
-class Change:
-    """What a commit does.
-
-    Attributes:
-        remove: ids of documents to delete.
-        documents, vectors: documents to insert, and their vectors (len(documents), dimension).
-        model_dimension: dimension of those vectors before the store cut them.
-        relabel: documents to put in place of those with these ids, keeping their vectors.
-        merge: segments to replace by a new one.
-    """
-
-    remove: Sequence[int] = ()
-    documents: Documents = field(default_factory=lambda: Documents.of([]))
-    vectors: Vectors | None = None
-    model_dimension: int | None = None
-    relabel: Mapping[int, Document] = field(default_factory=dict)
-    merge: Sequence[Segment] = ()
+# How often a store is opened again because a writer merged its segments meanwhile.
+_ATTEMPTS = 20
+# A reader that sees an old state copies it rather than have the write-ahead log grow beyond this for its sake.
+_LONG_LOG = 1 << 26
 
 
 class Contents:
@@ -60,8 +46,11 @@ class Contents:
         self.folder = path / "segments"
         self.missing: tuple[str, ...] = ()
         self.stale = False
-        """Whether a commit was interrupted, and may have come to pass or not; `refresh` finds out."""
+        """Whether this is not known to be what the database is frozen at: in a change, or in a forked process."""
         self._mmap = mmap
+        self._in_place: Callable[[], bool] = lambda: True
+        self._new: list[File] = []  # what the change under way has written
+        self.segments: list[Segment] = []
         self.database, self.manifest, self.segments = self._salvaged() if recover else self._read()
 
     def close(self) -> None:
@@ -72,51 +61,94 @@ class Contents:
 
     def _read(self) -> tuple[Database, Manifest, list[Segment]]:
         """Opens the database and the segments of its manifest, as of one moment."""
-        database = Database.open(self.path / "store.db")
-        try:
-            manifest = database.manifest()
+        for _ in range(_ATTEMPTS):
+            database = Database.open(self.path / "store.db")
             try:
-                return database, manifest, self._opened(database, manifest)
-            except StoreCorruptedError:
-                database.thaw()
-                if database.manifest().generation == manifest.generation:
-                    raise
-            # A writer merged segments, and removed their files, between our reading the manifest and opening them.
-        except BaseException:
+                manifest = database.manifest()
+                try:
+                    return database, manifest, self._opened(database, manifest)
+                except StoreCorruptedError:
+                    if database.private or (database.freeze() == manifest and database.in_place()):
+                        raise
+                # A writer merged segments, and removed their files, between our reading the manifest and opening them.
+            except BaseException:
+                database.close()
+                raise
             database.close()
-            raise
-        database.close()
-        return self._read()
+        raise StoreError(f"{self.path} changes faster than it can be opened. Try again later.")
+
+    def settle(self) -> None:
+        """Goes on to the newest state of the database, and freezes it there."""
+        self.stale = True
+        if self.database.closed:
+            self.database, self.manifest, self.segments = self._read()
+        elif not self.database.private:
+            for attempt in range(_ATTEMPTS):
+                manifest = self.database.freeze()
+                try:
+                    self._go_on_to(manifest)
+                    break
+                except StoreCorruptedError:
+                    if attempt == _ATTEMPTS - 1 or self.database.freeze() == manifest:
+                        raise
+        self.stale, self._in_place = False, lambda: True
+        # Of a change that failed. One that was interrupted may have come to pass; by now the manifest says so.
+        named = {file for entry in self.manifest.segments for file in entry.files}
+        files.remove(self.folder / file.name for file in self._new if file not in named)
+        self._new = []
 
     def refresh(self) -> None:
-        """Goes on to the newest state, if it is another: for the writer, whose database is thawed."""
-        manifest = self.database.manifest()
-        if manifest.generation != self.manifest.generation:
+        """Goes on to what is at the path now, be it another store."""
+        if self.database.private or not self.database.in_place():
+            opened = self._read()
+            self.database.close()
+            self.database, self.manifest, self.segments = opened
+        self.database.empty_log()
+        self.settle()
+
+    def let_go(self) -> None:
+        """Goes on seeing the same, from a copy, if the write-ahead log has become long for its sake."""
+        if self.database.log_size() > _LONG_LOG and not self.database.private:
+            self.database.keep_a_copy()
+
+    def forked(self) -> None:
+        """In a process just forked: leaves the parent's connection, whose locks belong to the parent."""
+        if not self.database.private:
+            self.stale = True
+            self.database.close()
+
+    def _go_on_to(self, manifest: Manifest) -> None:
+        if manifest != self.manifest:
             self.segments = self._opened(self.database, manifest)
             self.manifest = manifest
-        self.stale = False
 
     def _opened(self, database: Database, manifest: Manifest) -> list[Segment]:
-        if not self._mmap:
+        if not self._mmap or database.small:
             database.check_pages(thorough=False)
         live = database.live(manifest)
+        if manifest.segments:
+            files.folder(self.folder)
+        open_already = {segment.entry: segment for segment in self.segments}
         segments = [
-            Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=not self._mmap)
+            open_already.get(entry) or Segment.open(self.folder, entry, manifest, mmap=self._mmap, check=not self._mmap)
             for entry in manifest.segments
         ]
         homeless = _without_vector(segments, live)
         if len(homeless):
             raise StoreCorruptedError(f"{self.folder}: no vector for documents {homeless[:5].tolist()} ...")
         for segment in segments:
-            segment.alive &= np.isin(segment.ids, live, assume_unique=True)
+            segment.alive = np.isin(segment.ids, live, assume_unique=True)
         return segments
 
     def _salvaged(self) -> tuple[Database, Manifest, list[Segment]]:
         """What is sound of a damaged store: rows copied to memory, segments that are whole."""
         database = Database.open(self.path / "store.db")
-        manifest = database.manifest()
-        rows = list(database.salvage())
-        database.close()
+        try:
+            manifest = database.manifest()
+            rows = list(inspection.salvage(database))
+            files.folder(self.folder)
+        finally:
+            database.close()
         live = np.array([row.docid for row in rows], dtype=np.int64)
         missing = []
         if manifest.count > len(rows):
@@ -126,7 +158,7 @@ class Contents:
             # Without its index, a segment is scanned: slower, and nothing is lost.
             for part in (entry, replace(entry, index=None)) if entry.index else (entry,):
                 try:
-                    segments.append(Segment.open(self.folder, part, manifest.kind, mmap=self._mmap, check=True))
+                    segments.append(Segment.open(self.folder, part, manifest, mmap=self._mmap, check=True))
                     break
                 except StoreCorruptedError as error:
                     if str(error) not in missing:
@@ -143,9 +175,9 @@ class Contents:
 
     def damage(self) -> list[str]:
         """Reads every byte and returns what is wrong with it."""
-        problems = self.database.damage(self.manifest)
-        for entry in self.manifest.segments:
-            problems += damage(self.folder, entry)
+        problems = inspection.damage(self.database, self.manifest)
+        for segment in self.segments:
+            problems += damage(self.folder, segment, self.manifest.metric)
         homeless = _without_vector(self.segments, self.database.matching({}))
         if len(homeless):
             problems.append(f"{self.folder}: no vector for documents {homeless[:5].tolist()} ...")
@@ -202,12 +234,35 @@ class Contents:
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Removes the files of changes that never came to their COMMIT. For the one writer only."""
-        named = {file.name for entry in self.database.manifest().segments for file in entry.files}
-        for path in self.folder.iterdir():
-            if path.name not in named:
-                path.unlink()
+    def begin(self, in_place: Callable[[], bool], *, sweep: bool) -> None:
+        """Begins a change, on the newest state; `settle` ends it, with or without a `commit`.
+
+        Args:
+            in_place: whether the writer's lock is still the one at the path.
+            sweep: remove the files of changes that never came to their COMMIT.
+        """
+        if self.database.private:
+            self.refresh()  # perhaps it can be written by now
+        if self.database.private:
+            raise StoreError(f"{self.path} cannot be written; it can be read and searched.")
+        self._in_place = in_place
+        self.stale = True
+        manifest = self.database.begin()
+        # Now no other writer is at work, not even one that shares the lock after a fork.
+        leftovers = files.leftovers(self.path, manifest) if sweep else []
+        self.check_in_place()
+        if files.folder(self.folder) is None:
+            self.folder.mkdir()
+        files.remove(leftovers)
+        self._go_on_to(manifest)
+
+    def check_in_place(self) -> None:
+        """Raises StoreError unless the folder is still the one that was opened, by the inodes of its files."""
+        if not (self.database.in_place() and self._in_place()):
+            raise StoreError(
+                f"{self.path} was replaced or removed since this store object opened it. Nothing was changed; open the "
+                f"store that is there now: FaissStore.open({str(self.path)!r}, model)."
+            )
 
     def commit(self, change: Change) -> None:
         """Makes a change durable, then visible here.
@@ -224,6 +279,7 @@ class Contents:
 
         def finished() -> Manifest:
             added.extend(writing.result())
+            self.check_in_place()
             return replace(
                 manifest,
                 dimension=manifest.dimension if vectors is None else vectors.shape[1],
@@ -233,12 +289,11 @@ class Contents:
                 segments=[*(segment.entry for segment, _ in kept), *(segment.entry for segment in added)],
             )
 
-        self.stale = True
+        documents = change.documents
+        if change.relabel:
+            documents = Documents.of([*change.relabel.values(), *documents])
         with ThreadPoolExecutor(1) as thread:  # the disk takes the vectors while SQLite takes the texts
             writing = thread.submit(self._written, parts)
-            documents = change.documents
-            if change.relabel:
-                documents = Documents.of([*change.relabel.values(), *documents])
             committed = self.database.commit(
                 finished,
                 remove=[*change.remove, *change.relabel],
@@ -250,10 +305,7 @@ class Contents:
             segment.alive = stays
         self.segments = [*(segment for segment, _ in kept), *added]
         self.manifest = committed
-        self.stale = False
-        for file in (file for entry in dropped for file in entry.files):
-            with contextlib.suppress(OSError):  # Windows keeps files that a reader maps; the next writer sweeps them
-                (self.folder / file.name).unlink(missing_ok=True)
+        files.remove(self.folder / file.name for entry in dropped for file in entry.files)
 
     def _written(self, parts: list[tuple[Ids, Vectors]]) -> list[Segment]:
         """The new segment, on the disk and open, if there is anything to put into one."""
@@ -267,7 +319,9 @@ class Contents:
             )
         except OSError as error:
             raise StoreError(f"cannot write vectors to {self.folder}: {error}. Nothing was changed.") from error
-        return [Segment.open(self.folder, entry, manifest.kind, mmap=self._mmap, check=False)]
+        self._new = entry.files
+        written = replace(manifest, dimension=rows.shape[1], next_id=int(ids.max()) + 1)
+        return [Segment.open(self.folder, entry, written, mmap=self._mmap, check=False)]
 
     def _sorted_out(self, change: Change) -> tuple[list[Any], list[Entry], list[tuple[Ids, Vectors]]]:
         """Which segments stay, with what is then alive in each; which go; and what of those goes into the new one."""

@@ -17,161 +17,88 @@ of rows and the XOR of those: an edited row, a row too many and a row too few ar
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import filters
+from faiss_llm2vec import connections, files, filters
+from faiss_llm2vec.connections import named
 from faiss_llm2vec.filters import FieldRows, Ids
+from faiss_llm2vec.manifest import FORMAT
+from faiss_llm2vec.manifest import Manifest as Manifest  # noqa: PLC0414  (for inputs.py and models.py)
 from faiss_llm2vec.records import Documents
-from faiss_llm2vec.segments import Entry, File
+from faiss_llm2vec.rows import Row, checksum, row_digest
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
 
-FORMAT = 1
-_BATCH = 10_000  # bound values per statement; SQLite allows 32,766
-_COLUMNS = "docid, id, text, metadata, checksum"
-
-_SCHEMA = f"""
-CREATE TABLE docs (docid INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, metadata TEXT NOT NULL,
-                   checksum INTEGER NOT NULL);
-{filters.SCHEMA};
-CREATE TABLE manifest (only INTEGER PRIMARY KEY CHECK (only = 1), json TEXT NOT NULL, checksum INTEGER NOT NULL);
-"""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a store is and which files belong to it; replaced as a whole by every commit."""
-
-    kind: str
-    metric: str
-    dimension: int | None = None  # unknown until the first vector
-    truncate_dim: int | None = None  # vectors are cut to their first so many numbers
-    model_dimension: int | None = None  # before the cut
-    fingerprint: str | None = None  # of the model; None for a store of bare vectors
-    prompts: dict[str, Any] | None = None
-    pooling: str | None = None
-    format: int = FORMAT
-    generation: int = 0  # one more with every commit
-    next_id: int = 0  # ids are never reused
-    next_segment: int = 1
-    count: int = 0  # rows of `docs`
-    digest: int = 0  # XOR of their checksums
-    segments: list[Entry] = field(default_factory=list)
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        fields = json.loads(text)
-        fields["segments"] = [
-            Entry(
-                rows=entry["rows"],
-                vectors=File(**entry["vectors"]),
-                index=File(**entry["index"]) if entry["index"] else None,
-            )
-            for entry in fields["segments"]
-        ]
-        return cls(**fields)
-
-
-class Row(NamedTuple):
-    """One document as stored."""
-
-    docid: int
-    id: str
-    text: str
-    metadata: str  # JSON object
-    checksum: int
-
-    @property
-    def sound(self) -> bool:
-        try:
-            return self.checksum == _integer(_row_digest(*self[:4]))
-        except TypeError:  # damage made a column NULL or a number
-            return False
-
-
-def _row_digest(docid: int, id: str, text: str, metadata: str) -> bytes:
-    content = f"{docid} {len(id)} {len(text)} {id}{text}{metadata}"
-    return hashlib.blake2b(content.encode(), digest_size=8).digest()
-
-
-def checksum(*values: object) -> int:
-    """64 bits over `values`: with the lengths in front, no two lists of values are the same text."""
-    parts = [value if isinstance(value, str) else repr(value) for value in values]
-    content = f"{[*map(len, parts)]}{''.join(parts)}"
-    return _integer(hashlib.blake2b(content.encode(), digest_size=8).digest())
-
-
-def _integer(digest: bytes) -> int:
-    """64 bits of BLAKE2b, as SQLite's signed integer."""
-    return int.from_bytes(digest, "little", signed=True)
+_BATCH = 900  # bound values per statement; SQLite before 3.32 allows 999
+_LEAST_ROW = 16  # bytes that a document takes in the file, at the very least
+# Up to this size, SQLite's structure is checked even by mmap=True: a crafted tree could have rows without end.
+_QUICKLY_CHECKED = 1 << 26
+COLUMNS = "docid, id, text, metadata, checksum"
 
 
 class Database:
-    """An open `store.db`."""
+    """An open `store.db`, its content frozen as of one moment but for changes between `begin` and `commit`.
 
-    def __init__(self, path: Path, sql: sqlite3.Connection) -> None:
+    Attributes:
+        private: whether this is a copy in memory or on a private disk file, which no change reaches.
+    """
+
+    def __init__(self, path: Path, sql: sqlite3.Connection, found: tuple[int, int] | None = None) -> None:
         self.path = path
         self.sql = sql
+        self.private = found is None
+        self.closed = False
+        self._found = found  # device and inode of the file
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> None:
         """Writes a new database file, complete and on the disk on return."""
-        with _named(path):
-            sql = _connect(str(path))
+        with named(path):
+            sql = connections.connect(path, "rwc")
             sql.execute("PRAGMA page_size = 16384")  # texts are longer than rows of numbers
             sql.execute("PRAGMA journal_mode = WAL")
-            sql.execute("PRAGMA synchronous = FULL")
-            sql.executescript(f"BEGIN; {_SCHEMA}")
+            sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
+            sql.executescript(f"BEGIN; {connections.SCHEMA}")
             _set_manifest(sql, manifest)
             sql.execute("COMMIT")
             sql.close()
 
     @classmethod
     def open(cls, path: Path) -> Database:
-        """Opens a database, its content frozen as it is now until `thaw`.
+        """Opens a database, its content frozen as it is now.
 
         Raises:
             StoreNotFoundError: There is no such file.
-            StoreCorruptedError: SQLite cannot read it.
+            StoreCorruptedError: SQLite cannot read it, or it has other tables than those of a store.
         """
-        if not path.is_file():
-            if (path.parent / "segments").is_dir():
+        if files.regular(path) is None:
+            if files.folder(path.parent / "segments") and any((path.parent / "segments").iterdir()):
                 raise StoreCorruptedError(f"{path} is missing; without it the segments beside it cannot be read.")
             raise StoreNotFoundError(
                 f"{path.parent} is no store. Make one with FaissStore.create({str(path.parent)!r})."
             )
-        log = path.with_name(path.name + "-wal")
-        with _named(path):
-            sql = _connect(f"{path.absolute().as_uri()}?mode=rw")
-            try:
-                sql.execute("BEGIN")
-                sql.execute("SELECT checksum FROM manifest").fetchone()
-            except sqlite3.OperationalError:
-                # A write-ahead log needs a folder that can be written, unless the last writer left none behind.
-                sql.close()
-                if log.exists() and log.stat().st_size:
-                    raise
-                sql = _connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
-                sql.execute("BEGIN")
-            except BaseException:
-                sql.close()
-                raise
-            sql.execute("PRAGMA cache_size = -65536")  # KiB; the default 2 MiB is far below the table of fields
-            return cls(path, sql)
+        sql, found = connections.open_frozen(path)
+        database = cls(path, sql, found)
+        try:
+            connections.check_schema(path, sql)
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     @classmethod
     def in_memory(cls, path: Path, manifest: Manifest, rows: Iterable[Row]) -> Database:
         """A copy of what is left of the database at `path`, for a store opened with recover=True."""
-        sql = _connect(":memory:")
-        sql.executescript(_SCHEMA)
+        sql = connections.connect(None)
+        sql.executescript(connections.SCHEMA)
         _set_manifest(sql, manifest)
         database = cls(path, sql)
         kept = list(rows)
@@ -191,25 +118,74 @@ class Database:
             StoreCorruptedError: It was damaged or edited.
             StoreError: It was written by a newer version of this package.
         """
-        with _named(self.path):
-            rows = self.sql.execute("SELECT json, checksum FROM manifest").fetchall()
-        if len(rows) != 1 or checksum(rows[0][0]) != rows[0][1]:
+        with named(self.path):
+            rows = self.sql.execute("SELECT json, checksum FROM manifest LIMIT 2").fetchall()
+        if len(rows) != 1 or not isinstance(rows[0][0], str) or checksum(rows[0][0]) != rows[0][1]:
             raise StoreCorruptedError(f"{self.path}: the manifest is damaged or was edited.")
-        if (found := json.loads(rows[0][0]).get("format")) != FORMAT:
-            raise StoreError(f"{self.path} has format {found}, this version reads {FORMAT}: upgrade st-llm2vec.")
-        return Manifest.from_json(rows[0][0])
+        if (found := _format(rows[0][0])) != FORMAT:
+            raise StoreError(f"{self.path} has format {found!s:.20}, this version reads {FORMAT}: upgrade st-llm2vec.")
+        try:
+            manifest = Manifest.from_json(rows[0][0])
+        except ValueError as error:
+            raise StoreCorruptedError(f"{self.path}: the manifest is not what a store writes: {error}.") from error
+        if manifest.count > self.most_rows:
+            raise StoreCorruptedError(f"{self.path} is too small for the {manifest.count} documents of its manifest.")
+        return manifest
 
-    def thaw(self) -> None:
-        """Leaves the frozen view for the current one."""
-        with _named(self.path):
-            if self.sql.in_transaction:
-                self.sql.execute("ROLLBACK")
-            self.sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it
+    def _bytes(self) -> int:
+        pages, size = (self.sql.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        return int(pages * size)
+
+    def in_place(self) -> bool:
+        """Whether the file at the path is still the one that was opened."""
+        status = files.regular(self.path)
+        return status is not None and files.identity(status) == self._found
+
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        with suppress(OSError):
+            return os.stat(f"{self.path}-wal").st_size
+        return 0
+
+    def empty_log(self) -> None:
+        """Has SQLite move the log into the database, as far as readers let it, so that the next writer begins it anew.
+
+        Done just before a state is frozen, that state needs no log, and keeps it from growing only until it is left.
+        """
+        with suppress(sqlite3.OperationalError):  # a reader that may not write
+            self._leave()
+            self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def keep_a_copy(self) -> None:
+        """Copies what is seen to a disk file without a name, and leaves the shared file alone from then on."""
+        with named(self.path):
+            copy = connections.copied(self.sql)
+        self.sql.close()
+        self.sql, self.private = copy, True
+
+    def freeze(self) -> Manifest:
+        """Freezes the content as it is now, and returns the manifest."""
+        if not self.private:
+            with named(self.path):
+                self._leave()
+                self.sql.execute("BEGIN")
+        return self.manifest()
+
+    def begin(self) -> Manifest:
+        """Leaves the frozen view for the newest one, which nobody else can change until `commit` or `freeze`."""
+        with named(self.path):
+            self._leave()
+            self.sql.execute("BEGIN IMMEDIATE")
+        return self.manifest()
+
+    def _leave(self) -> None:
+        if self.sql.in_transaction:
+            self.sql.execute("ROLLBACK")
 
     def commit(
         self, manifest: Callable[[], Manifest], *, remove: Sequence[int], docids: Sequence[int], insert: Documents
     ) -> Manifest:
-        """Publishes a change, all or nothing, durable on return.
+        """Publishes a change after `begin`, all or nothing, durable on return.
 
         Args:
             manifest: returns what shall hold, but for `generation`, `count` and `digest`, which are worked out here.
@@ -217,27 +193,21 @@ class Database:
             remove: ids of documents to delete.
             docids, insert: documents to insert, and their ids; they may reuse ids in `remove`.
         """
-        with _named(self.path):
-            self.sql.execute("BEGIN IMMEDIATE")
-            try:
-                removed = self.rows(remove)
-                self._remove(removed)
-                digest = self._insert(docids, insert)
-                for row in removed:
-                    digest ^= row.checksum
-                wanted = manifest()
-                committed = replace(
-                    wanted,
-                    generation=wanted.generation + 1,
-                    count=wanted.count - len(removed) + len(insert),
-                    digest=wanted.digest ^ digest,
-                )
-                _set_manifest(self.sql, committed)
-                self.sql.execute("COMMIT")
-            except BaseException:
-                if self.sql.in_transaction:
-                    self.sql.execute("ROLLBACK")
-                raise
+        with named(self.path):
+            removed = self.rows(remove)
+            self._remove(removed)
+            digest = self._insert(docids, insert)
+            for row in removed:
+                digest ^= row.checksum
+            wanted = manifest()
+            committed = replace(
+                wanted,
+                generation=wanted.generation + 1,
+                count=wanted.count - len(removed) + len(insert),
+                digest=wanted.digest ^ digest,
+            )
+            _set_manifest(self.sql, committed)
+            self.sql.execute("COMMIT")
         return committed
 
     def rows(self, docids: Sequence[int]) -> list[Row]:
@@ -267,7 +237,7 @@ class Database:
         Args:
             everything: returns the ids of all documents, ascending, if the caller has them.
         """
-        with _named(self.path):
+        with named(self.path):
             return filters.matching(self.sql, where, everything or self._docids)
 
     def _docids(self) -> Ids:
@@ -275,8 +245,8 @@ class Database:
 
     def everything(self) -> Iterator[Row]:
         """All documents by ascending id, unchecked."""
-        with _named(self.path):
-            yield from map(Row._make, self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid"))  # noqa: S608
+        with named(self.path):
+            yield from map(Row._make, self.sql.execute(f"SELECT {COLUMNS} FROM docs ORDER BY docid"))  # noqa: S608
 
     def live(self, manifest: Manifest) -> Ids:
         """Ids of all documents, ascending, having checked that none was added or taken away behind the manifest.
@@ -284,14 +254,28 @@ class Database:
         Raises:
             StoreCorruptedError: The rows are not those of the manifest.
         """
-        with _named(self.path):
-            rows = self.sql.execute("SELECT docid, checksum FROM docs ORDER BY docid")
-            pairs = np.fromiter(rows, dtype=np.dtype((np.int64, 2)))
+        with named(self.path):
+            # One more than there should be is enough to know.
+            query = "SELECT docid, checksum FROM docs ORDER BY docid LIMIT ?"
+            rows = self.sql.execute(query, (manifest.count + 1,))
+            try:
+                pairs = np.fromiter(rows, dtype=np.dtype((np.int64, 2)))
+            except (TypeError, ValueError, OverflowError):
+                raise StoreCorruptedError(f"{self.path}: a checksum of a document is no whole number.") from None
         if len(pairs) != manifest.count or int(np.bitwise_xor.reduce(pairs[:, 1])) != manifest.digest:
             raise StoreCorruptedError(
                 f"{self.path} holds {len(pairs)} documents that are not the {manifest.count} that were written."
             )
         return np.ascontiguousarray(pairs[:, 0])
+
+    @property
+    def most_rows(self) -> int:
+        """More documents than this are not in a file of this size."""
+        return self._bytes() // _LEAST_ROW
+
+    @property
+    def small(self) -> bool:
+        return self._bytes() <= _QUICKLY_CHECKED
 
     def check_pages(self, *, thorough: bool) -> None:
         """Lets SQLite check the structure of its file.
@@ -299,44 +283,10 @@ class Database:
         Raises:
             StoreCorruptedError: It is damaged.
         """
-        with _named(self.path):
+        with named(self.path):
             pragma = "integrity_check" if thorough else "quick_check"
             if (answer := self.sql.execute(f"PRAGMA {pragma}(1)").fetchone()[0]) != "ok":
                 raise StoreCorruptedError(f"{self.path}: {answer}")
-
-    def damage(self, manifest: Manifest) -> list[str]:
-        """Reads everything and returns what is wrong with it."""
-        problems = []
-        count = digest = expected = 0
-        try:
-            self.check_pages(thorough=True)
-            for row in self.everything():
-                count, digest = count + 1, digest ^ row.checksum
-                if not row.sound:
-                    problems.append(f"{self.path}: document {row.id!r} (row {row.docid}) is damaged or was edited.")
-                    continue
-                for entry in filters.field_rows(json.loads(row.metadata)):
-                    expected ^= checksum(*entry, row.docid)
-            for entry in self.sql.execute("SELECT field, type, value, docid FROM fields"):
-                expected ^= checksum(*entry)
-        except (StoreCorruptedError, sqlite3.Error) as error:
-            return [*problems, str(error)]
-        if (count, digest) != (manifest.count, manifest.digest):
-            problems.append(f"{self.path}: {count} documents that are not the {manifest.count} that were written.")
-        if expected and not problems:
-            problems.append(f"{self.path}: the table of fields does not agree with the metadata; filters are not safe.")
-        return problems
-
-    def salvage(self) -> Iterator[Row]:
-        """All documents that can still be read and are what was written; reads around damaged pages."""
-        found: set[int] = set()
-        for order in ("ASC", "DESC"):
-            with suppress(sqlite3.DatabaseError):  # a damaged page: go on from the other end, up to it
-                for values in self.sql.execute(f"SELECT {_COLUMNS} FROM docs ORDER BY docid {order}"):  # noqa: S608
-                    row = Row._make(values)
-                    if row.docid not in found and row.sound:
-                        found.add(row.docid)
-                        yield row
 
     def vacuum(self) -> None:
         """Gives the space of deleted documents back, if the disk has room for a copy meanwhile."""
@@ -344,21 +294,22 @@ class Database:
             self.sql.execute("VACUUM")
 
     def close(self) -> None:
+        self.closed = True
         self.sql.close()
 
     def _where_in(self, column: str, values: Sequence[Any]) -> Iterator[Row]:
-        with _named(self.path):
+        with named(self.path):
             for start in range(0, len(values), _BATCH):
                 part = values[start : start + _BATCH]
                 marks = ", ".join("?" * len(part))
                 # Only names of ours and question marks go into the text.
-                query = f"SELECT {_COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
+                query = f"SELECT {COLUMNS} FROM docs WHERE {column} IN ({marks})"  # noqa: S608
                 yield from map(Row._make, self.sql.execute(query, part))
 
     def _insert(self, docids: Sequence[int], documents: Documents) -> int:
         """Returns the XOR of the checksums."""
         columns = docids, documents.ids, documents.texts, documents.metadata
-        checksums = np.frombuffer(b"".join(map(_row_digest, *columns)), dtype="<i8")
+        checksums = np.frombuffer(b"".join(map(row_digest, *columns)), dtype="<i8")
         rows = zip(*columns, checksums.tolist(), strict=True)
         self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
         self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(docids, documents.fields))
@@ -372,13 +323,22 @@ class Database:
         )
 
 
+def _format(text: str) -> str | int:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return FORMAT  # for from_json to say what is wrong
+    found = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
+    return found if isinstance(found, int) else repr(found)
+
+
 def _set_manifest(sql: sqlite3.Connection, manifest: Manifest) -> None:
     text = json.dumps(asdict(manifest))
     sql.execute("INSERT OR REPLACE INTO manifest VALUES (1, ?, ?)", (text, checksum(text)))
 
 
 def _field_rows(rows: Iterable[Row]) -> list[FieldRows]:
-    return [filters.field_rows(json.loads(row.metadata)) for row in rows]
+    return [row.fields for row in rows]
 
 
 def _with_docids(docids: Iterable[int], fields: Iterable[FieldRows]) -> list[tuple[str, str, Any, int]]:
@@ -388,24 +348,3 @@ def _with_docids(docids: Iterable[int], fields: Iterable[FieldRows]) -> list[tup
         for docid, entries in zip(docids, fields, strict=True)
         for field, type, value in entries
     )
-
-
-def _connect(target: str) -> sqlite3.Connection:
-    # isolation_level=None: transactions begin and end where we say. Threads take turns by the store's own lock.
-    return sqlite3.connect(target, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into the store's, with the name of the file."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if str(error).startswith("no such"):
-            raise StoreCorruptedError(f"{path}: {error}; it is not the database of a store.") from error
-        if str(error).startswith("Could not decode"):
-            raise StoreCorruptedError(f"{path} is damaged or was edited: {error}") from error
-        # No damage: disk full, no permission, busy.
-        raise StoreError(f"{path}: {error}. Nothing was changed.") from error
-    except sqlite3.DatabaseError as error:
-        raise StoreCorruptedError(f"{path}: {error}") from error

@@ -40,7 +40,7 @@ SCHEMA = """CREATE TABLE fields (field TEXT NOT NULL, type TEXT NOT NULL, value 
 _COMPARE = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _LOGIC = ("$and", "$or", "$not")
 _OPERATORS = ("$eq", "$ne", "$in", "$nin", *_COMPARE, "$exists", "$not")
-_MOST_VALUES = 10_000  # SQLite allows 32,766 bound values in one statement
+_MOST_VALUES = 900  # SQLite before 3.32 allows 999 bound values in one statement
 
 
 def field_rows(metadata: Mapping[str, Any]) -> FieldRows:

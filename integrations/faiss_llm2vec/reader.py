@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from faiss_llm2vec import inputs
+from faiss_llm2vec import access, inputs, models
 from faiss_llm2vec.contents import Contents
 from faiss_llm2vec.diversity import diverse
 from faiss_llm2vec.filters import Ids
@@ -27,27 +25,37 @@ class StoreReader:
     """An open store, as `FaissStore` shows it to those who do not change it."""
 
     def __init__(self, path: Path, model: Encoder | None, *, mmap: bool, recover: bool) -> None:
-        self.path = path
+        self.path = access.absolute(path)  # whatever the working folder becomes
         self.model = model
         self._recover = recover
-        self._mutex = threading.RLock()
-        self._lock: IO[bytes] | None = None
-        self._closed = False
-        self._contents = Contents(path, mmap=mmap, recover=recover)
+        self._access = access.Access(self.path, mmap=mmap, recover=recover)
+
+    @property
+    def _contents(self) -> Contents:
+        return self._access.contents
 
     @property
     def missing(self) -> tuple[str, ...]:
         """What `open(recover=True)` could not read; empty for a sound store."""
         return self._contents.missing
 
+    def refresh(self) -> None:
+        """Goes on to what the store holds now; else, a store object goes on seeing what it opened.
+
+        A store object that stays open for long should be refreshed now and then: as long as one sees an old state,
+        the write-ahead log has to keep what was written since.
+
+        Raises:
+            StoreMismatchError: Another store is in this place now, made with another model.
+            StoreCorruptedError: A file is damaged or missing. What was seen before can still be read.
+        """
+        if self._recover:
+            raise StoreError(f"{self.path} was opened with recover=True; open it again to see what it holds now.")
+        self._access.refresh(lambda manifest: models.check_same(self.path, manifest, self.model))
+
     def close(self) -> None:
         """Frees the files and the writer's lock. Everything acknowledged is on the disk already."""
-        with self._mutex:
-            if not self._closed:
-                self._closed = True
-                self._contents.close()
-                if self._lock is not None:
-                    self._lock.close()
+        self._access.close()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -74,12 +82,11 @@ class StoreReader:
         limit = None if limit is None else inputs.whole("limit", limit)
         if ids is None and where is None:
             raise InvalidInputError("get() needs ids= or where=; get(where={}) returns every document.")
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             docids = self._contents.selected(ids, where)[:limit]
             rows = self._contents.database.rows(docids)
             return [
-                Record(id=row.id, text=row.text, metadata=json.loads(row.metadata), vector=vector)
+                Record(id=row.id, text=row.text, metadata=row.labels, vector=vector)
                 for row, vector in zip(rows, self._vectors_or_none(docids, with_vectors), strict=True)
             ]
 
@@ -87,8 +94,7 @@ class StoreReader:
         """The stored vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
         if ids is None and where is None:
             raise InvalidInputError("vectors() needs ids= or where=; vectors(where={}) returns every vector.")
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             return self._contents.vectors(np.array(self._contents.selected(ids, where), dtype=np.int64))
 
     @overload
@@ -168,8 +174,7 @@ class StoreReader:
         effort = inputs.real("effort", effort, lambda e: 0 < e < np.inf, "a positive number (2.0: twice as wide)")
         effort = min(effort, 1e6)  # as wide as an index is; more would leave the range of FAISS's integers
         queries, single = self._queries(query)
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             among = None if where is None else self._contents.matching(where)
             scores, found = self._contents.nearest(queries, wanted, among, effort)
             results = []
@@ -182,8 +187,7 @@ class StoreReader:
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many documents there are, or match a filter."""
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             return self._contents.manifest.count if where is None else len(self._contents.matching(where))
 
     def __len__(self) -> int:
@@ -191,14 +195,12 @@ class StoreReader:
 
     def verify(self) -> list[str]:
         """Reads every byte of the store and returns what is wrong with it; an empty list means that it is sound."""
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             return list(self.missing) if self._recover else self._contents.damage()
 
     def stats(self) -> dict[str, Any]:
         """What the store is and what it costs; bytes in memory are those of the vectors that are not mapped."""
-        with self._mutex:
-            self._check_open()
+        with self._access.reading():
             manifest, segments = self._contents.manifest, self._contents.segments
             alive = sum(int(segment.alive.sum()) for segment in segments)
             vector_bytes = sum(file.size for entry in manifest.segments for file in entry.files)
@@ -217,7 +219,7 @@ class StoreReader:
                 "generation": manifest.generation,
                 "bytes_on_disk": vector_bytes + sum(file.stat().st_size for file in self.path.glob("store.db*")),
                 "bytes_in_memory": sum(segment.in_memory for segment in segments),
-                "writer": self._lock is not None,
+                "writer": self._access.writes,
             }
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -242,18 +244,12 @@ class StoreReader:
         rows = self._contents.database.rows(docids.tolist())
         vectors = self._vectors_or_none(docids, with_vectors)
         return [
-            Hit(id=row.id, text=row.text, score=float(score), metadata=json.loads(row.metadata), vector=vector)
+            Hit(id=row.id, text=row.text, score=float(score), metadata=row.labels, vector=vector)
             for row, score, vector in zip(rows, scores, vectors, strict=True)
         ]
 
     def _vectors_or_none(self, docids: Sequence[int] | Ids, wanted: bool) -> Iterable[Vectors | None]:
         return self._contents.vectors(np.array(docids, dtype=np.int64)) if wanted else [None] * len(docids)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"{self.path} was closed. Open it again with FaissStore.open({str(self.path)!r}, model).")
-        if self._contents.stale:
-            self._contents.refresh()
 
     def _encoder(self, purpose: str) -> Encoder:
         if self.model is None:

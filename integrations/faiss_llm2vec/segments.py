@@ -8,8 +8,7 @@ what was deleted since is known from the database and kept here as `alive`.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from faiss_llm2vec.files import difference, read_index, read_vectors, remove, sync_folder
+from faiss_llm2vec.files import write as _write
 from faiss_llm2vec.filters import Ids
-from faiss_llm2vec.kinds import INDEX_FROM, METRICS, Kind, Vectors, build, faiss, kind_of, nearest
+from faiss_llm2vec.kinds import INDEX_FROM, KINDS, METRICS, Kind, Vectors, build, faiss, kind_of, nearest
+from faiss_llm2vec.manifest import Entry, Manifest
 from st_llm2vec.errors import StoreCorruptedError
 
 # Up to this share of a segment, matching rows are scanned exactly in every kind: of 100,000 x 256 vectors that is
@@ -26,26 +28,20 @@ from st_llm2vec.errors import StoreCorruptedError
 _EXACT_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class File:
-    """What the manifest says about one file."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the manifest says about one segment."""
-
-    rows: int
-    vectors: File
-    index: File | None = None
-
-    @property
-    def files(self) -> list[File]:
-        return [self.vectors] if self.index is None else [self.vectors, self.index]
+# An index that is searched; what else FAISS might read from a file is none of a store's.
+_SEARCHED = (
+    faiss.IndexFlat,
+    faiss.IndexScalarQuantizer,
+    faiss.IndexPQ,
+    faiss.IndexRaBitQ,
+    faiss.IndexHNSW,
+    faiss.IndexIVF,
+    faiss.IndexPreTransform,
+    faiss.IndexBinaryFlat,
+    faiss.IndexBinaryHNSW,
+)
+_CHECKED_ROWS = 4096  # vectors looked at in one go
+_UNIT = 1e-3  # how far squares of unit vectors may be from 1; float32 leaves 1e-6
 
 
 @dataclass
@@ -84,6 +80,8 @@ class Segment:
     def write(cls, folder: Path, number: int, ids: Ids, vectors: Vectors, *, kind: str, metric: str) -> Entry:
         """Writes segment `number` and returns its entry once every byte of it is on the disk.
 
+        Its files have names that no other segment ever has, here or in a store that takes the place of this one.
+
         Args:
             ids: (rows,) int64, any order, no duplicates.
             vectors: (rows, dimension) float32, finite; unit length if the metric is cosine.
@@ -98,7 +96,8 @@ class Segment:
         owner = faiss.IndexIDMap(flat)
         owner.add_with_ids(vectors, ids)
         index = build(kind_of(kind, vectors.shape[1]), vectors, metric)
-        paths = [folder / f"{number:08d}.faiss", folder / f"{number:08d}.index.faiss"]
+        name = f"{number:08d}-{uuid.uuid4().hex}"
+        paths = [folder / f"{name}.faiss", folder / f"{name}.index.faiss"]
         try:
             entry = Entry(
                 rows=len(ids),
@@ -107,38 +106,61 @@ class Segment:
             )
             sync_folder(folder)
         except BaseException:
-            for path in paths:
-                path.unlink(missing_ok=True)
+            remove(paths)
             raise
         return entry
 
     @classmethod
-    def open(cls, folder: Path, entry: Entry, kind: str, *, mmap: bool, check: bool) -> Segment:
+    def open(cls, folder: Path, entry: Entry, manifest: Manifest, *, mmap: bool, check: bool) -> Segment:
         """Opens a segment.
 
         Args:
             mmap: map the files instead of reading them into memory.
-            check: compare the sha256 of the files; their sizes are always compared.
+            check: compare the sha256 of the files and look at each vector; shapes and sizes are always compared.
 
         Raises:
             StoreCorruptedError: A file is missing or is not the one that was written.
         """
         for file in entry.files:
-            if problem := _difference(folder, file, content=check):
+            if problem := difference(folder / file.name, file, content=check):
                 raise StoreCorruptedError(problem)
         # With an index in front, float vectors are only touched to rescore: mapping them keeps the RAM an index saves.
         mapped = {entry.vectors: mmap or entry.index is not None}
-        owner = _read(folder / entry.vectors.name, mmap=mapped[entry.vectors])
+        path = folder / entry.vectors.name
+        owner = read_vectors(
+            path,
+            rows=entry.rows,
+            dimension=manifest.dimension or 0,
+            metric=manifest.metric,
+            mmap=mapped[entry.vectors],
+        )
         index = None
         if entry.index is not None:
-            index = _read(folder / entry.index.name, mmap=mmap)
+            index = read_index(folder / entry.index.name, mmap=mmap)
             mapped[entry.index] = mmap
+            _check_index(folder / entry.index.name, index, entry.rows, manifest)
         ids: Ids = faiss.vector_to_array(owner.id_map)
-        if len(ids) != entry.rows or np.any(ids[1:] <= ids[:-1]):
-            raise StoreCorruptedError(f"{folder / entry.vectors.name}: its ids are not those that were written.")
+        if len(ids) != entry.rows or np.any(ids[1:] <= ids[:-1]) or ids[0] < 0 or ids[-1] >= manifest.next_id:
+            raise StoreCorruptedError(f"{path}: its ids are not those that were written.")
         flat = faiss.downcast_index(owner.index)
         in_memory = ids.nbytes + sum(file.size for file, is_mapped in mapped.items() if not is_mapped)
-        return cls(entry, ids, flat, index, kind_of(kind, flat.d), in_memory, _owner=owner)
+        # The kind is not built to be known: it may be a stranger's, and building can take all memory.
+        kind = KINDS.get(manifest.kind) or Kind(manifest.kind, float, oversample=16)
+        segment = cls(entry, ids, flat, index, kind, in_memory, _owner=owner)
+        if check and (problem := segment.bad_vectors(path, manifest.metric)):
+            raise StoreCorruptedError(problem)
+        return segment
+
+    def bad_vectors(self, path: Path, metric: str) -> str | None:
+        """Says which vectors are none that a store keeps: not finite, or not of unit length where that is needed."""
+        for start in range(0, len(self.ids), _CHECKED_ROWS):
+            part = self.vectors[start : start + _CHECKED_ROWS]
+            squares = np.einsum("ij,ij->i", part, part)
+            bad = ~np.isfinite(squares) if metric != "cosine" else ~(np.abs(squares - 1) <= _UNIT)
+            if bad.any():
+                what = "not of unit length" if metric == "cosine" else "not finite"
+                return f"{path}: the vector of row {start + int(np.argmax(bad))} is {what}."
+        return None
 
     def rows_of(self, ids: Ids) -> Ids:
         """Row numbers of those of `ids` (ascending, of documents that exist) that are in this segment."""
@@ -184,6 +206,8 @@ class Segment:
         wanted = min(int(k * self.kind.oversample * max(1.0, effort)), len(rows))
         # The fewer rows match, the wider a graph or inverted lists have to be searched to meet as many of them.
         candidates = nearest(self.index, queries, wanted, selector, effort * len(self.ids) / len(rows))
+        if candidates.size and candidates.max() >= len(self.ids):
+            raise StoreCorruptedError(f"the index {self.entry.index} gives rows that its segment does not have.")
         if np.any(np.count_nonzero(candidates >= 0, axis=1) < k):
             return self._scan(queries, k, rows)  # the index could not reach k matching rows
         distances = np.full(candidates.shape, _worst(self.flat), dtype=np.float32)
@@ -195,66 +219,29 @@ class Segment:
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(candidates, order, axis=1)
 
 
-def damage(folder: Path, entry: Entry) -> list[str]:
+def damage(folder: Path, segment: Segment, metric: str) -> list[str]:
     """Reads every byte of a segment and returns what is wrong with it."""
-    return [problem for file in entry.files if (problem := _difference(folder, file, content=True))]
+    problems = [difference(folder / file.name, file, content=True) for file in segment.entry.files]
+    problems.append(segment.bad_vectors(folder / segment.entry.vectors.name, metric))
+    return [problem for problem in problems if problem]
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes a folder's list of names to the disk, where the system lets one (Windows does not, and needs it not)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(index: Any, path: Path) -> File:
-    """Writes a FAISS index, flushed to the disk, and returns its size and checksum."""
-    digest = hashlib.sha256()
-    with open(path, "wb") as stream:
-
-        def write(block: bytes) -> int:
-            digest.update(block)
-            return stream.write(block)
-
-        writer = faiss.PyCallbackIOWriter(write, 1 << 20)
-        (faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index)(index, writer)
-        stream.flush()
-        os.fsync(stream.fileno())
-        size = stream.tell()
-    return File(path.name, size, digest.hexdigest())
-
-
-def _read(path: Path, *, mmap: bool) -> Any:
-    try:
-        # IO_FLAG_MMAP_IFC maps flat vectors as well; plain IO_FLAG_MMAP maps inverted lists only.
-        flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
-        with open(path, "rb") as stream:
-            binary = stream.read(4)[:2] == b"IB"
-        return faiss.read_index_binary(str(path), flags) if binary else faiss.read_index(str(path), flags)
-    except RuntimeError as error:
-        raise StoreCorruptedError(f"{path}: FAISS cannot read it ({error}).") from error
-
-
-def _difference(folder: Path, file: File, *, content: bool) -> str | None:
-    """Says how a file differs from the one that was written; None if it does not."""
-    path = folder / file.name
-    try:
-        size = path.stat().st_size
-        if size != file.size:
-            return f"{path} has {size} bytes; {file.size} were written."
-        if not content:
-            return None
-        digest = hashlib.sha256()
-        with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    except OSError as error:
-        return f"{path} is missing or cannot be read ({error})."
-    return None if digest.hexdigest() == file.sha256 else f"{path} is not what was written (its sha256 differs)."
+def _check_index(path: Path, index: Any, rows: int, manifest: Manifest) -> None:
+    """Raises StoreCorruptedError unless an index is over this many vectors of the store's dimension and metric."""
+    dimension = manifest.dimension or 0
+    binary = isinstance(index, faiss.IndexBinary)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(index.index)
+        right = isinstance(inner, _SEARCHED) and inner.ntotal == rows
+    else:
+        right = isinstance(index, _SEARCHED)
+    right = right and index.ntotal == rows and index.is_trained
+    right = right and index.d == (-(-dimension // 8) * 8 if binary else dimension)
+    if not (right and (binary or index.metric_type == METRICS[manifest.metric])):
+        raise StoreCorruptedError(
+            f"{path} is no index over {rows} vectors of dimension {dimension} for metric {manifest.metric!r}, as the "
+            "manifest says. FaissStore.open(path, recover=True) serves the store without it."
+        )
 
 
 def _is_similarity(index: Any) -> bool:

@@ -10,24 +10,22 @@ moved whenever nothing writes to it. It needs a local file system: SQLite's writ
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import inputs, lock, models
-from faiss_llm2vec.contents import Change
-from faiss_llm2vec.database import Database, Manifest
+from faiss_llm2vec import access, inputs, making, models
+from faiss_llm2vec.access import changes
+from faiss_llm2vec.change import Change
 from faiss_llm2vec.kinds import METRICS, kind_of
+from faiss_llm2vec.manifest import Manifest
 from faiss_llm2vec.reader import StoreReader
 from faiss_llm2vec.records import Document, Documents
-from faiss_llm2vec.segments import sync_folder
-from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError
+from st_llm2vec.errors import InvalidInputError, StoreError
 from st_llm2vec.types import Encoder
 
 
@@ -66,7 +64,7 @@ class FaissStore(StoreReader):
         truncate_dim: int | None = None,
         fingerprint: str | None = None,
     ) -> FaissStore:
-        """Makes a store in a folder that does not exist yet, or is empty, and opens it.
+        """Makes a store in a folder that does not exist yet, or is empty (a new volume), and opens it.
 
         Args:
             model: encoder of texts, the name of one for `st_llm2vec.load`, or None for a store of bare vectors.
@@ -79,15 +77,10 @@ class FaissStore(StoreReader):
         Raises:
             StoreExistsError: There is something at `path`; it was left as it is.
         """
-        path = Path(path)
+        path = access.absolute(path)
         if metric not in METRICS:
             raise InvalidInputError(f"metric={metric!r} is unknown. Choose one of {', '.join(METRICS)}.")
-        exists = StoreExistsError(
-            f"{path} exists already and was left as it is. Open it with FaissStore.open({str(path)!r}, model), or "
-            "choose another path."
-        )
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise exists
+        making.check_free(path)
         if (kind_of(kind).factory or "").startswith("B") and metric != "cosine":
             raise InvalidInputError(f"kind={kind!r} keeps signs, which know no lengths: use metric='cosine'.")
         model = models.loaded_model(model)
@@ -109,22 +102,7 @@ class FaissStore(StoreReader):
             prompts=models.prompts_of(model),
             pooling=models.pooling_of(model),
         )
-        # Built under another name and then renamed: at no moment is there half a store at `path`.
-        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        try:
-            (draft / "segments").mkdir(parents=True)
-            Database.create(draft / "store.db", manifest)
-            sync_folder(draft)
-            if path.exists():
-                path.rmdir()  # empty, as seen above; rmdir refuses if it no longer is
-            os.rename(draft, path)
-            sync_folder(path.parent)
-        except OSError as error:
-            if path.exists():
-                raise exists from error
-            raise StoreError(f"cannot make a store in {path.parent}: {error}") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        making.make(path, manifest)
         return cls.open(path, model, fingerprint=fingerprint)
 
     @classmethod
@@ -165,6 +143,7 @@ class FaissStore(StoreReader):
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
+    @changes
     def add(
         self,
         texts: Sequence[str],
@@ -191,6 +170,7 @@ class FaissStore(StoreReader):
         """
         return self._put(texts, ids, metadata, vectors, show_progress, replacing=False)
 
+    @changes
     def upsert(
         self,
         texts: Sequence[str],
@@ -203,6 +183,7 @@ class FaissStore(StoreReader):
         """Like `add`, but replaces the documents whose id exists: text, metadata and vector."""
         return self._put(texts, ids, metadata, vectors, show_progress, replacing=True)
 
+    @changes
     def index(
         self,
         texts: Sequence[str],
@@ -228,8 +209,7 @@ class FaissStore(StoreReader):
             raise InvalidInputError("index() got no texts, which would delete everything. Type store.delete(where={}).")
         encoded: dict[str, Any] = {}  # text -> vector
         while True:
-            with self._mutex:
-                self._begin_writing()
+            with self._writing():
                 difference = self._difference(documents, skip_unchanged)
                 texts_to_encode = list(dict.fromkeys(text for text in difference.texts if text not in encoded))
                 if not texts_to_encode:
@@ -239,6 +219,7 @@ class FaissStore(StoreReader):
             vectors = inputs.floats(self._encoded(texts_to_encode, show_progress))
             encoded.update(zip(texts_to_encode, inputs.one_per_text(vectors, len(texts_to_encode)), strict=True))
 
+    @changes
     def delete(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> int:
         """Deletes the documents with these ids, or that match the filter, or both if both are given.
 
@@ -249,21 +230,20 @@ class FaissStore(StoreReader):
         """
         if ids is None and where is None:
             raise InvalidInputError("delete() needs ids= or where=; delete(where={}) deletes every document.")
-        with self._mutex:
-            self._begin_writing()
+        with self._writing():
             docids = self._contents.selected(ids, where)
             if docids:
                 self._contents.commit(Change(remove=docids))
         return len(docids)
 
+    @changes
     def compact(self) -> None:
         """Merges all segments into one without the vectors of deleted documents, and builds the kind's index over it.
 
         Takes the time of writing all vectors again and, meanwhile, their size in memory. Does nothing where there is
         nothing to gain.
         """
-        with self._mutex:
-            self._begin_writing()
+        with self._writing():
             segments = self._contents.segments
             if len(segments) > 1 or any(not segment.alive.all() for segment in segments):
                 self._contents.commit(Change(merge=segments))
@@ -287,12 +267,10 @@ class FaissStore(StoreReader):
         given = [] if ids is None else documents.ids  # random ones are new
         if vectors is None:
             # Before encoding, which may take hours: the lock, and ids that exist.
-            with self._mutex:
-                self._begin_writing()
+            with self._writing():
                 self._replaced(given, replacing)
             vectors = self._encoded(documents.texts, show_progress)
-        with self._mutex:
-            self._begin_writing()
+        with self._writing():
             change = Change(remove=self._replaced(given, replacing), documents=documents)
             self._set_vectors(change, vectors)
             self._contents.commit(change)
@@ -364,23 +342,11 @@ class FaissStore(StoreReader):
         change.vectors = inputs.checked_vectors(given, len(change.documents), self._contents.manifest)
         change.model_dimension = self._contents.manifest.model_dimension or given.shape[1]
 
-    def _begin_writing(self) -> None:
-        """Makes this store object the writer, on the newest state."""
-        self._check_open()
+    def _writing(self) -> AbstractContextManager[None]:
+        """A change of this store object as the writer, on the newest state."""
         if self._recover:
             raise StoreError(
                 f"{self.path} was opened with recover=True, which only reads. Write what store.get(where={{}}) returns "
                 "to a new store, or restore the files named in store.missing and open it again."
             )
-        if self._lock is None:
-            held = lock.acquire(self.path / "lock")
-            try:
-                self._contents.database.thaw()
-                self._contents.sweep()
-                # Another writer may have come and gone since we opened.
-                self._contents.refresh()
-                models.check_same(self.path, self._contents.manifest, self.model, self._stated)
-            except BaseException:
-                held.close()
-                raise
-            self._lock = held
+        return self._access.writing(lambda manifest: models.check_same(self.path, manifest, self.model, self._stated))

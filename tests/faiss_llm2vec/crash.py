@@ -2,11 +2,19 @@
 
     python tests/faiss_llm2vec/crash.py                             # 200 kills, 20,000 documents, some minutes
     python tests/faiss_llm2vec/crash.py --kills 5 --docs 500
+    python tests/faiss_llm2vec/crash.py --events 300 --docs 1000    # kills, forks, swapped folders, foreign readers
 
 The writer (this file, as a child process) adds, upserts, deletes and compacts at random. It prints each change before
 it starts and again once the store acknowledged it. After each kill the store must open, `verify` clean, and hold
 exactly the acknowledged changes, with or without the whole of the one that was under way; texts, metadata and vectors
 are compared.
+
+With --events, each event is one of four, at random:
+
+    kill     as above
+    fork     a writer forks; parent and child change the store at once, and in half the cases the child is killed
+    swap     the folder is replaced by a copy under an open writer, which must not change either from then on
+    reader   a reader (of a user who may not write, if this runs as root) must see what it opened while a writer works
 
 A kill leaves what the system has in its cache, and a power cut does not. So the files that the last change wrote are
 cut at every block boundary as well, and left out, in the orders that flushing allows; the store must then be as it was
@@ -18,6 +26,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import random
 import shutil
 import signal
@@ -27,9 +36,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import faiss
 import numpy as np
 
 from faiss_llm2vec import FaissStore
+from st_llm2vec.errors import StoreError
 
 DIMENSION = 64
 KINDS = ("flat", "sq8")  # by seed
@@ -104,6 +115,7 @@ def check(path, acknowledged, pending, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--events", type=int, help="so many events of all kinds, instead of --kills")
     parser.add_argument("--docs", type=int, default=20_000)
     parser.add_argument("--path", type=Path, help="where the store goes; a temporary folder by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -187,45 +199,217 @@ def tear(folder):
     return tally
 
 
-# -- the driver --------------------------------------------------------------------------------------------------------
+# -- events ------------------------------------------------------------------------------------------------------------
 
 
-def run(path, arguments):
-    rng = random.Random(arguments.seed)
-    state = {str(i): 0 for i in range(arguments.docs)}
-    with FaissStore.create(path, None, kind=KINDS[arguments.seed % 2]) as store:
-        put(store, "add", state)
-    tally, changes = collections.Counter(), 0
-    for kill in range(1, arguments.kills + 1):
-        command = [sys.executable, __file__, "--path", str(path), "--write", str(kill)]
+class Stores:
+    """The store under test, and what it acknowledged."""
+
+    def __init__(self, path, docs, seed):
+        self.path, self.rng = path, random.Random(seed)
+        self.state, self.changes, self.version = {str(i): 0 for i in range(docs)}, 0, 10**6
+
+    def change(self, store, among=lambda id: True):
+        """One random change, acknowledged when this returns it."""
+        self.version += 1
+        known = sorted(id for id in self.state if among(int(id)))
+        kind = self.rng.choice(["add", "upsert", "delete"] if len(known) > 20 else ["add"])
+        if kind == "add":
+            first = max(map(int, self.state), default=0) + 1
+            ids = [str(id) for id in range(first, first + 10) if among(id)]
+        else:
+            ids = self.rng.sample(known, 5)
+        change = kind, dict.fromkeys(ids, self.version)
+        self.begun(change)
+        if kind == "delete":
+            assert store.delete(ids) == len(ids)
+        else:
+            put(store, *change)
+        self.done(change)
+
+    def begun(self, change):
+        pass
+
+    def done(self, change):
+        self.state, self.changes = apply(self.state, change), self.changes + 1
+
+    def checked(self, pending=None):
+        found = check(self.path, self.state, pending, self.rng)
+        kept = found != self.state
+        self.state = found
+        return kept
+
+    def kill(self):
+        command = [sys.executable, __file__, "--path", str(self.path), "--write", str(self.version // 1000)]
+        self.version += 10**5
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-            writer.stdin.write(json.dumps(state) + "\n")
+            writer.stdin.write(json.dumps(self.state) + "\n")
             writer.stdin.flush()
             first = writer.stdout.readline()  # it is at work; now let it work a little
-            time.sleep(rng.uniform(0, 0.4))
+            time.sleep(self.rng.uniform(0, 0.4))
             writer.send_signal(signal.SIGKILL)
             lines = [first, *writer.stdout]
+        pending = self.told(lines)
+        kept = self.checked(pending)
+        outcome = "between changes" if pending is None else f"during {pending[0]}"
+        if pending is not None and pending[0] != "compact":
+            outcome += ", kept whole" if kept else ", dropped whole"
+        return outcome
+
+    def told(self, lines):
+        """Takes down what a child acknowledged, and returns what it was about to do."""
         pending = None
         for line in lines:
             if line.endswith("\n"):
                 word, change = json.loads(line)
                 pending = change if word == "begin" else None
                 if word == "done":
-                    state, changes = apply(state, change), changes + 1
-        found = check(path, state, pending, rng)
-        outcome = "between changes" if pending is None else f"during {pending[0]}"
-        if pending is not None and pending[0] != "compact":
-            outcome += ", kept whole" if found != state else ", dropped whole"
-        tally[outcome] += 1
-        state = found
-        if kill % 20 == 0:
-            print(f"{kill} kills", file=sys.stderr, flush=True)
+                    self.done(change)
+        return pending
+
+    def fork(self):
+        killed = self.rng.random() < 0.5
+        with FaissStore.open(self.path) as store:
+            self.change(store)
+            child, read = forked(lambda told: self.in_child(store, told))
+            for _ in range(self.rng.randint(1, 5)):
+                self.change(store, lambda id: id % 2 == 0)
+            if killed:
+                os.kill(child, signal.SIGKILL)
+            with os.fdopen(read) as stream:
+                pending = self.told(list(stream))
+            status = os.waitpid(child, 0)[1]
+            assert killed or status == 0, status
+            self.change(store, lambda id: id % 2 == 0)  # begins on what the child left
+        kept = self.checked(pending)
+        return f"child {'killed' if killed else 'ended'}{', its last change kept' if kept else ''}"
+
+    def in_child(self, store, told):
+        def tell(word):
+            return lambda change: print(json.dumps([word, change]), file=told, flush=True)
+
+        self.begun = tell("begin")
+        after = Stores.done
+        self.done = lambda change: (tell("done")(change), after(self, change))
+        for _ in range(self.rng.randint(1, 5)):
+            self.change(store, lambda id: id % 2 == 1)
+
+    def swap(self):
+        away = self.path.with_name("away")
+        shutil.rmtree(away, ignore_errors=True)
+        with FaissStore.open(self.path) as old:
+            self.change(old)
+            self.path.rename(away)
+            shutil.copytree(away, self.path)
+            removed = self.rng.random() < 0.5
+            if removed:
+                shutil.rmtree(away)
+            with FaissStore.open(self.path) as new:
+                self.change(new)
+                refused(old, self.rng)
+                self.change(new)
+            refused(old, self.rng)
+        if not removed:
+            with FaissStore.open(away) as store:
+                assert store.verify() == []
+        self.checked()
+        return "old folder removed" if removed else "old folder kept"
+
+    def reader(self):
+        foreign, mmap, open_first = os.geteuid() == 0, self.rng.random() < 0.5, self.rng.random() < 0.5
+        writer = FaissStore.open(self.path)
+        if open_first:
+            self.change(writer)
+        asked, ask = os.pipe()
+
+        def read(told):
+            if foreign:
+                os.setgid(65534)
+                os.setuid(65534)
+            with FaissStore.open(self.path, mmap=mmap) as store:
+                before = seen(store)
+                print("opened", file=told, flush=True)
+                os.read(asked, 1)
+                print(before == seen(store), before == self.state, file=told, flush=True)
+                if open_first:  # with a writer there, a reader who may not write can follow
+                    store.refresh()
+                print(len(store), file=told, flush=True)
+
+        child, answers = forked(read)
+        with os.fdopen(answers) as stream:
+            assert stream.readline() == "opened\n"
+            with writer:
+                for _ in range(self.rng.randint(1, 4)):
+                    self.change(writer)
+                writer.compact()
+            os.write(ask, b"x")
+            assert stream.readline() == "True True\n", "a reader saw something else than it opened"
+            stream.read()
+        os.close(asked), os.close(ask)
+        assert os.waitpid(child, 0)[1] == 0
+        self.checked()
+        return f"{'another user' if foreign else 'the same user'}, {'mmap' if mmap else 'read'}"
+
+
+def seen(store):
+    return {record.id: record.metadata["version"] for record in store.get(where={})}
+
+
+def refused(store, rng):
+    change = rng.choice([lambda: put(store, "upsert", {"1": 7}), lambda: store.delete(where={}), store.compact])
+    try:
+        change()
+    except StoreError as error:
+        assert "was replaced" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("a writer changed a folder that is not the one it opened")
+
+
+def forked(run):
+    """Runs `run(stream)` in a forked process; returns its id and the descriptor to read from."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read)
+            with os.fdopen(write, "w") as told:
+                run(told)
+            status = 0
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    os.close(write)
+    return child, read
+
+
+EVENTS = {"kill": 3, "fork": 2, "swap": 2, "reader": 2}  # and their weights
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
+def run(path, arguments):
+    faiss.omp_set_num_threads(1)  # OpenMP's threads are not there in a forked process
+    path.parent.chmod(0o755)
+    stores = Stores(path, arguments.docs, arguments.seed)
+    with FaissStore.create(path, None, kind=KINDS[arguments.seed % 2]) as store:
+        put(store, "add", stores.state)
+    tally, total = collections.Counter(), arguments.events or arguments.kills
+    for number in range(1, total + 1):
+        event = stores.rng.choices(list(EVENTS), list(EVENTS.values()))[0] if arguments.events else "kill"
+        tally[event, getattr(stores, event)()] += 1
+        if number % 20 == 0:
+            print(f"{number} events", file=sys.stderr, flush=True)
     print(
-        f"{arguments.kills} kills, {changes} acknowledged changes, {len(state)} documents at the end: "
-        "all there, nothing half there, verify clean"
+        f"{total} {'events' if arguments.events else 'kills'}, {stores.changes} acknowledged changes, "
+        f"{len(stores.state)} documents at the end: all there, nothing half there, verify clean"
     )
-    for outcome, times in sorted(tally.items()):
-        print(f"{times:6d}  killed {outcome}")
+    for (event, outcome), times in sorted(tally.items()):
+        print(f"{times:6d}  {event}: {outcome}")
+    if arguments.events:
+        return
     with tempfile.TemporaryDirectory() as folder:
         torn = tear(Path(folder))
     print(f"{sum(torn.values())} torn or missing last writes: each store opened, verify clean, as before or after")

@@ -1,0 +1,55 @@
+"""Reading the whole database of a store: what is wrong with it, and what can be saved."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+
+from faiss_llm2vec.database import COLUMNS, Database
+from faiss_llm2vec.manifest import Manifest
+from faiss_llm2vec.rows import Row, checksum
+from st_llm2vec.errors import StoreCorruptedError
+
+
+def damage(database: Database, manifest: Manifest) -> list[str]:
+    """Reads everything and returns what is wrong with it."""
+    problems = []
+    count = digest = expected = 0
+    try:
+        database.check_pages(thorough=True)
+        for row in database.everything():
+            count += 1
+            if not row.sound:
+                problems.append(f"{database.path}: document {row.id!r} (row {row.docid}) is damaged or was edited.")
+                continue
+            digest ^= row.checksum
+            try:
+                for entry in row.fields:
+                    expected ^= checksum(*entry, row.docid)
+            except StoreCorruptedError as error:
+                problems.append(f"{database.path}: {error}")
+        for entry in database.sql.execute("SELECT field, type, value, docid FROM fields"):
+            expected ^= checksum(*entry)
+    except (StoreCorruptedError, sqlite3.Error) as error:
+        return [*problems, str(error)]
+    if (count, digest) != (manifest.count, manifest.digest):
+        problems.append(f"{database.path}: {count} documents that are not the {manifest.count} that were written.")
+    if expected and not problems:
+        problems.append(f"{database.path}: the table of fields does not agree with the metadata; filters are not safe.")
+    return problems
+
+
+def salvage(database: Database) -> Iterator[Row]:
+    """All documents that can still be read and are what was written; reads around damaged pages."""
+    found: set[int] = set()
+    most = database.most_rows
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.DatabaseError):  # a damaged page: go on from the other end, up to it
+            query = f"SELECT {COLUMNS} FROM docs ORDER BY docid {order} LIMIT {most}"  # noqa: S608
+            for row in map(Row._make, database.sql.execute(query)):
+                if row.docid not in found and row.sound:
+                    found.add(row.docid)
+                    with suppress(StoreCorruptedError):
+                        _ = row.fields
+                        yield row

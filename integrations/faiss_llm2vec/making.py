@@ -1,0 +1,89 @@
+"""How a store comes to be in a folder: complete or not at all, whether the folder is new, empty or a mounted volume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from faiss_llm2vec import files
+from faiss_llm2vec.database import Database
+from faiss_llm2vec.lock import Lock
+from faiss_llm2vec.manifest import Manifest
+from st_llm2vec.errors import StoreError, StoreExistsError, StoreLockedError
+
+# What may be in a folder that counts as empty: a file system's own, and what a `create` that was interrupted left.
+_NOTHING = ("lost+found", "lock", "segments")
+
+
+def check_free(path: Path) -> None:
+    """Raise StoreExistsError if there is anything at `path` but an empty folder."""
+    try:
+        if os.path.lexists(path) and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
+            raise _exists(path)
+    except OSError as error:
+        if isinstance(error, StoreExistsError):
+            raise
+        raise StoreError(f"cannot make a store in {path}: {error}.") from error
+
+
+def make(path: Path, manifest: Manifest) -> None:
+    """Make a store without documents, durable on return.
+
+    The database is built under another name and then renamed, while a lock keeps others from doing the same: at no
+    moment is there half a store.
+
+    Raises:
+        StoreExistsError: There is something at `path`; it was left as it is.
+        StoreError: The folder cannot be made or written.
+    """
+    check_free(path)
+    draft = path / f".store-{uuid.uuid4().hex}.db"
+    fresh = not os.path.lexists(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = Lock.acquire(path / "lock")
+        try:
+            check_free(path)
+            Database.create(draft, manifest)
+            (path / "segments").mkdir(exist_ok=True)
+            os.rename(draft, path / "store.db")
+            files.sync_folder(path)
+            files.sync_folder(path.parent)
+        finally:
+            lock.release()
+    except StoreLockedError:
+        raise _exists(path) from None
+    except (OSError, StoreError) as error:
+        if isinstance(error, StoreExistsError):
+            raise
+        _remove(path, draft, fresh)
+        raise StoreError(f"cannot make a store in {path}: {error}") from error
+
+
+def _remove(path: Path, draft: Path, fresh: bool) -> None:
+    """Removes what an attempt left; only what is certainly its own."""
+    names = [draft, *(draft.with_name(draft.name + ending) for ending in ("-wal", "-shm", "-journal"))]
+    for name in [*names, path / "lock"] if fresh else names:
+        with contextlib.suppress(OSError):
+            name.unlink()
+    for folder in (path / "segments", path) if fresh else ():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _is_nothing(path: Path) -> bool:
+    if path.name == "segments":
+        return files.folder(path) is not None and not any(path.iterdir())
+    if path.name == "lock":
+        status = files.regular(path)
+        return status is not None and status.st_size == 0
+    return path.name in _NOTHING or files.is_draft(path.name)
+
+
+def _exists(path: Path) -> StoreExistsError:
+    return StoreExistsError(
+        f"{path} exists already and was left as it is. Open it with FaissStore.open({str(path)!r}, model), or choose "
+        "another path."
+    )
