@@ -31,6 +31,7 @@ ORDER = [
     "modules",
     "checkpoints",
     "host_folders",
+    "planning",
     "merging",
     "saving",
     "encoding",
