@@ -112,8 +112,8 @@ def opened(name: str, base: str | None, revision: str | None, hub: Hub, runtime:
         name: As for `load`; a GGUF file, a folder with one and no other weights, or what holds `gguf_file`.
         base: What an adapter-only `name` belongs on; taken from its adapter_config.json if that names a GGUF file.
         revision, hub: Where `name` is a repository.
-        runtime: `gguf_file` is taken out of its `model_kwargs`; weights are written in its dtype, by default in float32,
-            or in that of a file without quantized weights if it holds them exactly.
+        runtime: `gguf_file` is taken out of its `model_kwargs`; weights are written in its dtype, by default in
+            float32, or in that of a file without quantized weights if it holds them exactly.
 
     Raises:
         InvalidCheckpointError: No GGUF file, a damaged one, a part of one, several, or one that cannot be read exactly.
@@ -151,9 +151,7 @@ def _base_of(name: str) -> str | None:
     return named if isinstance(named, str) and named.endswith(".gguf") else None
 
 
-def _find(
-    name: str, gguf_file: Any = None, revision: str | None = None, hub: Hub | None = None
-) -> Path | None:
+def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hub | None = None) -> Path | None:
     """The GGUF file that a name stands for; None if it stands for something else."""
     path = Path(name)
     if gguf_file is not None:

@@ -199,7 +199,9 @@ class MixedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
+        return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(
+            x.dtype
+        )
 
 
 class PackedLinear(nn.Linear):
@@ -367,7 +369,7 @@ def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
     return output.float() if not beside or beside[0].dtype == torch.float32 else output
 
 
-def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
+def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:  # noqa: PLR0911 - a guard a line
     """Lays the weights of a decoder's linear layers out for oneDNN, if its vectors stay the same (equivalence.py).
 
     For encoding: training, gradients, `.to(...)` and whoever reads a weight get ordinary layers back by themselves.
@@ -520,7 +522,10 @@ def _groups(model: PreTrainedModel, kinds: tuple[type[nn.Linear], ...], fused: b
     last: tuple[Any, ...] = ()
     for parent, layer, x in calls:
         weight = layer._parameters["weight"]
-        if times[id(layer)] > 1 or (weight is not None and (owners[id(weight)] > 1 or (weight.dtype != x.dtype and type(layer) is not MixedLinear))):
+        if times[id(layer)] > 1 or (
+            weight is not None
+            and (owners[id(weight)] > 1 or (weight.dtype != x.dtype and type(layer) is not MixedLinear))
+        ):
             continue
         key = (parent, id(x), layer.bias is None)
         if fused and key == last:

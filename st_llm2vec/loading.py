@@ -7,28 +7,27 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from . import aliases, gguf_files, kernels
-from .bidirectional import refuse_encoders
-from .checkpoints import NOT_SAVED, SETTINGS_FILE, Checkpoint, Hub, resolve
+from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
 from .equivalence import PROBES as PROBE_TEXTS
 from .equivalence import off
-from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
-from .host_folders import HostFolder, read_host_folder, require_same_tokens
+from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
+from .host_folders import require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import LLM2VecPooling, LLM2VecTransformer
+from .planning import Plan, plan_encoder, read_config, template_of
 from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
-from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, PUBLISHED_DOCUMENT_MAX_LENGTH, EncoderSettings
-from .templates import CHAT, Template, choose_template, own_template, require_tokens, with_eos
+from .settings import POOLING_MODES, EncoderSettings
+from .templates import Template
 from .vetting import opening
 
 log = logging.getLogger(__name__)
@@ -231,48 +230,6 @@ def write_alias(name: str, alias: aliases.Alias, folder: Path, hub: Hub | None =
         ) from error
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a checkpoint becomes: its settings, but for what only the decoder can tell, and its host's files."""
-
-    settings: EncoderSettings
-    host: HostFolder | None
-    as_saved: bool
-    """Whether the folder on top is the host's, and is opened as it was saved."""
-    proves: bool
-    """Whether it has to be shown that our modules read what the host's do."""
-
-
-def _plan(checkpoint: Checkpoint, asked: EncoderSettings, config: Any) -> _Plan:
-    """What was asked for, else what the folders say, the last adapter first, else the defaults; all checked."""
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if asked.max_seq_length and positions and asked.max_seq_length > positions:
-        raise InvalidInputError(
-            f"max_seq_length={asked.max_seq_length!r} cannot be used: {checkpoint.decoder.name!r} takes 1 to "
-            f"{positions} tokens."
-        )
-    host = next((host for folder in checkpoint.folders if (host := read_host_folder(folder))), None)
-    as_saved = host is not None and host.folder == checkpoint.folders[0]
-    said = EncoderSettings.from_file(checkpoint.settings, checkpoint.folders[0] / SETTINGS_FILE)
-    if host is not None:  # where both speak, the host's files are those that SentenceTransformer reads
-        said = host.settings if as_saved else said.over(replace(host.settings, attention=None))
-    elif checkpoint.adapters and "format" not in checkpoint.settings:
-        said = said.over(EncoderSettings(document_max_length=PUBLISHED_DOCUMENT_MAX_LENGTH))
-    settings = asked.over(said)
-    if host is None:
-        length = min(DEFAULT_MAX_SEQ_LENGTH, positions or DEFAULT_MAX_SEQ_LENGTH)
-        settings = settings.over(EncoderSettings(max_seq_length=length))
-    if not as_saved:
-        settings = settings.over(EncoderSettings(attention="bidirectional"))
-    chosen = (asked.pooling_mode, asked.include_prompt, asked.template)
-    return _Plan(
-        settings.over(EncoderSettings(pooling_mode="mean", include_prompt=False)),
-        host,
-        as_saved,
-        proves=host is not None and as_saved and not host.is_ours and chosen == (None, None, None),
-    )
-
-
 def _build(
     checkpoint: Checkpoint,
     asked: EncoderSettings,
@@ -287,8 +244,8 @@ def _build(
             "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
             "that folder quantized."
         )
-    config = _read_config(folder)
-    plan = _plan(checkpoint, asked, config)
+    config = read_config(folder)
+    plan = plan_encoder(checkpoint, asked, config)
     settings, host = plan.settings, plan.host
     transformer = LLM2VecTransformer(
         str(folder),
@@ -299,7 +256,7 @@ def _build(
         processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},
         **(host.transformer if host else {}),
     )
-    transformer.text_template = _template(settings, checkpoint, config, transformer.tokenizer)
+    transformer.text_template = template_of(settings, checkpoint, config, transformer.tokenizer)
     pooling = LLM2VecPooling(
         transformer.get_embedding_dimension(), POOLING_MODES[str(settings.pooling_mode)], bool(settings.include_prompt)
     )
@@ -317,7 +274,7 @@ def _build(
 
 
 def _assembled(
-    checkpoint: Checkpoint, transformer: LLM2VecTransformer, pooling: LLM2VecPooling, plan: _Plan, runtime: Runtime
+    checkpoint: Checkpoint, transformer: LLM2VecTransformer, pooling: LLM2VecPooling, plan: Plan, runtime: Runtime
 ) -> LLM2Vec:
     """The modules as one encoder, which knows where it comes from."""
     device, host = runtime.device, plan.host
@@ -333,27 +290,6 @@ def _assembled(
     }
     model.model_card_data.license = model.provenance.get("license")
     return model
-
-
-def _template(settings: EncoderSettings, checkpoint: Checkpoint, config: Any, tokenizer: Any) -> Template:
-    """What stands around a text: as asked, saved or known of the checkpoint, in tokens of this tokenizer."""
-    if settings.template == CHAT:
-        template = own_template(tokenizer)
-    else:
-        names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]
-        template = choose_template(settings.template, *names)
-        if not isinstance(settings.template, Template):  # a name; what was saved or written out is taken at its word
-            require_tokens(template, tokenizer)
-    if settings.pooling_mode != "eos_token":
-        return template
-    as_evaluated = checkpoint.is_original
-    return with_eos(
-        template,
-        checkpoint.original_name,
-        config.model_type,
-        tokenizer.eos_token,
-        tokenizer=None if as_evaluated else tokenizer,
-    )
 
 
 def _dtype(runtime: Runtime, config: Any) -> torch.dtype | str:
@@ -416,19 +352,6 @@ def _probe(model: LLM2Vec) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise InvalidCheckpointError("Vectors of probe texts are not finite; the weights are damaged.")
     return vectors
-
-
-def _read_config(folder: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidCheckpointError(
-            f"{folder} has no config.json that transformers can read without running the checkpoint's own code: {error}"
-        ) from error
-    refuse_encoders(config)
-    if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", None):
-        raise UnsupportedArchitectureError(f"model_type {config.model_type!r} has no layers of attention to open.")
-    return config
 
 
 def _license(folder: Path) -> str | None:

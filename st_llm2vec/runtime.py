@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +88,8 @@ class Runtime:
             raise InvalidInputError(
                 f"device={device!r} cannot be used ({said}). It must be a name such as 'cpu', 'cuda:1' or 'mps'."
             ) from error
-        checks: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        if kind in checks and not checks[kind]():
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(kind, True):
             raise InvalidInputError(f"device={str(device)!r} is not available here. Use device='cpu', or leave it out.")
         if "device_map" in self.model_kwargs:
             raise InvalidInputError(

@@ -82,6 +82,8 @@ def _adapted(model: LLM2Vec) -> str:
         [stage["stage"], stage["r"], stage["alpha"], ", ".join(stage["targets"])] for stage in model.provenance["lora"]
     )
     return head + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
 def _stored_dtype(model: LLM2Vec) -> torch.dtype | None:
     """The one dtype of the files that the weights were read from; None if it is not known, or there are several."""
     folder = Path(model[0].model.name_or_path)

@@ -37,6 +37,7 @@ ORDER = [
     "host_folders",
     "gguf_tokenizers",
     "gguf_files",
+    "planning",
     "merging",
     "saving",
     "encoding",
