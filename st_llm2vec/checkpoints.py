@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
 from .settings import EncoderSettings, as_flag, is_original, translated
-from .vetting import leaves, read_json, require_safe
+from .vetting import leaves, read_json, require_below, require_safe
 
 SETTINGS_FILE = "llm2vec_config.json"
 # What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
@@ -307,12 +307,12 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a decoder, in the order of their names; empty if there are none.
 
     Raises:
-        InvalidCheckpointError: The index names a file that is not there.
+        InvalidCheckpointError: The index names a file that is not there, or lies elsewhere.
     """
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    named = read_json(folder / "model.safetensors.index.json").get("weight_map") or {}
-    files = sorted({folder / str(name) for name in named.values()})
+    index = folder / "model.safetensors.index.json"
+    files = sorted({require_below(index, name) for name in (read_json(index).get("weight_map") or {}).values()})
     if missing := [file.name for file in files if not file.is_file()]:
         raise InvalidCheckpointError(
             f"{folder} lacks {missing[0]}, one of the {len(files)} files that model.safetensors.index.json names. "

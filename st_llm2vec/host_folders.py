@@ -83,6 +83,8 @@ def read_host_folder(folder: Path) -> HostFolder | None:
         if kind is Dense and not weight_files(folder / path):
             raise _refused(folder, f"a Dense in {path} without model.safetensors")
     read = _transformer_config(folder, first[1])
+    if issubclass(first[0], LLM2VecTransformer):  # saved without settings that are at their defaults
+        read = {"attention": "bidirectional", **read}
     pooling = Pooling.load_config(str(folder), subfolder=second[1])
     model = read_json(folder / "config_sentence_transformers.json")
     if (kind_of_model := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":

@@ -60,7 +60,7 @@ HOOKS = (
     Hook(_PEFT, "peft.utils.other", "get_pattern_key", "ranks and alphas of single layers"),
 )
 # Set on objects rather than on classes: tests/test_hosts.py looks for them on a model.
-INSTANCE_HOOKS = ("_attn_implementation_internal",)
+INSTANCE_HOOKS = ("_attn_implementation_internal", "_experts_implementation")
 
 
 def missing(hook: Hook) -> str:

@@ -363,6 +363,18 @@ def keep_residual_in_float32(model: PreTrainedModel) -> bool:
     return True
 
 
+def round_residual(model: nn.Module) -> None:
+    """Undo `keep_residual_in_float32`: training finds one dtype, as the checkpoints that it resumes from have."""
+    mixed = [layer for layer in model.modules() if type(layer) is MixedLinear]
+    for layer in mixed:
+        layer.__class__ = nn.Linear
+    for module in model.modules() if mixed else ():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.data = parameter.data.to(mixed[0].weight.dtype)
+
+
 def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
     # `.to(dtype)` makes everything one dtype again, this too
     beside = table.__dict__["beside"]

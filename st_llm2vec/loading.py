@@ -247,15 +247,24 @@ def _build(
     config = read_config(folder)
     plan = plan_encoder(checkpoint, asked, config)
     settings, host = plan.settings, plan.host
-    transformer = LLM2VecTransformer(
-        str(folder),
-        attention=None,  # adapters first: the audit is of what will run
-        document_max_length=settings.document_max_length,
-        tokenizer_folder=str(checkpoint.tokenizer),
-        model_kwargs={"dtype": _dtype(runtime, config), "use_safetensors": True, **runtime.model_kwargs},
-        processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},
-        **(host.transformer if host else {}),
-    )
+    try:
+        transformer = LLM2VecTransformer(
+            str(folder),
+            attention=None,  # adapters first: the audit is of what will run
+            document_max_length=settings.document_max_length,
+            tokenizer_folder=str(checkpoint.tokenizer),
+            model_kwargs={"dtype": _dtype(runtime, config), "use_safetensors": True, **runtime.model_kwargs},
+            processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},
+            **(host.transformer if host else {}),
+        )
+    except TypeError as error:
+        unknown = [name for name in runtime.model_kwargs if f"'{name}'" in str(error)]
+        if not unknown:
+            raise
+        raise InvalidInputError(
+            f"model_kwargs[{unknown[0]!r}] is not known to transformers for model_type {config.model_type!r}. Leave "
+            "it out."
+        ) from error
     transformer.text_template = template_of(settings, checkpoint, config, transformer.tokenizer)
     pooling = LLM2VecPooling(
         transformer.get_embedding_dimension(), POOLING_MODES[str(settings.pooling_mode)], bool(settings.include_prompt)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
 from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
-from .kernels import is_prepacked, prepack
+from .kernels import is_prepacked, prepack, round_residual
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
 from .templates import Template, special_counts
@@ -201,6 +201,13 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def template(self) -> dict[str, str]:
         """`text_template` as it is saved."""
         return self.text_template.to_dict()
+
+    def train(self, mode: bool = True) -> LLM2VecTransformer:
+        """As in torch; what makes encoding fast or exact and does not train is taken back."""
+        super().train(mode)
+        if mode:
+            round_residual(self.model)
+        return self
 
     def get_config_dict(self) -> dict[str, Any]:
         """As in `Transformer`, without settings at their defaults: then the stock class reads the folder, too."""

@@ -106,7 +106,10 @@ def _weights(decoder: PreTrainedModel, dtype: torch.dtype | None, *, rounded: bo
         rounded: Whether weights may change; if not, the dtype has to be a smaller one that holds each of them exactly.
     """
     own = decoder.dtype
-    if dtype is None or dtype == own or (not rounded and dtype.itemsize >= own.itemsize):
+    if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):
+        dtype = own
+    # One dtype already? bfloat16 decoders have a few vectors in float32 here (kernels.keep_residual_in_float32).
+    if dtype is None or all(p.dtype == dtype for p in decoder.parameters() if p.is_floating_point()):
         return None
     if getattr(decoder, "is_quantized", False):
         if rounded:

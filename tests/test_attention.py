@@ -119,16 +119,19 @@ def test_numbers_that_lie_apart() -> None:
 
 
 def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from st_llm2vec.compilation import _hidden, compile_layers
+    from st_llm2vec.compilation import compile_layers
+    from st_llm2vec.equivalence import probe_ids
 
     model = tiny_decoder("llama", head_dim=16).eval()
     enable_bidirectional_attention(model)
-    assert packing.enable_packing(model) == ""
-    before = _hidden(model)
-    assert compile_layers(model) == ""
+    assert packing.enable_packing(model)
+    texts = probe_ids(model, None)
+    before = packing.vectors_of(model, texts)
+    assert compile_layers(model)
     calls: list[Any] = []
     monkeypatch.setattr(packing, "attend", lambda *a, **k: calls.append(attention.attend(*a, **k)) or calls[-1])
-    after = _hidden(model)
+    after = packing.vectors_of(model, texts)
     assert len(calls) == model.config.num_hidden_layers
     assert all(call is not None for call in calls)
-    assert torch.allclose(after, before, atol=1e-5 * float(before.abs().max()))
+    for a, b in zip(after, before, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))

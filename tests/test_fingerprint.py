@@ -8,6 +8,7 @@ import torch
 import st_llm2vec
 from faiss_llm2vec import FaissStore
 from st_llm2vec.errors import StoreMismatchError
+from st_llm2vec.templates import Template
 
 SETTINGS = {
     "pooling": {"pooling_mode": "last_token"},
@@ -16,7 +17,7 @@ SETTINGS = {
     "attention": {"attention": "causal"},
     "length": {"max_seq_length": 9},
     "length of documents": {"document_max_length": 7},
-    "template": {"template": "chatml"},
+    "template": {"template": Template("passage: ")},
 }
 
 

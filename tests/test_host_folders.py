@@ -185,7 +185,6 @@ def test_what_is_asked_for_comes_first(decoder: Path, tmp_path: Path) -> None:
             r"pooling_mode 'cls\+mean'",
         ),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case=True"),
-        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 5}}}, "processing_kwargs="),
         ("sentence_bert_config.json", {"tokenizer_args": {"use_fast": False}}, "tokenizer_args="),
         (
             "sentence_bert_config.json",
@@ -201,6 +200,12 @@ def test_what_cannot_be_kept_is_refused(
 ) -> None:
     change(plain(decoder, tmp_path / "x"), file, **values)
     with pytest.raises(InvalidInputError, match=f"{said}.*Open it with SentenceTransformer"):
+        st_llm2vec.load(str(tmp_path / "x"), device="cpu")
+
+
+def test_processing_of_the_folders_own_is_refused(decoder: Path, tmp_path: Path) -> None:
+    change(plain(decoder, tmp_path / "x"), "sentence_bert_config.json", processing_kwargs={"text": {"max_length": 5}})
+    with pytest.raises(InvalidCheckpointError, match="processing_kwargs must be null"):
         st_llm2vec.load(str(tmp_path / "x"), device="cpu")
 
 

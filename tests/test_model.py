@@ -279,7 +279,7 @@ def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:
     assert mapped.device.type == "cpu"
     for model in (eager, mapped):
         assert np.abs(model.encode(TEXTS) - expected).max() <= 1e-5
-    with pytest.raises(TypeError, match="attention_is_all"):
+    with pytest.raises(InvalidInputError, match=r"model_kwargs\['attention_is_all'\] is not known"):
         st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attention_is_all": True})
 
 

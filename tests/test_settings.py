@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,9 @@ def test_a_folders_file_is_refused_before_its_decoder_is_fetched(
     monkeypatch.setattr(loading, "_build", lambda *_, **__: pytest.fail("it was loaded"))
     (tmp_path / "x").mkdir()
     for file in decoder.iterdir():
-        (tmp_path / "x" / file.name).symlink_to(file)
+        shutil.copy(file, tmp_path / "x" / file.name)
     (tmp_path / "x" / "llm2vec_config.json").write_text(json.dumps({"format": 1, name: value}))
-    with pytest.raises(InvalidCheckpointError, match=f"llm2vec_config.json cannot be used.*{name}"):
+    with pytest.raises(InvalidCheckpointError, match=f"llm2vec_config.json.*{name}"):
         st_llm2vec.load(str(tmp_path / "x"))
 
 

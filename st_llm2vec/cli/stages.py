@@ -151,6 +151,7 @@ def run(settings: Settings, texts: Path, eval_file: Path | None, output: Path, *
         dtype=settings.dtype or ("float32" if settings.full else None),
         device="cpu" if settings.cpu else None,
     )
+    model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.prompts.update(_prompts(settings))
     own_length, model.max_seq_length = model.max_seq_length, settings.max_seq_length or model.max_seq_length
     dataset = stage.dataset(model, rows, settings.columns)

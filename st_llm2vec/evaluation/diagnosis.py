@@ -150,9 +150,10 @@ def _reload(model: SentenceTransformer) -> Row:
 
 def _pooled(model: SentenceTransformer, text: str, prompt: str) -> Any:
     features = model[0].preprocess([text], prompt=prompt)
+    if "pooling_mask" in features:
+        return features["input_ids"][features["pooling_mask"].bool()]
     start = int(features.get("prompt_length") or 0)  # as the stock modules tell it
-    mask = features["pooling_mask"] if "pooling_mask" in features else features["attention_mask"]
-    return features["input_ids"][0, start:][mask[0, start:].bool()]
+    return features["input_ids"][0, start:][features["attention_mask"][0, start:].bool()]
 
 
 def _span(model: SentenceTransformer) -> Row:
@@ -211,5 +212,6 @@ def _diagnostics(model: SentenceTransformer) -> Iterator[Row]:
 
 def _hidden(model: SentenceTransformer, ids: torch.Tensor) -> torch.Tensor:
     ids = ids.to(model.device)
-    features = model[0]({"input_ids": ids, "attention_mask": torch.ones_like(ids), "modality": "text"})
+    mask = torch.ones_like(ids)
+    features = model[0]({"input_ids": ids, "attention_mask": mask, "pooling_mask": mask, "modality": "text"})
     return torch.as_tensor(features["token_embeddings"][0]).float()  # (tokens, hidden)
