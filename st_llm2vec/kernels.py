@@ -365,7 +365,7 @@ def keep_residual_in_float32(model: PreTrainedModel) -> bool:
 
 def round_residual(model: nn.Module) -> None:
     """Undo `keep_residual_in_float32`: training finds one dtype, as the checkpoints that it resumes from have."""
-    mixed = [layer for layer in model.modules() if type(layer) is MixedLinear]
+    mixed: list[nn.Linear] = [layer for layer in model.modules() if type(layer) is MixedLinear]
     for layer in mixed:
         layer.__class__ = nn.Linear
     for module in model.modules() if mixed else ():
