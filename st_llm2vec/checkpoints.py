@@ -341,8 +341,8 @@ def no_weights(folder: Path) -> str:
         )
     if (folder / "modules.json").is_file():
         return (
-            f"{folder} is a sentence-transformers folder whose weights lie in a subfolder, or are missing. Open it with "
-            "SentenceTransformer(...) and save it again: then they lie beside modules.json."
+            f"{folder} is a sentence-transformers folder whose weights lie in a subfolder, or are missing. Open it "
+            "with SentenceTransformer(...) and save it again: then they lie beside modules.json."
         )
     return f"{folder} has no *.safetensors weights. Give the folder that save_pretrained wrote."
 

@@ -338,5 +338,5 @@ def test_weights_in_a_subfolder_are_named(decoder: Path, tmp_path: Path) -> None
     folder = plain(decoder, tmp_path / "x")
     (folder / "0_Transformer").mkdir()
     (folder / "model.safetensors").rename(folder / "0_Transformer" / "model.safetensors")
-    with pytest.raises(InvalidCheckpointError, match="subfolder.*save it again"):
+    with pytest.raises(InvalidCheckpointError, match=r"subfolder.*save it again"):
         st_llm2vec.load(str(folder), device="cpu")

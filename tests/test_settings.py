@@ -281,7 +281,7 @@ def test_an_empty_name_is_not_the_working_directory(decoder: Path, monkeypatch: 
 
 
 def test_a_revision_of_a_folder_is_refused(decoder: Path) -> None:
-    with pytest.raises(InvalidInputError, match="revision='v1'.*on this machine"):
+    with pytest.raises(InvalidInputError, match=r"revision='v1'.*on this machine"):
         st_llm2vec.load(decoder, revision="v1", device="cpu")
 
 

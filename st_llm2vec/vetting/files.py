@@ -157,8 +157,8 @@ def _unreadable(folder: Path | str, error: BaseException, options: Iterable[str]
     said = " ".join(str(error).split())[:500]
     if asked := ", ".join(sorted(options)):
         return InvalidCheckpointError(
-            f"{folder} cannot be opened with the options {asked} ({type(error).__name__}: {said}). Correct or leave out "
-            "the option that this is about; else its files do not fit each other, or this version of transformers."
+            f"{folder} cannot be opened with the options {asked} ({type(error).__name__}: {said}). Correct or leave "
+            "out the option that this is about; else its files do not fit each other, or this version of transformers."
         )
     return InvalidCheckpointError(
         f"{folder} cannot be opened; its files do not fit each other, or this version of transformers "
