@@ -169,9 +169,19 @@ def _is_originals_adapter(folder: Path) -> bool:
     return _published_id(folder) in known or bool(re.search(r"(Bi|Encoder)(Model|ForMNTP)$", str(trained_on)))
 
 
+def require_no_revision(name: str, revision: str | None) -> None:
+    """Raises `InvalidInputError` where a revision was given for something on this machine."""
+    if revision is not None:
+        raise InvalidInputError(
+            f"revision={revision!r} cannot be used: {name!r} is on this machine, and only repositories on the hub have "
+            "revisions. Leave it out."
+        )
+
+
 def _folder(name: str, revision: str | None, hub: Hub) -> Path:
     """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
     if Path(name).is_dir():
+        require_no_revision(name, revision)
         require_safe(Path(name))
         return Path(name)
     if not name or Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -328,6 +338,11 @@ def no_weights(folder: Path) -> str:
         return (
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run code when it is opened; only "
             "safetensors are read. Convert it where you trust it: AutoModel.from_pretrained(...).save_pretrained(...)."
+        )
+    if (folder / "modules.json").is_file():
+        return (
+            f"{folder} is a sentence-transformers folder whose weights lie in a subfolder, or are missing. Open it "
+            "with SentenceTransformer(...) and save it again: then they lie beside modules.json."
         )
     return f"{folder} has no *.safetensors weights. Give the folder that save_pretrained wrote."
 

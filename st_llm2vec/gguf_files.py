@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from .checkpoints import Hub, weight_files
+from .checkpoints import Hub, require_no_revision, weight_files
 from .errors import (
     InvalidCheckpointError,
     InvalidInputError,
@@ -154,6 +154,8 @@ def _base_of(name: str) -> str | None:
 def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hub | None = None) -> Path | None:
     """The GGUF file that a name stands for; None if it stands for something else."""
     path = Path(name)
+    if path.exists():
+        require_no_revision(name, revision)
     if gguf_file is not None:
         if not isinstance(gguf_file, str) or not gguf_file or os.path.isabs(gguf_file) or ".." in Path(gguf_file).parts:
             raise InvalidInputError(f"gguf_file must be the name of a file in the folder, got {gguf_file!r}.")

@@ -18,7 +18,7 @@ from . import aliases, gguf_files, kernels
 from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
 from .equivalence import PROBES as PROBE_TEXTS
 from .equivalence import off
-from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
+from .errors import InvalidCheckpointError, InvalidInputError, Llm2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
@@ -106,9 +106,10 @@ def load(
     stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
     hub = Hub(cache_folder, token, local_files_only)
     revision = _path("revision", revision)
-    folder = alias_folder(place, revision, hub)
-    with gguf_files.opened(folder or place, stages["base"], revision, hub, runtime) as opened:
+    named = alias_folder(place, revision, hub) or place
+    with gguf_files.opened(named, stages["base"], revision, hub, runtime) as opened:
         stages["base"] = opened.base
+        revision = revision if opened.name == named else None  # a file of that revision was opened
         checkpoint = resolve(opened.name, **stages, revision=revision, **vars(hub))
         with opening(checkpoint.decoder):
             model = _build(checkpoint, asked, opened.runtime)
@@ -155,9 +156,10 @@ def convert(
     place = _path("name", name, required=True)
     stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
     hub = Hub(cache_folder, token, local_files_only)
-    revision = _path("revision", revision)
-    with gguf_files.opened(place, stages["base"], revision, hub, runtime) as opened:
+    revision, named = _path("revision", revision), place
+    with gguf_files.opened(named, stages["base"], revision, hub, runtime) as opened:
         stages["base"] = opened.base
+        revision = revision if opened.name == named else None  # a file of that revision was opened
         checkpoint = resolve(opened.name, **stages, revision=revision, **vars(hub))
         told = opened.provenance | (provenance or {})
         return _convert(checkpoint, place, Path(folder), asked, runtime, told)
@@ -257,13 +259,19 @@ def _build(
             processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},
             **(host.transformer if host else {}),
         )
-    except TypeError as error:
-        unknown = [name for name in runtime.model_kwargs if f"'{name}'" in str(error)]
-        if not unknown:
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        of_files = isinstance(error, Llm2VecError) or getattr(error, "errno", None)
+        if not runtime.model_kwargs or of_files:
             raise
+        unknown = [name for name in runtime.model_kwargs if f"'{name}'" in str(error)]
+        if unknown and isinstance(error, TypeError):
+            raise InvalidInputError(
+                f"model_kwargs[{unknown[0]!r}] is not known to transformers for model_type {config.model_type!r}. "
+                "Leave it out."
+            ) from error
         raise InvalidInputError(
-            f"model_kwargs[{unknown[0]!r}] is not known to transformers for model_type {config.model_type!r}. Leave "
-            "it out."
+            f"{folder} cannot be opened with model_kwargs={dict(runtime.model_kwargs)!r}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:500]}"
         ) from error
     transformer.text_template = template_of(settings, checkpoint, config, transformer.tokenizer)
     pooling = LLM2VecPooling(
@@ -353,6 +361,8 @@ def _path(name: str, value: Any, *, required: bool = False) -> Any:
         return None
     if not isinstance(value, str | os.PathLike):
         raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be a name or a folder.")
+    if not os.fspath(value):
+        raise InvalidInputError(f"{name}={value!r} is empty; {name} must be a name or a folder.")
     return os.fspath(value)
 
 

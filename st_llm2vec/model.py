@@ -48,7 +48,8 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         if folder:
             require_safe(folder)
             require_saved_base(folder)
-        with opening(folder) if folder else nullcontext():
+        options = [name for name, value in kwargs.items() if value is not None and name != "device"]
+        with opening(folder, options) if folder else nullcontext():
             super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
             restore_adapter(self[0].model, folder)

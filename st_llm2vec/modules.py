@@ -24,9 +24,9 @@ from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
 from .kernels import is_prepacked, prepack, round_residual
 from .packing import Row, disable_packing, enable_packing, is_packing, packed
-from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES  # noqa: F401 - they lived here
+from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
-from .tokenization import TokenizedText, split_input, tokenize
+from .tokenization import TokenizedText, require_unicode, split_input, tokenize
 from .vetting import own_attention
 
 # What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
@@ -327,6 +327,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def _get_prompt_length(self, prompt: str | None, **kwargs: Any) -> int | None:
         if not prompt:
             return None
+        require_unicode(prompt)
         if not self.text_template:
             found: int | None = super()._get_prompt_length(prompt, **kwargs)
             return found
@@ -353,11 +354,12 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         """Token ids and pooled span of each input; as for `preprocess`. Errors count inputs from `first`."""
         task_length = {"query": self.query_length, "document": self.document_length}.get(kwargs.get("task") or "")
         asked = self._merge_processing_kwargs(processing_kwargs).get("text", {}).get("max_length")
+        lengths = (asked, kwargs.get("max_length"), task_length, self.max_seq_length)
         return tokenize(
             self.tokenizer,
             [split_input(item, i, prompt or "") for i, item in enumerate(inputs, first)],
             self.text_template,
-            max_length=asked or kwargs.get("max_length") or task_length or self.max_seq_length,
+            max_length=as_length("max_seq_length", next((n for n in lengths if n is not None), None)),
             document_max_length=self.document_max_length,
             keep_suffix=self.keep_suffix,
         )

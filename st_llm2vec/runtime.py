@@ -83,6 +83,8 @@ class Runtime:
             if isinstance(device, bool) or not isinstance(device, str | torch.device):
                 raise TypeError(f"it is a {type(device).__name__}")
             kind = torch.device(device).type
+            if kind == "meta":
+                raise TypeError("nothing can be computed there")
         except (RuntimeError, TypeError) as error:
             said = str(error).partition("\n")[0]
             raise InvalidInputError(

@@ -70,9 +70,10 @@ def _template(name: str, value: Any) -> str | Template:
     )
 
 
-def _length(name: str, value: Any) -> int:
+def as_length(name: str, value: Any) -> int:
+    """Return `value` as a number of tokens, at least 1; numpy's integers are understood."""
     try:
-        number = 0 if isinstance(value, bool) else index(value)  # numpy's integers are understood
+        number = 0 if isinstance(value, bool) else index(value)
     except TypeError:
         number = 0
     if number < 1:
@@ -107,8 +108,8 @@ class EncoderSettings:
 
     pooling_mode: str | None = _setting(_pooling_mode, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
     template: str | Template | None = _setting(_template, str, _TEMPLATES_HELP)  # noqa: RUF009 - a field
-    max_seq_length: int | None = _setting(_length, int, "Cut texts to this many tokens.")
-    document_max_length: int | None = _setting(_length, int, "Cut the text alone first, word by word.")
+    max_seq_length: int | None = _setting(as_length, int, "Cut texts to this many tokens.")
+    document_max_length: int | None = _setting(as_length, int, "Cut the text alone first, word by word.")
     include_prompt: bool | None = _setting(as_flag, bool, "Pool BOS, template and prompt, too.")
     attention: str | None = _setting(_attention, str, "bidirectional or causal.")
     prompts: Mapping[str, str] | None = _setting(_prompts, dict, "Texts to put before queries and documents, by name.")

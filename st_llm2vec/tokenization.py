@@ -110,11 +110,23 @@ def _render(pair: tuple[str, str], template: Template) -> str:
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = False) -> list[list[int]]:
     if not texts:
         return []
-    # verbose=False: texts longer than the model are cut below, no warning needed
-    ids: list[list[int]] = tokenizer(
-        texts, add_special_tokens=special, truncation=False, padding=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
+    options: dict[str, Any] = {"truncation": False, "padding": False, "return_attention_mask": False}
+    try:  # verbose=False: texts longer than the model are cut below, no warning needed
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, verbose=False, **options)["input_ids"]
+    except TypeError:
+        require_unicode(*texts)
+        raise
     return ids
+
+
+def require_unicode(*texts: str) -> None:
+    """Raise `InvalidInputError` where a text has half of a surrogate pair, which no tokenizer takes."""
+    for text in texts:
+        if (odd := next((i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff"), None)) is not None:
+            raise InvalidInputError(
+                f"A text has {text[odd]!r} at character {odd}, half of a surrogate pair and no character "
+                f"({text[max(0, odd - 20) : odd + 20]!r}). Replace it: text.encode('utf-8', 'replace').decode()."
+            )
 
 
 def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -150,6 +162,12 @@ def _truncate(
 ) -> TokenizedText:
     """Cuts one over-long row to `max_length` tokens and finds the span by character offsets."""
     before, after = special
+    around = before + after + (len(_ids(tokenizer, [template.suffix])[0]) if keep_suffix and template.suffix else 0)
+    if around >= max_length:
+        raise InvalidInputError(
+            f"max_seq_length={max_length} leaves no token for a text: {around} are special tokens and the template's "
+            "suffix. Give more."
+        )
     if not keep_suffix:
         kept = ids[: max_length - after] + ids[len(ids) - after :]
         return TokenizedText(kept, len(kept))

@@ -324,3 +324,19 @@ def test_a_decoder_that_is_bidirectional_already_keeps_its_masks(tmp_path: Path,
     require_same(tmp_path / "saved", opened(tmp_path / "saved"))
     with pytest.raises(st_llm2vec.errors.UnsupportedArchitectureError, match="no causal form"):
         st_llm2vec.load(str(tmp_path / "x"), device="cpu", attention="causal")
+
+
+@pytest.mark.parametrize("length", [40, 41, 42, 43])
+def test_a_tokenizer_that_cuts_at_the_left_is_refused(decoder: Path, tmp_path: Path, length: int) -> None:
+    folder = change(plain(decoder, tmp_path / "x"), "tokenizer_config.json", truncation_side="left")
+    change(folder, "sentence_bert_config.json", max_seq_length=length)
+    with pytest.raises(InvalidInputError, match="takes other tokens there"):
+        st_llm2vec.load(str(folder), device="cpu")
+
+
+def test_weights_in_a_subfolder_are_named(decoder: Path, tmp_path: Path) -> None:
+    folder = plain(decoder, tmp_path / "x")
+    (folder / "0_Transformer").mkdir()
+    (folder / "model.safetensors").rename(folder / "0_Transformer" / "model.safetensors")
+    with pytest.raises(InvalidCheckpointError, match=r"subfolder.*save it again"):
+        st_llm2vec.load(str(folder), device="cpu")

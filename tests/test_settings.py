@@ -60,6 +60,10 @@ WRONG_RUNTIME: list[tuple[str, Any]] = [
     ("device", "gpu"),
     ("device", 0),
     ("device", ["cpu"]),
+    ("device", "meta"),
+    ("adapter", ""),
+    ("base", ""),
+    ("revision", ""),
     ("model_kwargs", "sdpa"),
     ("model_kwargs", {"torch_dtype": "float17"}),
     ("model_kwargs", {"token": "hf_x"}),
@@ -268,3 +272,56 @@ def test_an_alias_takes_all_settings_but_prompts() -> None:
     assert Alias("a/b", settings={"attention": "causal", "pooling_mode": "cls"}).settings["attention"] == "causal"
     with pytest.raises(InvalidInputError, match="a place of their own"):
         Alias("a/b", settings={"prompts": {"query": "x"}})
+
+
+def test_an_empty_name_is_not_the_working_directory(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(decoder)
+    with pytest.raises(InvalidInputError, match="name='' is empty"):
+        st_llm2vec.load("", device="cpu")
+
+
+def test_a_revision_of_a_folder_is_refused(decoder: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"revision='v1'.*on this machine"):
+        st_llm2vec.load(decoder, revision="v1", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attn_implementation": "flash"}, {"device_map": "nowhere"}, {"quantization_config": "x"}, {"variant": "fp16"}],
+    ids=str,
+)
+def test_model_kwargs_are_blamed_and_not_the_files(decoder: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=f"cannot be opened with model_kwargs.*{next(iter(options))}"):
+        st_llm2vec.load(decoder, model_kwargs=options)
+
+
+@pytest.mark.parametrize("options", [{"nonsense": 1}, {"similarity_fn_name": "cos"}], ids=str)
+def test_options_of_the_host_are_blamed_and_not_the_files_alone(options: dict[str, Any]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    with pytest.raises(InvalidCheckpointError, match=f"with the options {next(iter(options))}"):
+        SentenceTransformer("llm2vec-tiny", device="cpu", **options)
+
+
+@pytest.mark.parametrize("length", [0, -3, "8", 2.5, None])
+def test_a_length_that_is_set_later_is_checked(length: Any, decoder: Path) -> None:
+    model = st_llm2vec.load(decoder, device="cpu")
+    model.max_seq_length = length
+    with pytest.raises(InvalidInputError, match="max_seq_length"):
+        model.encode("the quick brown fox")
+
+
+def test_a_length_without_room_for_a_text_is_refused(bos_decoder: Path) -> None:
+    model = st_llm2vec.load(bos_decoder, device="cpu", max_seq_length=1)  # BOS alone: one vector for all texts
+    with pytest.raises(InvalidInputError, match="max_seq_length=1 leaves no token"):
+        model.encode("the quick brown fox")
+    model.max_seq_length = 2
+    assert np.abs(model.encode("fox") - model.encode("dog")).max() > 1e-3
+
+
+@pytest.mark.parametrize("output", ["sentence_embedding", "token_embeddings"])
+def test_half_a_surrogate_pair_is_named(output: str) -> None:
+    model = st_llm2vec.load("llm2vec-tiny", device="cpu")
+    for options in ({"inputs": ["fine", "a\ud800b"]}, {"inputs": "fine", "prompt": "\udfff: "}):
+        with pytest.raises(InvalidInputError, match="half of a surrogate pair"):
+            model.encode(**options, output_value=output)

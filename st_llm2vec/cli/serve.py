@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InvalidInputError
 from . import options
 from .options import note, open_model
 
@@ -39,6 +40,9 @@ def serve(
 
     from ..serving import create_app
 
+    key = os.environ.get(KEY)
+    if key == "":
+        raise InvalidInputError(f"{KEY} is empty, and would let everybody in. Set it to a key, or unset it.")
     if store:
         from faiss_llm2vec import FaissStore
 
@@ -46,8 +50,8 @@ def serve(
     encoder = open_model(model, dtype=dtype, quantize=quantize, compile=compile, device=device)
     opened = FaissStore.open(store, encoder) if store else None
     served = name or Path(model).name
-    app = create_app(encoder, served, store=opened, api_key=os.environ.get(KEY))
-    if KEY not in os.environ and host not in ("127.0.0.1", "localhost", "::1"):
+    app = create_app(encoder, served, store=opened, api_key=key)
+    if key is None and host not in ("127.0.0.1", "localhost", "::1"):
         note(f"Listening on {host} without a key: everybody who reaches it may use it. Set {KEY} to ask for one.")
     note(f"{served} is ready at http://{host}:{port}")
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)

@@ -27,7 +27,8 @@ from .batcher import Batcher, Encoded
 from .metrics import Metrics, watch
 from .schema import EmbeddingRequest, EmbeddingResponse, Refusal, SearchRequest, refuse_in_schema
 
-TASKS = ("query", "document")
+# The tasks of `encode_query` and `encode_document`, and the prompts that these look for, in their order.
+TASKS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "Not a valid request"},
     401: {"description": "The API key is missing or wrong"},
@@ -72,7 +73,12 @@ def create_app(
 
     Returns:
         An ASGI application. Shutting it down finishes what was taken on.
+
+    Raises:
+        InvalidInputError: The key is empty.
     """
+    if api_key == "":
+        raise InvalidInputError("api_key is empty, and would let everybody in. Give a key, or None.")
     model.encode(WARM_UP, show_progress_bar=False)
     server = _Server(model, name, store, api_key, limits or Limits())
     app = FastAPI(title="st-llm2vec", version=__version__, lifespan=server.lifespan)
@@ -138,12 +144,13 @@ class _Server:
 
     async def embeddings(self, body: EmbeddingRequest) -> Response:
         """Vectors of one text or of a list of texts."""
-        asked, _, suffix = (body.model, "", "") if body.model == self.name else body.model.rpartition(":")
-        if asked != self.name:
+        asked, suffix = body.model[: len(self.name)], body.model[len(self.name) :]
+        if asked != self.name or not (suffix == "" or suffix.startswith(":")):
             raise Refusal(404, f"model must be {self.name!r}, got {body.model!r}.", "model", "model_not_found")
         width = self.model.get_embedding_dimension() or 0
         if body.dimensions and body.dimensions > width:
             raise Refusal(400, f"dimensions must be in [1, {width}], got {body.dimensions}.", "dimensions")
+        suffix = suffix.removeprefix(":")  # a prompt's name may hold a colon, too
         if suffix and body.prompt_name not in (None, suffix):
             message = f"prompt_name={body.prompt_name!r} and model={body.model!r} ask for two prompts."
             raise Refusal(400, message, "prompt_name")
@@ -176,11 +183,12 @@ class _Server:
 
 def _prompt(model: LLM2Vec, name: str | None) -> tuple[str | None, str | None]:
     """(prompt, task) of a prompt's name: as `encode_query` and `encode_document`, or as `encode(prompt_name=)`."""
+    default = model.default_prompt_name or ""
     if name in TASKS:
-        return model.prompts.get(name) or None, name
+        found = next((prompt for prompt in TASKS[name] if prompt in model.prompts), default)
+        return model.prompts.get(found) or None, name
     if name is None:
-        default = model.default_prompt_name
-        return (model.prompts.get(default) or None if default else None), None
+        return model.prompts.get(default) or None, None
     if name not in model.prompts:
         known = ", ".join(dict.fromkeys([*TASKS, *model.prompts]))
         raise Refusal(400, f"prompt_name must be one of {known}, got {name!r}.", "prompt_name")

@@ -147,6 +147,7 @@ class Batcher:
         waiting = self.waiting_tokens + sum(len(text.input_ids) for text in texts)
         try:
             vectors = run_batch(self.model, texts, self._place, waiting=waiting).float().cpu().numpy()
+            vectors = vectors[:, : self.model.truncate_dim]
         except Exception as error:  # of the model's own code: each caller learns of it, the server goes on
             for request, _ in batch:
                 if not request.done.done():

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,15 @@ def require_shallow(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def opening(folder: Path | str) -> Iterator[None]:
+def opening(folder: Path | str, options: Iterable[str] = ()) -> Iterator[None]:
     """Says of an error that another library raises about a checkpoint's content whose content it is.
 
     The tables of `vetting` are what is known to go wrong; the libraries that open a checkpoint raise whatever they
     come across (KeyError, TypeError, AssertionError, a panic of tokenizers).
+
+    Args:
+        folder: The checkpoint.
+        options: Names of what the caller asked for besides, which may be at fault as well.
 
     Raises:
         InvalidCheckpointError, MissingExtraError.
@@ -142,15 +146,20 @@ def opening(folder: Path | str) -> Iterator[None]:
         of_machine = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         if of_machine or getattr(error, "errno", None) or "os error" in str(error):
             raise
-        raise _unreadable(folder, error) from error
+        raise _unreadable(folder, error, options) from error
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of tokenizers, which is no Exception
-            raise _unreadable(folder, error) from error
+            raise _unreadable(folder, error, options) from error
         raise
 
 
-def _unreadable(folder: Path | str, error: BaseException) -> InvalidCheckpointError:
+def _unreadable(folder: Path | str, error: BaseException, options: Iterable[str]) -> InvalidCheckpointError:
     said = " ".join(str(error).split())[:500]
+    if asked := ", ".join(sorted(options)):
+        return InvalidCheckpointError(
+            f"{folder} cannot be opened with the options {asked} ({type(error).__name__}: {said}). Correct or leave "
+            "out the option that this is about; else its files do not fit each other, or this version of transformers."
+        )
     return InvalidCheckpointError(
         f"{folder} cannot be opened; its files do not fit each other, or this version of transformers "
         f"({type(error).__name__}: {said}). Download it again, or update transformers."

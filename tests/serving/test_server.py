@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fastapi.testclient import TestClient
 
 import st_llm2vec
 from faiss_llm2vec import FaissStore
+from st_llm2vec.cli.serve import serve
+from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.serving import Batcher, BusyError, Limits, create_app
 
 TEXTS = ["Bears hibernate in winter.", "The bank raised its rates.", "", "a " * 700, "naïve café 编码器"]
@@ -207,3 +210,36 @@ def test_a_fault_of_the_model_reaches_its_callers_and_the_server_goes_on(model: 
         await asyncio.to_thread(batcher.close)
 
     asyncio.run(ask())
+
+
+def test_prompts_and_dimensions_are_those_of_the_encoder(model: st_llm2vec.LLM2Vec) -> None:
+    """Names of other prompts for documents, a default prompt, colons in names, `truncate_dim`."""
+    other = copy.deepcopy(model)
+    other.prompts = {"passage": "p: ", "task: search": "t: ", "x": "x: "}
+    other.default_prompt_name, other.truncate_dim = "x", 16
+    with TestClient(create_app(other, "a:b")) as client:
+        for name, expected in {
+            "a:b": other.encode(TEXTS),
+            "a:b:query": other.encode_query(TEXTS),
+            "a:b:document": other.encode_document(TEXTS),
+            "a:b:task: search": other.encode(TEXTS, prompt_name="task: search"),
+        }.items():
+            found = vectors(client, input=TEXTS, model=name)
+            assert found.shape == (len(TEXTS), 16)
+            np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+        assert client.post("/v1/embeddings", json={"input": "a", "model": "a:bc"}).status_code == 404
+
+
+def test_half_a_surrogate_pair_is_the_callers_fault(client: TestClient) -> None:
+    body = b'{"model": "tiny", "input": "a\\ud800b"}'
+    response = client.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "surrogate" in response.json()["error"]["message"]
+
+
+def test_an_empty_key_lets_nobody_in(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInputError, match="api_key is empty"):
+        create_app(model, "tiny", api_key="")
+    monkeypatch.setenv("ST_LLM2VEC_API_KEY", "")
+    with pytest.raises(InvalidInputError, match="ST_LLM2VEC_API_KEY is empty"):
+        serve("llm2vec-tiny")
