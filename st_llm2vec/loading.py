@@ -19,7 +19,7 @@ from . import aliases, kernels
 from .bidirectional import refuse_encoders
 from .checkpoints import NOT_SAVED, Checkpoint, read_json, resolve
 from .equivalence import PROBES as PROBE_TEXTS
-from .equivalence import off
+from .equivalence import SHORT_PROBES, off
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
@@ -243,7 +243,7 @@ def _use_kernels(model: LLM2Vec, quantize: str | None, dtype: torch.dtype | str 
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
         model[0].status["quantized"] = kernels.quantize(
-            decoder, lambda: model.encode(PROBE_TEXTS, **probes), dtype=_dtype(dtype)
+            decoder, lambda: model.encode(PROBE_TEXTS + SHORT_PROBES, **probes), dtype=_dtype(dtype)
         )
         return
     if quantize:
