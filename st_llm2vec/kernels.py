@@ -378,6 +378,11 @@ def keep_residual_in_float32(model: PreTrainedModel) -> bool:
     return True
 
 
+def keeps_residual_in_float32(model: nn.Module) -> bool:
+    """Whether a decoder's matrices are in half precision, and what runs between them in float32."""
+    return any(getattr(layer, "ordinary", type(layer)) is MixedLinear for layer in model.modules())
+
+
 def round_residual(model: nn.Module) -> None:
     """Undo `keep_residual_in_float32`: training finds one dtype, as the checkpoints that it resumes from have."""
     mixed: list[nn.Linear] = [layer for layer in model.modules() if type(layer) is MixedLinear]
@@ -396,7 +401,7 @@ def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
     return output.float() if not beside or beside[0].dtype == torch.float32 else output
 
 
-def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:  # noqa: PLR0911 - a guard a line
+def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     """Lays the weights of a decoder's linear layers out for oneDNN, if its vectors stay the same (equivalence.py).
 
     For encoding: training, gradients, `.to(...)` and whoever reads a weight get ordinary layers back by themselves.
