@@ -29,6 +29,18 @@ PROBES = [
     "In 1869 Mendeleev left gaps in his table for elements that nobody had seen. " * 3,
     "Whales sleep with one half of their brain at a time, so that the other half can remember to breathe. " * 9,
 ]
+# What `quantize` sees besides: a short text is the worst conditioned (SmolLM2, int8 without smoothing: smallest cosine
+# 0.985 on the texts above, 0.796 on captions).
+SHORT_PROBES = [
+    "A man is playing a guitar.",
+    "A woman is slicing an onion.",
+    "Two dogs run along the beach.",
+    "The cat sat on the mat.",
+    "Stocks fell for a third day.",
+    "best pizza near me",
+    "A plane is taking off.",
+    "Who wrote this song?",
+]
 SLACK = 3.0  # two maxima of the same rounding, over a handful of texts, are this far apart (SmolLM2: up to 2.6)
 
 

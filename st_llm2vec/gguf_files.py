@@ -311,6 +311,9 @@ def _config(reader: GGUFReader, path: Path) -> Any:
         if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:
             raise unsupported(path, f"{prefix}{key} is {value!r}, and {name} is {config[name]!r} by another key")
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if row.model_type == "gemma2":  # in no file; by llama.cpp's rule, the 27B (46 layers) divides by another width
+        heads, depth = config["num_attention_heads"], config["num_hidden_layers"]
+        config["query_pre_attn_scalar"] = config["hidden_size"] // heads if depth == 46 else config["head_dim"]
     config |= row.config | _rotary(reader, path, stated, config)
     config |= {
         "tie_word_embeddings": "output.weight" not in names,

@@ -146,18 +146,29 @@ class Product:
 class Int8Product(Product):
     """As `Product`, of weights that are int8 (rows, width) with a float32 scale (rows, 1) each.
 
+    `smooth` (1, width), the same for all layers, is what the weights' columns were multiplied by, and an input's are
+    divided by (SmoothQuant): channels of outliers then take less of the range of int8.
+
     Where the processor has no int8 products it multiplies the same weights in float32.
     """
 
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, scales: Sequence[Tensor]) -> None:
-        self.scales = list(scales)
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        *,
+        scales: Sequence[Tensor],
+        smooth: Sequence[Tensor],
+    ) -> None:
+        self.scales, self.smooth = list(scales), list(smooth)
+        self._inverse = 1 / smooth[0]
         self._floats: Product | None = None
         super().__init__(weights, biases)
 
     def _pack(self, weights: Sequence[Tensor]) -> None:
         if lacks("int8"):
             self._plain = [weight.clone() for weight in weights]
-            floats = [weight * scale for weight, scale in zip(weights, self.scales, strict=True)]
+            floats = [weight * scale * self._inverse for weight, scale in zip(weights, self.scales, strict=True)]
             self._floats = Product(floats, [None] * len(floats))
             return
         self._scale = torch.cat(self.scales).flatten()
@@ -173,7 +184,7 @@ class Int8Product(Product):
         if self._floats:
             product = self._floats._all(x.float()).to(x.dtype)
         else:
-            flat = x.reshape(-1, x.shape[-1])
+            flat = x.reshape(-1, x.shape[-1]) * self._inverse  # float32
             top = flat.abs().amax(1, keepdim=True).float().clamp_min_(1e-30)
             scale = (top * _ROOM).bfloat16()  # (tokens, 1); NaN and infinity live on in it
             # Divided in float32: bfloat16 could round to 128. oneDNN has no fast path for signed activations, so the
@@ -191,7 +202,7 @@ class Int8Product(Product):
         return product
 
     def _arguments(self) -> dict[str, Sequence[Tensor | None]]:
-        return {**super()._arguments(), "scales": self.scales}
+        return {**super()._arguments(), "scales": self.scales, "smooth": self.smooth}
 
 
 class MixedLinear(nn.Linear):
@@ -276,7 +287,7 @@ class PackedLinear(nn.Linear):
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer of int8 weights; until it is packed, `weight_int8` (rows, width) and `weight_scale` (rows, 1)."""
+    """A linear layer of int8 weights; until it is packed, these, (rows, width), and their scales in buffers."""
 
     product: Int8Product | None = None
     layer = 0
@@ -287,6 +298,7 @@ class Int8Linear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
         self.register_buffer("weight_int8", torch.empty(shape, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(shape[0], 1))
+        self.register_buffer("weight_smooth", torch.empty(1, shape[1]))
 
     def pack(self, product: Int8Product, layer: int, _: type[nn.Linear] = nn.Linear) -> None:
         """Hands the weight over to a product."""
@@ -294,12 +306,14 @@ class Int8Linear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
         self._buffers.pop("weight_int8", None)
         self._buffers.pop("weight_scale", None)
+        self._buffers.pop("weight_smooth", None)
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """int8 (rows, width) and its scale (rows, 1)."""
-        if self.product is not None:
-            return self.product.weights()[self.layer], self.product.scales[self.layer]
-        return self.get_buffer("weight_int8"), self.get_buffer("weight_scale").float()
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """int8 (rows, width), its scale (rows, 1) and what its columns were multiplied by (1, width)."""
+        if (product := self.product) is not None:
+            return product.weights()[self.layer], product.scales[self.layer], product.smooth[self.layer]
+        scale, smooth = (self.get_buffer(f"weight_{name}").float() for name in ("scale", "smooth"))
+        return self.get_buffer("weight_int8"), scale, smooth
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and (self.training or x.requires_grad):
@@ -322,7 +336,8 @@ class Int8Linear(nn.Linear):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight_int8"], destination[f"{prefix}weight_scale"] = self.parts()
+        for name, part in zip(("int8", "scale", "smooth"), self.parts(), strict=True):
+            destination[f"{prefix}weight_{name}"] = part
 
 
 ORDINARY = (nn.Linear, MixedLinear)
@@ -363,6 +378,11 @@ def keep_residual_in_float32(model: PreTrainedModel) -> bool:
     return True
 
 
+def keeps_residual_in_float32(model: nn.Module) -> bool:
+    """Whether a decoder's matrices are in half precision, and what runs between them in float32."""
+    return any(getattr(layer, "ordinary", type(layer)) is MixedLinear for layer in model.modules())
+
+
 def round_residual(model: nn.Module) -> None:
     """Undo `keep_residual_in_float32`: training finds one dtype, as the checkpoints that it resumes from have."""
     mixed: list[nn.Linear] = [layer for layer in model.modules() if type(layer) is MixedLinear]
@@ -381,7 +401,7 @@ def _widen(table: nn.Embedding, _: Any, output: Tensor) -> Tensor:
     return output.float() if not beside or beside[0].dtype == torch.float32 else output
 
 
-def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:  # noqa: PLR0911 - a guard a line
+def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     """Lays the weights of a decoder's linear layers out for oneDNN, if its vectors stay the same (equivalence.py).
 
     For encoding: training, gradients, `.to(...)` and whoever reads a weight get ordinary layers back by themselves.
@@ -393,15 +413,8 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:  # noqa: P
     Returns:
         Whether it is done, and why not.
     """
-    kind = str(model.dtype).removeprefix("torch.")
-    if model.device.type != "cpu":
-        return off(f"it is on {model.device}")
-    if kind not in ("float32", "bfloat16"):
-        return off(f"oneDNN's products are not for {kind}")
-    if missing := lacks(kind):
-        return off(missing)
-    if has_twin(model):  # whose layers would find no weights
-        return off("another model has the same weights (twin)")
+    if reason := _forbids_prepacking(model):
+        return off(reason)
     status, texts = off("it has no linear layers"), probe_ids(model, tokenizer)
     before = vectors_of(model, texts)
     noise = own_noise(model, texts, None if is_packing(model) else before)
@@ -422,6 +435,17 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:  # noqa: P
             return status
         unpack(model)
     return status
+
+
+def _forbids_prepacking(model: PreTrainedModel) -> str:
+    kind = str(model.dtype).removeprefix("torch.")
+    if model.device.type != "cpu":
+        return f"it is on {model.device}"
+    if kind not in ("float32", "bfloat16"):
+        return f"oneDNN's products are not for {kind}"
+    if has_twin(model):  # whose layers would find no weights
+        return "another model has the same weights (twin)"
+    return lacks(kind)
 
 
 def unpack(model: nn.Module) -> None:
@@ -464,11 +488,15 @@ def quantize(
     Raises:
         InvalidInputError: They moved further than `LIMITS` allows; the model is then of no more use.
     """
-    before = vectors().float()
-    groups = _groups(model, ORDINARY, fused=False)
-    for (layer,) in groups:
-        weight, scale = _round(layer.weight)
-        _pack(Int8Linear, [layer], Int8Product([weight], [_bias(layer)], scales=[scale]))
+    groups = _groups(model, ORDINARY, fused=True)
+    before, largest = _calibrate(groups, vectors)
+    for group, inputs in zip(groups, largest, strict=True):
+        columns = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in group]).amax(0)
+        # half of an outlier's size goes over to the weights; siblings read one input and share it
+        smooth = (inputs.clamp_min(1e-5) / columns.clamp_min(1e-5)).sqrt()[None].bfloat16().float()
+        for layer in group:
+            weight, scale = _round(layer.weight * smooth)
+            _pack(Int8Linear, [layer], Int8Product([weight], [_bias(layer)], scales=[scale], smooth=[smooth.clone()]))
     plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
     for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32, as when they are loaded
         parameter.data = parameter.data.to(dtype or (torch.float32 if lacks("bfloat16") else torch.bfloat16))
@@ -485,6 +513,26 @@ def quantize(
             f"{cosine:.4f}), at most {LIMITS['quantizing'].text.ceiling} is allowed. Use dtype='bfloat16' instead."
         )
     return status
+
+
+def _calibrate(groups: list[list[Any]], vectors: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The vectors, float32 (n, dimension), and the largest input of every channel of each group: (width,)."""
+    largest = [torch.zeros(group[0].in_features) for group in groups]
+
+    def note(found: Tensor) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel():
+                torch.maximum(found, inputs[0].flatten(0, -2).abs().amax(0).float(), out=found)
+
+        return hook
+
+    noted = zip(groups, largest, strict=True)
+    hooks = [group[0].register_forward_pre_hook(note(found)) for group, found in noted]
+    try:
+        return vectors().float(), largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _round(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -579,15 +627,15 @@ class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         for layer in model.modules():
             if isinstance(layer, Int8Linear) and layer.product is None:
-                weight, scale = layer.parts()
-                layer.pack(Int8Product([weight], [_bias(layer)], scales=[scale]), 0)
+                weight, scale, smooth = layer.parts()
+                layer.pack(Int8Product([weight], [_bias(layer)], scales=[scale], smooth=[smooth]), 0)
         keep_residual_in_float32(model)
         texts = probe_ids(model)
         before, groups = alone(model, texts), _groups(model, (Int8Linear,), fused=True)
         single = [(layer, layer.product) for group in groups for layer in group]
         for group in groups:
-            weights, scales = zip(*(layer.parts() for layer in group), strict=True)
-            _pack(Int8Linear, group, Int8Product(weights, [*map(_bias, group)], scales=scales))
+            weights, scales, columns = zip(*(layer.parts() for layer in group), strict=True)
+            _pack(Int8Linear, group, Int8Product(weights, [*map(_bias, group)], scales=scales, smooth=columns))
         if not judge(before, alone(model, texts), Move(0.0, 0.0), "int8"):
             for layer, product in single:
                 layer.pack(product, 0)

@@ -17,7 +17,7 @@ import torch
 from . import aliases, gguf_files, kernels
 from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
 from .equivalence import PROBES as PROBE_TEXTS
-from .equivalence import off
+from .equivalence import SHORT_PROBES, off
 from .errors import InvalidCheckpointError, InvalidInputError, Llm2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
@@ -340,7 +340,8 @@ def _use_kernels(model: LLM2Vec, runtime: Runtime) -> None:
     if quantize and not (missing := kernels.lacks("int8")):
         probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
         dtype = runtime.dtype if isinstance(runtime.dtype, torch.dtype) else None
-        status = kernels.quantize(decoder, lambda: model.encode(PROBE_TEXTS, **probes), dtype=dtype)
+        texts = PROBE_TEXTS + SHORT_PROBES
+        status = kernels.quantize(decoder, lambda: model.encode(texts, **probes), dtype=dtype)
         model[0].status["quantized"] = status
         return
     if quantize:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from .bidirectional import needs_module_flags
 from .checkpoints import SETTINGS_FILE, weight_files
+from .equivalence import LIMITS, precision
 from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .modules import LLM2VecPooling
@@ -157,12 +158,18 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
     stock._modules[names[0]] = plain
     pooling: LLM2VecPooling = model[1]
     stock._modules[names[1]] = Pooling(pooling.embedding_dimension, pooling.pooling_mode, pooling.include_prompt)
+    # Both pad their batches here: packed, the same tokens would differ by rounding (bfloat16: by far more than 1e-5).
+    padded = copy.copy(ours)
+    padded._modules = dict(ours._modules)
+    probed = copy.copy(transformer)
+    probed.__dict__["_packing"] = False
+    padded._modules[names[0]] = probed
     was_training = model.training
     try:
         for prompt in {"", "Find what answers:", *model.prompts.values()}:
-            if _smallest_cosine(ours, stock, prompt) is not None:
+            if _smallest_cosine(padded, stock, prompt) is not None:
                 return ours
-        if (cosine := _smallest_cosine(ours, stock, _BLANK_END)) is not None:
+        if (cosine := _smallest_cosine(padded, stock, _BLANK_END)) is not None:
             log.warning(
                 "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
                 "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
@@ -178,7 +185,8 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
 def _smallest_cosine(ours: LLM2Vec, stock: LLM2Vec, prompt: str) -> float | None:
     """Between two models' vectors of the probe texts; None if the vectors are the same."""
     a, b = (SentenceTransformer.encode(m, PROBES, prompt=prompt, show_progress_bar=False) for m in (ours, stock))
-    if np.allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(a).max()))):
+    same = LIMITS[precision(ours[0].model)].text.floor  # stock pools in the dtype of the decoder
+    if np.allclose(a, b, rtol=same, atol=same * max(1.0, float(np.abs(a).max()))):
         return None
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)  # 0 where stock pools no token at all
     return float((np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)).min())

@@ -6,7 +6,9 @@ command line all read this table. Nothing heavy is imported: settings are checke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from operator import index
 from typing import Any
@@ -48,6 +50,48 @@ def as_flag(name: str, value: Any) -> bool:
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         return bool(value)
     raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be True or False.")
+
+
+def as_share(name: str, value: Any, allowed: str = "[0, 1)") -> float:
+    """Return `value` as a float if it is a number in the interval, "[0, 1)" or "(0, 1]".
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if 0 < number < 1 or (number == 0 and allowed[0] == "[") or (number == 1 and allowed[-1] == "]"):
+        return number
+    raise InvalidInputError(f"{name} must be in {allowed}, got {value!r}.")
+
+
+def as_count(name: str, value: Any, least: int = 1) -> int:
+    """Return `value` as an int of at least `least`; numpy's are understood, texts, floats and bools are not.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InvalidInputError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    return number
+
+
+def as_texts(name: str, value: Iterable[Any]) -> list[str]:
+    """Return the texts as a list.
+
+    Raises:
+        InvalidInputError: A single text, whose letters would be taken for texts, or an element that is no text.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise InvalidInputError(f"{name} must be texts, such as a list of them, got {value!r:.80}.")
+    found = list(value)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"{name} must be texts, got {text!r:.80} ({type(text).__name__}) as number {i}.")
+    return found
 
 
 def _pooling_mode(name: str, value: Any) -> str:

@@ -71,7 +71,7 @@ def test_every_row_gives_the_decoders_own_ids_and_vectors(
     # Not the sizes that transformers takes where it does not look: heads of 8, though 32 wide in 4 heads of 16.
     changes = {"head_dim": 16} if model_type in ("qwen3", "gemma2") else {}
     if model_type == "gemma2":
-        changes |= {"sliding_window": 8, "attn_logit_softcapping": 7.0, "query_pre_attn_scalar": 256}
+        changes |= {"sliding_window": 8, "attn_logit_softcapping": 7.0, "query_pre_attn_scalar": 16}
     decoder = decoder_of(tmp_path / "decoder", model_type, tokenizer, **changes)
     keys = {"tokenizer.ggml.add_space_prefix": False} if "gemma" in tokenizer else {}
     path = write_gguf(decoder, tmp_path / "tiny.gguf", pre=pre, keys=keys)
@@ -110,6 +110,18 @@ def test_special_tokens_and_template_are_the_files(llama: Path, tmp_path: Path) 
     model = st_llm2vec.load(str(path), device="cpu", template="chat")
     assert model[0].template == {"prefix": "[", "suffix": "]"}
     assert model.tokenizer.bos_token == "<|begin_of_text|>"
+
+
+@pytest.mark.parametrize(("layers", "scalar"), [(3, 16), (46, 8)])
+def test_gemma_2_scales_attention_as_llama_cpp_does(layers: int, scalar: int, tmp_path: Path) -> None:
+    """No file says the scale; the default of transformers is that of the 2B and 9B, whose heads are 256 wide."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    sizes |= {"num_hidden_layers": layers, "query_pre_attn_scalar": scalar}
+    decoder = decoder_of(tmp_path / "decoder", "gemma2", "gemma-base", **sizes)
+    keys = {"tokenizer.ggml.add_space_prefix": False}
+    model = st_llm2vec.load(str(write_gguf(decoder, tmp_path / "a.gguf", keys=keys)), device="cpu")
+    assert model[0].model.config.query_pre_attn_scalar == scalar
+    assert np.abs(model.encode(TEXTS) - st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)).max() <= 1e-5
 
 
 def test_llama_3_rotary_factors_are_read_or_refused(tmp_path: Path) -> None:

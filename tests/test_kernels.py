@@ -111,7 +111,7 @@ def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
     rounded, scale = kernels._round(weight)
     assert rounded.abs().max() in (126, 127)
     bias = torch.randn(24)
-    product = kernels.Int8Product([rounded], [bias], scales=[scale])
+    product = kernels.Int8Product([rounded], [bias], scales=[scale], smooth=[torch.ones(1, 64)])
     # the extremes of every size must not wrap round: oneDNN gets bytes
     x = (torch.randn(200, 64) * torch.logspace(-6, 6, 200)[:, None]).to(dtype)
     s = (x.abs().amax(1, keepdim=True).float() * kernels._ROOM).bfloat16().float()
@@ -129,14 +129,16 @@ def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
 def test_a_model_that_rounds_badly_is_refused(tmp_path):
     folder = save_decoder(tmp_path / "bad", tie_word_embeddings=False)
     weights = load_file(folder / "model.safetensors")
-    for name, tensor in weights.items():
-        if name.endswith("layernorm.weight"):
-            tensor[0] = 0  # channel 0 carries nothing,
+    for name, tensor in weights.items():  # channels 0 and 1 are the same everywhere,
+        if name.endswith("embed_tokens.weight"):
+            tensor[:, 1] = tensor[:, 0]
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[1] = tensor[0]
         elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
-            tensor[:, 0] = 1000.0  # and takes the whole range of int8
+            tensor[:, 0], tensor[:, 1] = 1000.0, -1000.0  # cancel out, and take the whole range of int8
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        InvalidInputError, match=r"largest distance to float32 over 7 probe texts is .* at most 0\.1 is allowed"
+        InvalidInputError, match=r"largest distance to float32 over 15 probe texts is .* at most 0\.1 is allowed"
     ):
         st_llm2vec.load(str(folder), quantize="int8")
 
@@ -149,6 +151,7 @@ def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
     name = "layers.0.self_attn.q_proj"
     assert stored[f"{name}.weight_int8"].dtype == torch.int8
     assert stored[f"{name}.weight_scale"].shape == (32, 1)
+    assert stored[f"{name}.weight_smooth"].shape == (1, 32)
     assert f"{name}.weight" not in stored
     for reopened in (
         st_llm2vec.load(str(tmp_path / "int8")),
@@ -417,3 +420,22 @@ def test_bfloat16_keeps_what_stands_between_products_in_float32(decoder):
     assert not packed(model)
     assert cosine(model.encode(TEXTS), before) > 0.9999
     assert model.to(torch.bfloat16)[0].model(input_ids=torch.arange(3, 9)[None])[0].dtype == torch.bfloat16
+
+
+@needs["int8"]
+def test_an_outlier_channel_is_smoothed():
+    """A channel a thousand times the others would leave them 255 / 1000 of a step in every token."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 48, bias=False), torch.randn(100, 64)
+    x[:, 7] *= 1000
+    layer.weight.data[:, 7] /= 1000
+    expected = layer(x).detach()
+    _, (largest,) = kernels._calibrate([[layer]], lambda: layer(x).detach())
+    smooth = (largest / layer.weight.detach().abs().amax(0)).sqrt()[None]
+
+    def rounded(smooth):
+        weight, scale = kernels._round(layer.weight * smooth)
+        return kernels.Int8Product([weight], [None], scales=[scale], smooth=[smooth])(x, 0)
+
+    assert cosine(rounded(torch.ones(1, 64)), expected) < 0.9
+    assert cosine(rounded(smooth), expected) > 0.999

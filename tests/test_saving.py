@@ -16,6 +16,7 @@ from tiny_models import save_decoder
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.modules import LLM2VecTransformer
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 100]
 
@@ -149,3 +150,18 @@ def test_prepacked_and_compiled_models_are_saved_as_they_are(decoder: Path, tmp_
     stored, saved = (load_file(folder / "model.safetensors") for folder in (decoder, tmp_path / "encoder"))
     for name, tensor in saved.items():
         assert torch.equal(tensor, stored[f"model.{name}"].to(tensor.dtype)), name
+
+
+def test_rounding_is_no_reason_for_our_classes(decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained decoder in bfloat16 gives packed texts other roundings than padded ones; the tokens are the same."""
+    model = st_llm2vec.load(str(decoder), device="cpu", dtype="bfloat16")
+    packed = LLM2VecTransformer._forward_packed
+
+    def rounded(self: LLM2VecTransformer, features: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        packed(self, features, *args, **kwargs)
+        features["token_embeddings"] = features["token_embeddings"] * 1.05
+
+    monkeypatch.setattr(LLM2VecTransformer, "_forward_packed", rounded)
+    model.save_pretrained(str(tmp_path / "encoder"))
+    named = [module["type"] for module in json.loads((tmp_path / "encoder" / "modules.json").read_text())]
+    assert all(name.startswith("sentence_transformers.") for name in named), named

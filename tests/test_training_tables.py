@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import st_llm2vec
 from st_llm2vec.architectures import ARCHITECTURES
 from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.kernels import lacks
 from st_llm2vec.templates import Template
 from st_llm2vec.tokenization import tokenize
 from st_llm2vec.training import (
@@ -25,6 +28,7 @@ from st_llm2vec.training import (
     attention_dropout,
     chunk_texts,
     merge_lora,
+    simcse_pairs,
 )
 
 TEXTS = ["the quick brown fox", "seven wizards compress files and search"]
@@ -115,6 +119,86 @@ def test_lora_settings_without_sense_are_refused(decoder: Path) -> None:
     assert not any("lora_" in name for name, _ in model.named_parameters())
     add_lora(model, "mntp", target_modules=["q_proj"])
     assert model.provenance["lora"] == [{"stage": "mntp", "r": 16, "alpha": 32, "targets": ["q_proj"]}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": "32"}, r"alpha must be greater than 0, got '32'"),
+        ({"alpha": True}, r"alpha must be greater than 0, got True"),
+        ({"alpha": float("inf")}, r"alpha must be greater than 0, got inf"),
+        ({"dropout": "0.1"}, r"dropout must be in \[0, 1\), got '0.1'"),
+        ({"seed": None}, r"seed must be an integer of at least 0, got None"),
+        ({"target_modules": "q_proj"}, r"target_modules must be a list of names.*got 'q_proj'"),
+        ({"target_modules": []}, r"target_modules must be a list of names.*got \[\]"),
+        ({"stage": ""}, r"stage must be a name.*got ''"),
+    ],
+    ids=str,
+)
+def test_lora_settings_of_another_type_are_refused(decoder: Path, settings: dict[str, Any], message: str) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    with pytest.raises(InvalidInputError, match=message):
+        add_lora(model, **{"stage": "mntp", **settings})
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("texts", ["a single text", ["a", None], [1, 2], 7, b"bytes"], ids=str)
+def test_texts_to_train_on_are_texts(decoder: Path, texts: Any) -> None:
+    """A single text was taken for a list of its letters, each a text to train on."""
+    with pytest.raises(InvalidInputError, match="texts must be texts"):
+        simcse_pairs(texts)
+    with pytest.raises(InvalidInputError, match="texts must be texts"):
+        chunk_texts(texts, st_llm2vec.load(str(decoder), device="cpu").tokenizer, length=2)
+
+
+@pytest.mark.parametrize("length", [0, -1, "32", 2.5, True, None])
+def test_chunks_have_a_length(decoder: Path, length: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"length must be an integer of at least 1, got {length!r}"):
+        chunk_texts(TEXTS * 9, st_llm2vec.load(str(decoder), device="cpu").tokenizer, length=length)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mlm_probability": "0.2"}, r"mlm_probability must be in \(0, 1\], got '0.2'"),
+        ({"mlm_probability": True}, r"mlm_probability must be in \(0, 1\], got True"),
+        ({"all_mask": "no"}, "all_mask must be True or False"),
+        ({"seed": "x"}, "seed must be an integer of at least 0, got 'x'"),
+        ({"mask_token": ""}, "mask_token='' is not in the tokenizer's vocabulary"),
+        ({"mask_token": 5}, "mask_token=5 is not in the tokenizer's vocabulary"),
+    ],
+    ids=str,
+)
+def test_masking_settings_are_checked(decoder: Path, options: dict[str, Any], message: str) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    with pytest.raises(InvalidInputError, match=message):
+        MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, **options)
+
+
+def test_mntp_leaves_no_column_and_no_prompt_out_in_silence(decoder: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    collator = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer)
+    with pytest.raises(InvalidInputError, match=r"one column of texts, got \['a', 'b'\].*select_columns\('a'\)"):
+        collator([{"a": "the fox", "b": "the dog"}])
+    for rows in ([{"input_ids": [5, 6]}], [{"input_ids": [5, 6], "special_tokens_mask": [0, 0, 0]}]):
+        with pytest.raises(InvalidInputError, match="must be those of chunk_texts"):
+            collator(rows)
+    with pytest.raises(InvalidInputError, match="without prompts"):
+        MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, prompts="query: ")([{"text": "the fox"}])
+    with pytest.raises(InvalidInputError, match="train_head must be True or False"):
+        MNTPLoss(model, train_head="no")
+    with pytest.raises(InvalidInputError, match="got a str"):
+        MNTPLoss(model, head="lm_head")
+    with pytest.raises(InvalidInputError, match="probability must be in"), attention_dropout(model, "0.3"):
+        pass
+
+
+@pytest.mark.skipif(bool(lacks("int8")), reason="no int8 products here")
+@pytest.mark.parametrize("train", [lambda model: add_lora(model, "mntp"), MNTPLoss], ids=["add_lora", "MNTPLoss"])
+def test_an_int8_model_is_not_trained(train: Callable[..., Any]) -> None:
+    model = st_llm2vec.load("llm2vec-tiny", quantize="int8")
+    with pytest.raises(InvalidInputError, match=r"cannot be trained.*without quantize"):
+        train(model)
 
 
 def test_experts_in_one_parameter_have_no_dropout(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
 from ..bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
+from ..kernels import keep_residual_in_float32, keeps_residual_in_float32
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
@@ -87,7 +88,7 @@ def doctor(model: SentenceTransformer) -> Report:
     was_training = model.training
     model.eval()
     try:
-        checks = [*map(_attention, audits), *_invariance(model), _reload(model), _span(model)]
+        checks = [*map(_attention, audits), *_invariance(model), *_reload(model), _span(model)]
         rows = (*checks, *_settings(model), *_speed(model), *_diagnostics(model))
     finally:
         model.train(was_training)
@@ -132,11 +133,12 @@ def _invariance(model: SentenceTransformer) -> Iterator[Row]:
     yield _same("same with padding", model, alone, padded, "beside all of these texts in one")
 
 
-def _reload(model: SentenceTransformer) -> Row:
+def _reload(model: SentenceTransformer) -> Iterator[Row]:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if (free := shutil.disk_usage(tempfile.gettempdir()).free) < 2 * size:
         told = f"not checked: needs {2 * size / 2**30:.0f} GiB in the temporary folder, {free / 2**30:.0f} are free"
-        return Row("same when reopened", told)
+        yield Row("same when reopened", told)
+        return
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):  # what saving says about our classes is said below
             model.save_pretrained(folder)
@@ -145,7 +147,14 @@ def _reload(model: SentenceTransformer) -> Row:
         opener = type(model) if ours else type("Plain", (SentenceTransformer,), {})  # no subclass is the plugin's
         reopened = opener(folder, device=str(model.device), model_kwargs={"dtype": model[0].model.dtype})
         by = f"by st_llm2vec; it names {', '.join(ours)}" if ours else "by sentence-transformers without st_llm2vec"
-        return _same("same when reopened", model, _encode(model, TEXTS, 1), _encode(reopened, TEXTS, 1), by)
+        vectors = _encode(model, TEXTS, 1)
+        if keeps_residual_in_float32(model[0].model):  # the file is judged, and not what its reader rounds
+            rounded = float(np.abs(vectors - _encode(reopened, TEXTS, 1)).max() / max(np.abs(vectors).max(), 1e-12))
+            told = "of the vectors' scale: what sentence-transformers rounds between products, and st_llm2vec does not"
+            yield Row("rounding when reopened", rounded, meaning=told)
+            keep_residual_in_float32(reopened[0].model)
+            by += ", the residual stream in float32"
+        yield _same("same when reopened", model, vectors, _encode(reopened, TEXTS, 1), by)
 
 
 def _pooled(model: SentenceTransformer, text: str, prompt: str) -> Any:

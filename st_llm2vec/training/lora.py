@@ -5,7 +5,9 @@ Full-parameter training needs nothing from here: train the model that `load` ret
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from ..checkpoints import NOT_SAVED
 from ..errors import InvalidInputError
 from ..merging import merged_copy
 from ..model import LLM2Vec
+from ..settings import as_count, as_share
 
 # All seven projections of a Llama-like layer, as in the original package.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,7 +47,7 @@ def lora_targets(decoder: PreTrainedModel, names: Sequence[str] | None = None) -
             Llama-like layer where all seven are there, as in the original package, else all linear layers; experts.
 
     Raises:
-        InvalidInputError: A name that nothing ends with.
+        InvalidInputError: A name that nothing ends with, or no list of names.
     """
     text = text_decoder(decoder)
     prefix = next(f"{name}." if name else "" for name, module in decoder.named_modules() if module is text)
@@ -55,6 +58,8 @@ def lora_targets(decoder: PreTrainedModel, names: Sequence[str] | None = None) -
                 linear.append(path)
         elif not isinstance(module, nn.modules.conv._ConvNd):
             experts += [f"{path}.{name}" for name, p in module.named_parameters(recurse=False) if p.ndim == 3]
+    if isinstance(names, str) or (names is not None and not names):
+        raise InvalidInputError(f"target_modules must be a list of names, such as ['q_proj'], got {names!r}.")
     if names is None:
         ends = {path.rpartition(".")[2] for path in linear}
         chosen = set(PROJECTIONS) if ends.issuperset(PROJECTIONS) else ends
@@ -121,13 +126,17 @@ def add_lora(
             f"The model still carries the adapter of {model.provenance.get('stages', ['a stage'])[-1]!r}; a new stage "
             "is trained on top of the merged one. Call merge_lora(model) first."
         )
-    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        raise InvalidInputError(f"r must be an integer of at least 1, got {r!r}.")
+    if getattr(decoder, "is_quantized", False):
+        raise InvalidInputError(
+            "A quantized model cannot be trained. Load it without quantize."
+        )
+    if not isinstance(stage, str) or not stage:
+        raise InvalidInputError(f"stage must be a name, such as 'mntp', got {stage!r}.")
+    r, seed = as_count("r", r), as_count("seed", seed, 0)
     alpha = 2 * r if alpha is None else alpha
-    if not alpha > 0:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
         raise InvalidInputError(f"alpha must be greater than 0, got {alpha!r}.")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise InvalidInputError(f"dropout must be in [0, 1), got {dropout!r}.")
+    dropout = None if dropout is None else as_share("dropout", dropout)
     targets = lora_targets(decoder, target_modules)
     if targets.parameters and dropout:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
+from ..settings import as_count, as_flag, as_share, as_texts
 from ..templates import special_counts
 from .head import LanguageModelHead
 
@@ -44,10 +45,14 @@ def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length
 
     Returns:
         Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
+
+    Raises:
+        InvalidInputError: No texts, fewer tokens than one chunk, or a length below 1.
     """
+    length = as_count("length", length)
     ids: list[int] = []
     special: list[int] = []
-    texts = list(texts)
+    texts = as_texts("texts", texts)
     for start in range(0, len(texts), 1000):
         documents = tokenizer(texts[start : start + 1000], return_special_tokens_mask=True, verbose=False)
         ids += chain.from_iterable(documents["input_ids"])
@@ -68,8 +73,8 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = N
 
     The original package makes `_` a special token and saves it so (defect Q12); the tokenizer stays as it is here.
     """
-    token = mask_token or tokenizer.mask_token or "_"
-    token_id = tokenizer.convert_tokens_to_ids(token)
+    token = (tokenizer.mask_token or "_") if mask_token is None else mask_token
+    token_id = tokenizer.convert_tokens_to_ids(token) if isinstance(token, str) else None
     if token_id is None or (token_id == tokenizer.unk_token_id and token != tokenizer.unk_token):
         raise InvalidInputError(
             f"mask_token={token!r} is not in the tokenizer's vocabulary. Give one that is, for example "
@@ -105,8 +110,8 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if self.tokenizer is None:
             raise InvalidInputError("MNTPDataCollator needs tokenizer=model.tokenizer.")
-        if not 0 < self.mlm_probability <= 1:
-            raise InvalidInputError(f"mlm_probability must be in (0, 1], got {self.mlm_probability!r}.")
+        self.mlm_probability = as_share("mlm_probability", self.mlm_probability, "(0, 1]")
+        self.all_mask, self.seed = as_flag("all_mask", self.all_mask), as_count("seed", self.seed, 0)
         self.n_tokens = getattr(self.tokenizer, "embedded", len(self.tokenizer))
         self.mask_token_id = mask_token_id(self.tokenizer, self.mask_token)
         if self.mask_token_id >= self.n_tokens:
@@ -117,11 +122,22 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "input_ids" in features[0]:
+            if len({len(row.get(name, ())) for row in features for name in ("input_ids", "special_tokens_mask")}) != 1:
+                raise InvalidInputError(
+                    "Rows of token ids must be those of chunk_texts: input_ids and special_tokens_mask, of one length."
+                )
             ids = torch.tensor([row["input_ids"] for row in features])  # (n, length)
             attention = torch.ones_like(ids)
             special = torch.tensor([row["special_tokens_mask"] for row in features]).bool()
         else:
-            column = next(name for name in features[0] if name != "dataset_name")
+            columns = [name for name in features[0] if name != "dataset_name"]
+            if len(columns) != 1:
+                raise InvalidInputError(
+                    f"MNTP reads one column of texts, got {columns}. Choose it: dataset.select_columns({columns[0]!r})."
+                )
+            if self.prompts:
+                raise InvalidInputError("MNTP reads texts without prompts. Leave prompts out of the arguments.")
+            (column,) = columns
             batch = self.preprocess_fn([row[column] for row in features])
             ids, attention = batch["input_ids"], batch["attention_mask"]
             before, after = special_counts(self.tokenizer)
@@ -163,6 +179,11 @@ class MNTPLoss(nn.Module):
 
     def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:
         super().__init__()
+        if getattr(model[0].model, "is_quantized", False):
+            raise InvalidInputError("A quantized model cannot be trained. Load it without quantize.")
+        if head is not None and not isinstance(head, Tensor):
+            raise InvalidInputError(f"head must be a matrix (vocabulary, hidden), got a {type(head).__name__}.")
+        train_head = as_flag("train_head", train_head)
         self.model = model
         self.head = LanguageModelHead(model, head, trainable=train_head)
 

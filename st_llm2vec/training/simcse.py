@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..model import LLM2Vec
+from ..settings import as_share, as_texts
 
 SCALE = 20.0
 DROPOUT = 0.3
@@ -33,7 +34,7 @@ PRESET: dict[str, Any] = {
 
 def simcse_pairs(texts: Iterable[str]) -> Dataset:
     """Columns `anchor` and `positive`, the same text in both; empty lines are dropped."""
-    lines = [stripped for text in texts if (stripped := text.strip())]
+    lines = [stripped for text in as_texts("texts", texts) if (stripped := text.strip())]
     if not lines:
         raise InvalidInputError("There is no text to train on: all lines are empty.")
     return Dataset.from_dict({"anchor": lines, "positive": lines})
@@ -48,8 +49,7 @@ def attention_dropout(model: LLM2Vec, probability: float = DROPOUT) -> Iterator[
     Raises:
         UnsupportedArchitectureError: The decoder's attention has no dropout to set.
     """
-    if not 0 <= probability < 1:
-        raise InvalidInputError(f"probability must be in [0, 1), got {probability!r}.")
+    probability = as_share("probability", probability)
     modules = [m for m in model[0].model.modules() if isinstance(m.__dict__.get("attention_dropout"), float | int)]
     if not modules:
         raise UnsupportedArchitectureError(
