@@ -55,5 +55,5 @@ def test_fifos_and_links_in_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link" / "m.gguf").symlink_to(tmp_path / "x.gguf")
     for name in ("fifo", "link"):
         for named in (None, "m.gguf"):
-            with pytest.raises(InvalidCheckpointError, match="FIFO|is a link"):
+            with pytest.raises(InvalidCheckpointError, match=r"FIFO|is a link"):
                 gguf_files._find(str(tmp_path / name), named)
