@@ -71,20 +71,7 @@ def tokenizer_of(reader: GGUFReader, path: Path) -> Any:
             f"its tokenizer is {kind!r} with pre-tokenizer {pre!r}, and those that are known are 'llama', and 'gpt2' "
             f"with {', '.join(_SPLITS)}",
         )
-    if not _are_texts(tokens) or not _are_texts(value_of(reader, "tokenizer.ggml.merges") or []):
-        raise unsupported(path, "tokenizer.ggml.tokens and tokenizer.ggml.merges must be lists of texts")
-    types = value_of(reader, "tokenizer.ggml.token_type") or []
-    if not isinstance(types, list) or len(types) > len(tokens):
-        raise unsupported(path, f"tokenizer.ggml.token_type must be a list of at most {len(tokens)} numbers")
-    if (atomic := sum(types.count(kind) for kind in _ATOMIC)) > _MOST_ATOMIC:
-        raise unsupported(path, f"{atomic:,} tokens are never cut, and at most {_MOST_ATOMIC:,} may be")
-    ids = {name: special_id(reader, name, kind) for name in ("bos", "eos", "unknown", "padding")}
-    for name, i in ids.items():
-        if i is not None and not (type(i) is int and 0 <= i < len(tokens)):
-            raise unsupported(path, f"the id of {name} must be from 0 to {len(tokens) - 1}, got {i!r:.80}")
-    chat = value_of(reader, "tokenizer.chat_template")
-    if chat is not None and not isinstance(chat, str):
-        raise unsupported(path, f"tokenizer.chat_template must be a text, got {chat!r:.80}")
+    types, ids, chat = _contents(reader, path, kind, tokens)
     try:
         read = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -122,6 +109,25 @@ def tokenizer_of(reader: GGUFReader, path: Path) -> Any:
         tokenizer.chat_template = chat
     _require_same_ids(tokenizer, path, tokens, marked)
     return tokenizer
+
+
+def _contents(reader: GGUFReader, path: Path, kind: str, tokens: Any) -> tuple[list[int], dict[str, int | None], Any]:
+    """Token types, special ids and chat template, each of the kind that it has to be."""
+    if not _are_texts(tokens) or not _are_texts(value_of(reader, "tokenizer.ggml.merges") or []):
+        raise unsupported(path, "tokenizer.ggml.tokens and tokenizer.ggml.merges must be lists of texts")
+    types = value_of(reader, "tokenizer.ggml.token_type") or []
+    if not isinstance(types, list) or len(types) > len(tokens):
+        raise unsupported(path, f"tokenizer.ggml.token_type must be a list of at most {len(tokens)} numbers")
+    if (atomic := sum(types.count(kind) for kind in _ATOMIC)) > _MOST_ATOMIC:
+        raise unsupported(path, f"{atomic:,} tokens are never cut, and at most {_MOST_ATOMIC:,} may be")
+    ids = {name: special_id(reader, name, kind) for name in ("bos", "eos", "unknown", "padding")}
+    for name, i in ids.items():
+        if i is not None and not (type(i) is int and 0 <= i < len(tokens)):
+            raise unsupported(path, f"the id of {name} must be from 0 to {len(tokens) - 1}, got {i!r:.80}")
+    chat = value_of(reader, "tokenizer.chat_template")
+    if chat is not None and not isinstance(chat, str):
+        raise unsupported(path, f"tokenizer.chat_template must be a text, got {chat!r:.80}")
+    return types, ids, chat
 
 
 def special_id(reader: GGUFReader, name: str, kind: str) -> int | None:
