@@ -34,7 +34,7 @@ from .errors import (
 )
 from .gguf_tokenizers import special_id, tokenizer_of, unsupported, value_of
 from .runtime import Runtime
-from .vetting import read_json
+from .vetting import opening, read_json, require_config, require_file, require_sane_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -83,6 +83,7 @@ _ARCHITECTURES: dict[str, _Architecture] = {
 }
 _ALWAYS = frozenset(_KEYS) - set(_HEADS) - {key for row in _ARCHITECTURES.values() for key in row.optional}
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FRACTIONS = {"attention.layer_norm_rms_epsilon", "attn_logit_softcapping", "final_logit_softcapping"}
 _ROTARY = "rope_freqs.weight"
 
 
@@ -130,12 +131,11 @@ def opened(name: str, base: str | None, revision: str | None, hub: Hub, runtime:
     if result.file is None:
         yield result
         return
-    reader = _read(result.file)
     with tempfile.TemporaryDirectory(prefix="st-llm2vec-gguf-", ignore_cleanup_errors=True) as temporary:
         result.folder = folder = Path(temporary) / result.file.stem
         folder.mkdir()
-        result.provenance = {"gguf": write_folder(reader, result.file, folder, dtype)}
-        del reader
+        with opening(result.file):
+            result.provenance = {"gguf": write_folder(_read(result.file), result.file, folder, dtype)}
         if file:
             result.name = str(folder)
         else:
@@ -161,10 +161,11 @@ def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hu
             raise InvalidInputError(f"gguf_file must be the name of a file in the folder, got {gguf_file!r}.")
         if path.is_file():
             raise InvalidInputError(f"gguf_file={gguf_file!r} was given with {name!r}, which is a file. Give one.")
-        path = path / gguf_file if path.is_dir() else _download(name, gguf_file, revision, hub or Hub())
-        if not path.is_file():
+        if not path.is_dir():
+            return _download(name, gguf_file, revision, hub or Hub())
+        if not os.path.lexists(path / gguf_file):
             raise ModelNotFoundError(f"There is no file {gguf_file!r} in {name!r}.")
-        return path
+        return require_file(path, gguf_file)
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     if path.suffix == ".gguf" and not path.is_dir():
@@ -176,7 +177,7 @@ def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hu
         raise InvalidCheckpointError(
             f"{name} holds {len(found)} GGUF files: {', '.join(found)}. Give one of them: {str(path / found[0])!r}."
         )
-    return path / found[0] if found else None
+    return require_file(path, found[0]) if found else None
 
 
 def _download(name: str, gguf_file: str, revision: str | None, hub: Hub) -> Path:
@@ -203,9 +204,7 @@ def _download(name: str, gguf_file: str, revision: str | None, hub: Hub) -> Path
 
 def _read(path: Path) -> GGUFReader:
     """The keys and tensors of a file, none of them loaded; damaged files, parts and strangers are found here."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InvalidCheckpointError(f"{path} is no GGUF file: it does not begin with its four letters.")
+    require_sane_gguf(path)
     try:
         from gguf import GGUFReader
 
@@ -218,8 +217,10 @@ def _read(path: Path) -> GGUFReader:
         ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]
     except Exception as error:  # whatever numpy says of the bytes where the file ends
         raise InvalidCheckpointError(f"{path} is damaged or cut off ({error}). Download it again.") from error
-    if not ends or max(ends) > path.stat().st_size:
+    if not ends or max(ends) > (size := path.stat().st_size):
         raise InvalidCheckpointError(f"{path} is cut off: its tensors end after the file does. Download it again.")
+    if sum(tensor.n_bytes for tensor in reader.tensors) > size:
+        raise InvalidCheckpointError(f"{path} is damaged: tensors share their bytes. Do not use it.")
     if (value_of(reader, "split.count") or 0) > 1:
         raise InvalidCheckpointError(
             f"{path} is one of {value_of(reader, 'split.count')} parts of a model. Put them together with llama.cpp: "
@@ -246,6 +247,8 @@ def write_folder(reader: GGUFReader, path: Path, folder: Path, dtype: torch.dtyp
             f"{needed / 1e9:.1f} GB are needed in {folder.parent} for dequantized weights, and {free / 1e9:.1f} GB are "
             "free. Set TMPDIR to a folder with more room",
         )
+    with torch.device("meta"):  # before memory is taken for what the config says and the file does not hold
+        _require_as_many(reader, path, AutoModelForCausalLM.from_config(config))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=dtype or torch.float32, output_loading_info=True
@@ -302,6 +305,13 @@ def _config(reader: GGUFReader, path: Path) -> Any:
         raise unsupported(path, ", ".join(f"{key}={value!r}" for key, value in sorted(odd.items())) + " is not known")
     if missing := sorted(_ALWAYS - stated.keys() - {"attention.head_count_kv"}):
         raise unsupported(path, f"it does not say {prefix}{missing[0]}")
+    for key in _KEYS.keys() & stated.keys():
+        kinds = (int, float) if key in _FRACTIONS else (int,)
+        if type(stated[key]) not in kinds or not 0 < stated[key] < float("inf"):
+            what = "number" if key in _FRACTIONS else "whole number"
+            raise unsupported(path, f"{prefix}{key} must be a {what} above 0, got {stated[key]!r:.80}")
+    if stated["block_count"] > len(reader.tensors):
+        raise unsupported(path, f"it has {stated['block_count']:,} layers by {prefix}block_count, and not the tensors")
     names = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in names:
         raise unsupported(path, "it has no tensor named token_embd.weight")
@@ -323,6 +333,7 @@ def _config(reader: GGUFReader, path: Path) -> Any:
             for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
         },
     }
+    require_config(path, config)
     return AutoConfig.for_model(row.model_type, **config)
 
 
@@ -351,9 +362,13 @@ def _rotary(reader: GGUFReader, path: Path, stated: dict[str, Any], config: dict
 
 def _require_all_read(reader: GGUFReader, path: Path, model: nn.Module, missing: list[str]) -> None:
     """Raises where a weight of the model is not in the file, or numbers of the file are not in the model."""
-    held = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _ROTARY)
-    read = sum(parameter.numel() for parameter in model.parameters())
     if missing:
         raise InvalidCheckpointError(f"{path} lacks {len(missing)} weights, {missing[0]!r} first. Download it again.")
+    _require_as_many(reader, path, model)
+
+
+def _require_as_many(reader: GGUFReader, path: Path, model: nn.Module) -> None:
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name != _ROTARY)
+    read = sum(parameter.numel() for parameter in model.parameters())
     if held != read:
         raise unsupported(path, f"it holds {held:,} weights, and {type(model).__name__} has {read:,}")

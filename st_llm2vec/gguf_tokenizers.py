@@ -40,7 +40,12 @@ _SPLITS: dict[str, _Split] = {
     "qwen2": _Split(_QWEN_2, normalizer="NFC"),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _Split(_LLAMA_3, ignore_merges=True, add_bos=True)),
 }
+_MOST_ATOMIC = 1 << 14  # each is looked up alone; Gemma 3 has 6,414
 _ATOMIC = (2, 3, 4)  # token types of llama.cpp that are never cut: unknown, control, defined by the user
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def value_of(reader: GGUFReader, key: str) -> Any:
@@ -66,13 +71,13 @@ def tokenizer_of(reader: GGUFReader, path: Path) -> Any:
             f"its tokenizer is {kind!r} with pre-tokenizer {pre!r}, and those that are known are 'llama', and 'gpt2' "
             f"with {', '.join(_SPLITS)}",
         )
+    types, ids, chat = _contents(reader, path, kind, tokens)
     try:
         read = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidCheckpointError(f"transformers cannot read the tokenizer of {path}: {error}") from error
     backend = Tokenizer(read.model)  # without tokens that only a class of transformers knows
     backend.decoder = read.decoder
-    types = value_of(reader, "tokenizer.ggml.token_type") or []
     marked = {i: AddedToken(tokens[i], normalized=False, special=t != 4) for i, t in enumerate(types) if t in _ATOMIC}
     backend.add_tokens(list(marked.values()))
     if kind == "gpt2":
@@ -88,7 +93,6 @@ def tokenizer_of(reader: GGUFReader, path: Path) -> Any:
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
         backend.pre_tokenizer = None
 
-    ids = {name: special_id(reader, name, kind) for name in ("bos", "eos", "unknown", "padding")}
     around = {}
     for name, default in (("bos", split.add_bos), ("eos", False)):
         asked = value_of(reader, f"tokenizer.ggml.add_{name}_token")
@@ -101,10 +105,29 @@ def tokenizer_of(reader: GGUFReader, path: Path) -> Any:
     words = {"unknown": "unk_token", "padding": "pad_token"}
     named = {words.get(name, f"{name}_token"): tokens[i] for name, i in ids.items() if i is not None}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
-    if chat := value_of(reader, "tokenizer.chat_template"):
+    if chat:
         tokenizer.chat_template = chat
     _require_same_ids(tokenizer, path, tokens, marked)
     return tokenizer
+
+
+def _contents(reader: GGUFReader, path: Path, kind: str, tokens: Any) -> tuple[list[int], dict[str, int | None], Any]:
+    """Token types, special ids and chat template, each of the kind that it has to be."""
+    if not _are_texts(tokens) or not _are_texts(value_of(reader, "tokenizer.ggml.merges") or []):
+        raise unsupported(path, "tokenizer.ggml.tokens and tokenizer.ggml.merges must be lists of texts")
+    types = value_of(reader, "tokenizer.ggml.token_type") or []
+    if not isinstance(types, list) or len(types) > len(tokens):
+        raise unsupported(path, f"tokenizer.ggml.token_type must be a list of at most {len(tokens)} numbers")
+    if (atomic := sum(types.count(kind) for kind in _ATOMIC)) > _MOST_ATOMIC:
+        raise unsupported(path, f"{atomic:,} tokens are never cut, and at most {_MOST_ATOMIC:,} may be")
+    ids = {name: special_id(reader, name, kind) for name in ("bos", "eos", "unknown", "padding")}
+    for name, i in ids.items():
+        if i is not None and not (type(i) is int and 0 <= i < len(tokens)):
+            raise unsupported(path, f"the id of {name} must be from 0 to {len(tokens) - 1}, got {i!r:.80}")
+    chat = value_of(reader, "tokenizer.chat_template")
+    if chat is not None and not isinstance(chat, str):
+        raise unsupported(path, f"tokenizer.chat_template must be a text, got {chat!r:.80}")
+    return types, ids, chat
 
 
 def special_id(reader: GGUFReader, name: str, kind: str) -> int | None:

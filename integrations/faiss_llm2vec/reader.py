@@ -24,6 +24,8 @@ Self = TypeVar("Self", bound="StoreReader")  # typing has it from Python 3.11 on
 class StoreReader:
     """An open store, as `FaissStore` shows it to those who do not change it."""
 
+    _stated: str | None = None  # fingerprint, by the caller
+
     def __init__(self, path: Path, model: Encoder | None, *, mmap: bool, recover: bool) -> None:
         self.path = access.absolute(path)  # whatever the working folder becomes
         self.model = model
@@ -51,7 +53,7 @@ class StoreReader:
         """
         if self._recover:
             raise StoreError(f"{self.path} was opened with recover=True; open it again to see what it holds now.")
-        self._access.refresh(lambda manifest: models.check_same(self.path, manifest, self.model))
+        self._access.refresh(lambda manifest: models.check_same(self.path, manifest, self.model, self._stated))
 
     def close(self) -> None:
         """Frees the files and the writer's lock. Everything acknowledged is on the disk already."""

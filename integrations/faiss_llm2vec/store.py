@@ -49,8 +49,6 @@ class FaissStore(StoreReader):
     One store object may be shared by threads. Writing is for one store object at a time, on the whole machine.
     """
 
-    _stated: str | None = None  # fingerprint, by the caller
-
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     @classmethod

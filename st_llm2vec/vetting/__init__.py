@@ -4,6 +4,7 @@
     fields.py     what the JSON files may hold: types, sizes, what transformers would fetch or run
     tokens.py     tokenizer.json: patterns and replacements that end
     chat.py       chat templates that end
+    gguf.py       headers of GGUF files: lengths and counts that the file has
 
 docs/untrusted-files.md says what is refused and why. Nothing here repairs anything: a file is opened as it is, or not.
 """
@@ -13,8 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .chat import require_finite_template
-from .fields import CONTENTS, own_attention, require_fields
-from .files import leaves, opening, read_json, require_below, require_files, require_shallow
+from .fields import CONTENTS, own_attention, require_config, require_fields
+from .files import leaves, opening, read_json, require_below, require_file, require_files, require_shallow
+from .gguf import require_sane_gguf
 from .tokens import require_finite_pattern, require_sane_tokenizer
 
 __all__ = [
@@ -23,10 +25,13 @@ __all__ = [
     "own_attention",
     "read_json",
     "require_below",
+    "require_config",
+    "require_file",
     "require_files",
     "require_finite_pattern",
     "require_finite_template",
     "require_safe",
+    "require_sane_gguf",
 ]
 _MODULES = 64  # in one modules.json; published encoders have two to five
 

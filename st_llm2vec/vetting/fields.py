@@ -193,7 +193,8 @@ def _require_adapter(path: Path, content: dict[str, Any]) -> None:
         require_finite_pattern(path, pattern, repeats=3)
 
 
-def _require_config(path: Path, content: dict[str, Any]) -> None:
+def require_config(path: Path, content: dict[str, Any]) -> None:
+    """Raises `InvalidCheckpointError` where a config has sizes beyond any decoder's, or has something fetched."""
     left: list[Any] = [content]
     while left:
         part = left.pop()
@@ -243,7 +244,7 @@ def _require_size(path: Path, key: str, value: float) -> None:
 
 _RULES: dict[str, Callable[[Path, Any], None]] = {
     "adapter_config.json": _require_adapter,
-    "config.json": _require_config,
+    "config.json": require_config,
     "model.safetensors.index.json": _require_weight_map,
     "modules.json": _require_modules,
     "tokenizer_config.json": _require_tokenizer_names,

@@ -30,15 +30,37 @@ def require_files(folder: Path) -> None:
     """
     inside = _own(folder)
     for path in sorted(folder.iterdir()):
-        real = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
-        if path.is_symlink() and not any(real.is_relative_to(place) for place in inside):
-            raise InvalidCheckpointError(
-                f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not in its own folder. Copy the file "
-                "there if it is yours; a checkpoint of somebody else's must not read files of this machine."
-            )
+        if path.is_symlink():
+            _require_inside(path, inside)
         is_folder = path.is_dir() and path.suffix not in _FILES
-        if not is_folder and not path.is_file():
-            raise InvalidCheckpointError(f"{str(path)!r} is {_kind(path)}, not a regular file. {_REMEDY}")
+        if not is_folder:
+            require_regular(path)
+
+
+def require_file(folder: Path, name: str) -> Path:
+    """The regular file of this name in a folder, or below it, by way of no link that leads out.
+
+    Raises:
+        InvalidCheckpointError: As `require_files`; also where there is no file.
+    """
+    _require_inside(folder / name, _own(folder))
+    require_regular(folder / name)
+    return folder / name
+
+
+def require_regular(path: Path) -> None:
+    """Raises `InvalidCheckpointError` where a path is no regular file, or a link to none."""
+    if not path.is_file():
+        raise InvalidCheckpointError(f"{str(path)!r} is {_kind(path)}, not a regular file. {_REMEDY}")
+
+
+def _require_inside(path: Path, inside: list[Path]) -> None:
+    real = Path(os.path.realpath(path))  # resolve() raises where links go in a circle
+    if not any(real.is_relative_to(place) for place in inside):
+        raise InvalidCheckpointError(
+            f"{str(path)!r} is a link to {str(real)!r}, which is not in its own folder. Copy the file "
+            "there if it is yours; a checkpoint of somebody else's must not read files of this machine."
+        )
 
 
 def _own(folder: Path) -> list[Path]:
