@@ -57,7 +57,7 @@ def run_tests(tests: str, output: Path) -> int:
         os.dup2(log, 2)
         code = 3
         try:
-            import pytest  # noqa: PLC0415  # imported before the fork, see PRELOADED
+            import pytest  # imported before the fork, see PRELOADED
 
             code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-W", IMPORTED, *shlex.split(tests)]))
         except BaseException:
