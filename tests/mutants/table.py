@@ -25,13 +25,13 @@ def _rows(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
 MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/merging.py",
-        "tests/test_merging.py -k 'sum_of_the_files'",
+        "tests/test_merging.py -k scale",
         ('return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank', "return alpha / rank"),
     ),
     *_rows(
         "st_llm2vec/merging.py",
         "tests/test_merging.py",
-        ("total = weight.float()", "total = weight"),
+        ("total = total + delta.to(total.device)", "total = (total + delta.to(total.device)).to(weight.dtype)"),
         ("total = total + delta.to(total.device)", "total = total - delta.to(total.device)"),
         ("adapter.changes_anything |= bool(delta.any())", "adapter.changes_anything = True"),
         ("if not total.isfinite().all():", "if False:"),
@@ -46,8 +46,15 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/merging.py",
-        "tests/test_strangers.py",
+        "tests/test_saving.py -k not_named",
         ('raw.pop("auto_map", None)', "pass"),
+    ),
+    Mutant(
+        "st_llm2vec/merging.py",
+        "total = weight.float()",
+        "total = weight",
+        "tests/test_merging.py -k rounded_once",
+        "the deltas are float32, and torch adds half precision and float32 in float32",
     ),
     *_rows(
         "st_llm2vec/merging.py",
@@ -244,7 +251,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "integrations/faiss_llm2vec/diversity.py",
-        "tests/faiss_llm2vec -k 'mmr or diversity'",
+        "tests/faiss_llm2vec/test_store.py tests/langchain_llm2vec/test_vectorstores.py -k mmr",
         ("nearest = np.maximum(nearest, units @ units[best])", "nearest = units @ units[best]"),
         ("merit = likeness if not picked else relevance * likeness - (1 - relevance) * nearest", "merit = likeness"),
     ),
