@@ -253,6 +253,9 @@ def test_half_precision_checkpoints_pool_in_float32(decoder: Path) -> None:
     a, b = full.encode(TEXTS), half.encode(TEXTS)
     assert b.dtype == np.float32
     assert (np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min() > 0.999
+    tokens = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0)).bfloat16()  # of any host's module
+    pooled = half[1]({"token_embeddings": tokens, "pooling_mask": torch.ones(2, 300, dtype=torch.long)})
+    assert torch.allclose(pooled["sentence_embedding"].double(), tokens.double().mean(1), atol=1e-6)
 
 
 def test_a_decoder_that_config_alone_leaves_causal_is_not_saved_in_stock_classes(tmp_path: Path) -> None:
