@@ -64,8 +64,12 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/merging.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k not_taken_from",
         ("own_attention(config)", "pass"),
+    ),
+    *_rows(
+        "st_llm2vec/merging.py",
+        "tests/test_strangers.py -k comes_later",
         (
             "require_files(checkpoint.tokenizer)  # once more: what a link leads to would be copied, and published",
             "pass",
@@ -73,9 +77,13 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/test_model.py -k 'vectors_do_not or odd_inputs or stock_row'",
+        "tests/parity/test_parity.py",
         ('"mean": lambda mask: mask,', '"mean": lambda mask: mask.cumsum(1) * mask,'),
         ('"cls": lambda mask: (mask.cumsum(1) == 1) * mask,', '"cls": lambda mask: (mask.cumsum(1) == 2) * mask,'),
+    ),
+    *_rows(
+        "st_llm2vec/modules.py",
+        "tests/test_model.py -k 'vectors_do_not or odd_inputs or stock_row'",
         ("start = torch.where(pooled > 0, lengths - pooled, 0)", "start = lengths - pooled"),
         (
             "attention_mask = position < lengths[:, None]  # (n, length)",
@@ -84,7 +92,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/test_model.py tests/test_saving.py -k 'padding or batch or pad'",
+        "tests/test_saving.py -k pads_left",
         ('tokenizer.padding_side = "right"', "pass"),
     ),
     *_rows(
@@ -97,7 +105,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/test_model.py tests/test_tokenization.py",
+        "tests/test_host_folders.py -k 'pooling_is_read or host_keeps'",
         (
             'model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))',
             "model[0].keep_suffix = True",
@@ -105,7 +113,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/test_model.py tests/test_saving.py -k 'saved or stock or save'",
+        "tests/test_saving.py tests/test_host_folders.py -k 'cut_longer or host_keeps'",
         ("stored.model_max_length = rebuilt.model_max_length", "pass"),
     ),
     *_rows(
@@ -129,15 +137,23 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/templates.py",
-        "tests/test_tokenization.py tests/test_model.py -k 'template or eos or pooled or truncation'",
+        "tests/test_tokenization.py",
         ("return Template(prefix, suffix.rstrip())", "return Template(prefix, suffix)"),
+    ),
+    *_rows(
+        "st_llm2vec/templates.py",
+        "tests/parity/test_parity.py",
         ("return Template(template.prefix, template.suffix + suffix)", "return Template(template.prefix, suffix)"),
+    ),
+    *_rows(
+        "st_llm2vec/templates.py",
+        "tests/test_tokenization.py",
         ("return before, len(ids) - len(plain) - before", "return before, 0"),
         ('prefix = prefix.removeprefix(tokenizer.bos_token or "")  # the tokenizer adds it by itself', "pass"),
     ),
     *_rows(
         "st_llm2vec/templates.py",
-        "tests/test_strangers.py -k 'template or prefix or pattern'",
+        "tests/test_strangers.py -k megabytes",
         ("if not isinstance(value, str) or len(value) > MAX_LENGTH:", "if False:"),
     ),
     *_rows(
@@ -177,17 +193,17 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/model.py",
-        "tests/test_model.py",
+        "tests/test_guest.py tests/test_model.py -k 'include_prompt or survives'",
         ("module.on_model_ready(self)", "pass"),
     ),
     *_rows(
         "st_llm2vec/model.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k hub_is",
         ("require_safe(folder)", "pass"),
     ),
     *_rows(
         "st_llm2vec/encoding.py",
-        "tests/test_model.py tests/test_packing.py -k 'form_of_the_result or odd_inputs or batch'",
+        "tests/test_packing.py -k 'form_of_the_result or chunks'",
         (
             "found[torch.tensor(batch, device=found.device) + first] = vectors.to(found.device)",
             "found[torch.arange(len(batch)) + first] = vectors.to(found.device)",
@@ -197,7 +213,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/settings.py",
-        "tests/test_settings.py tests/parity/test_parity.py",
+        "tests/test_settings.py",
         (
             'values["include_prompt"] = not as_flag(_ORIGINAL_FLAG, skips)',
             'values["include_prompt"] = as_flag(_ORIGINAL_FLAG, skips)',
@@ -211,23 +227,47 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/vetting/files.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k own_folder_only",
         ('or ".." in re.split(r"[\\\\/]", path)', ""),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/files.py",
+        "tests/test_strangers.py -k regular_file",
         ("if not is_folder and not path.is_file():", "if False:"),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/files.py",
+        "tests/test_strangers.py -k blobs_elsewhere",
         ('return [folder, repository / "blobs"] if cached else [folder]', 'return [folder, repository / "blobs"]'),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/files.py",
+        "tests/test_strangers.py -k json_that",
         ("if depth > MAX_DEPTH:", "if False:"),
     ),
     *_rows(
         "st_llm2vec/vetting/fields.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k 'hub_is or sizes'",
         ("left.append(value)", "pass"),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/fields.py",
+        "tests/test_strangers.py -k safetensors_only",
         ('if not name.endswith(".safetensors"):', "if False:"),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/fields.py",
+        "tests/test_strangers.py -k sizes",
         ("if limit is not None and abs(value) > limit:", "if False:"),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/fields.py",
+        "tests/test_strangers.py -k not_taken_from",
         ("part._attn_implementation = None", "pass"),
     ),
     *_rows(
         "st_llm2vec/vetting/tokens.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k 'pattern or fills'",
         ("groups[-1].varies |= inner.varies", "pass"),
         ("growth *= max(1, len(value))", "pass"),
         ("self.most = self.total", "pass"),
@@ -235,7 +275,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/build_folder.py",
-        "tests/test_strangers.py",
+        "tests/test_strangers.py -k 'compiled or others_can'",
         ('return f"{place} belongs to another user"', "pass"),
         ('return f"{place} can be written by other users"', "pass"),
         ("os.environ[VARIABLE] = str(folder)", "pass"),
