@@ -256,6 +256,15 @@ class TestFullDisk:
         assert not list(tmp_path.iterdir())
 
 
+def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "decoder")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_own.OwnModel"}}))
+    (tmp_path / "merged").mkdir()
+    merge_to_folder(resolve(str(source)), tmp_path / "merged")
+    assert "auto_map" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
 def test_old_weights_do_not_survive_beside_new_ones(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     convert(str(MODELS / "llama-mntp"), folder)

@@ -46,7 +46,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/merging.py",
-        "tests/test_saving.py -k not_named",
+        "tests/test_merging.py -k not_named",
         ('raw.pop("auto_map", None)', "pass"),
     ),
     Mutant(
