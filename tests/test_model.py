@@ -274,6 +274,17 @@ def test_the_eos_of_an_over_long_text_survives_whatever_is_pooled(bos_decoder: P
     assert features["input_ids"][0, -len(suffix) :].tolist() == suffix
 
 
+@pytest.mark.parametrize("include_prompt", [False, True])
+def test_what_is_pooled_can_be_changed_later(bos_decoder: Path, include_prompt: bool) -> None:
+    changed, expected = (
+        st_llm2vec.load(str(bos_decoder), device="cpu", template=CHAT, include_prompt=include_prompt is same)
+        for same in (False, True)
+    )
+    changed.set_pooling_include_prompt(include_prompt)
+    for prompt in (None, "Find: "):  # one text is over-long: what is cut from it follows what is pooled
+        assert np.abs(changed.encode(TEXTS, prompt=prompt) - expected.encode(TEXTS, prompt=prompt)).max() <= 1e-5
+
+
 def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:
     expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
     eager = st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attn_implementation": "eager"})

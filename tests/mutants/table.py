@@ -193,7 +193,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/model.py",
-        "tests/test_guest.py tests/test_model.py -k 'include_prompt or survives'",
+        "tests/test_model.py -k changed_later",
         ("module.on_model_ready(self)", "pass"),
     ),
     *_rows(
