@@ -24,7 +24,7 @@ from st_llm2vec.errors import (
     ModelNotFoundError,
     UnsupportedArchitectureError,
 )
-from st_llm2vec.modules import POOLING_MODES
+from st_llm2vec.modules import POOLING_MODES, LLM2VecTransformer
 from st_llm2vec.templates import Template
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 300, "naïve café 编码器", "search"]
@@ -283,6 +283,13 @@ def test_what_is_pooled_can_be_changed_later(bos_decoder: Path, include_prompt: 
     changed.set_pooling_include_prompt(include_prompt)
     for prompt in (None, "Find: "):  # one text is over-long: what is cut from it follows what is pooled
         assert np.abs(changed.encode(TEXTS, prompt=prompt) - expected.encode(TEXTS, prompt=prompt)).max() <= 1e-5
+
+
+def test_texts_are_cut_where_the_positions_end() -> None:
+    """The file's own tokenizer takes the place of the one that the host made, and keeps the length that it set."""
+    transformer = LLM2VecTransformer(str(KIT / "models" / "gemma-base"))
+    assert transformer.max_seq_length == transformer.config.max_position_embeddings
+    assert transformer.tokenizer.model_max_length == transformer.max_seq_length
 
 
 def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:

@@ -113,7 +113,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/test_saving.py tests/test_host_folders.py -k 'cut_longer or host_keeps'",
+        "tests/test_model.py -k positions_end",
         ("stored.model_max_length = rebuilt.model_max_length", "pass"),
     ),
     *_rows(
