@@ -123,7 +123,10 @@ MUTANTS: list[Mutant] = [
         ("n_pooled[i] = min(len(ids), max_length) + after", "n_pooled[i] = min(len(ids), max_length)"),
         ("n_pooled[i] -= prefixes.get(pairs[i][0], 0)", "pass"),
         ("if document_max_length is not None and document_max_length < max_length:", "if False:"),
-        ('kept = " ".join(words[: int(len(words) * (limit / n))])', 'kept = " ".join(words[:limit])'),
+        (
+            'kept = " ".join(words[: int(len(words) * (limit / n))])',
+            'kept = " ".join(words[: int(len(words) * (limit / n)) - 1])',
+        ),
         (
             "return TokenizedText(head + ids[prompt_end : prompt_end + n_text] + tail, n_text + len(tail))",
             "return TokenizedText(head + ids[prompt_end : prompt_end + n_text] + tail, n_text)",
