@@ -133,7 +133,7 @@ def damaged(folder: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda name, t: t * float("nan"), "not finite"),
+        (lambda name, t: t * float("nan"), "is not finite after merging"),
         (lambda name, t: torch.zeros_like(t) if "lora_B" in name else t, "was never trained"),
     ],
     ids=["nan", "zero"],
@@ -191,12 +191,18 @@ def test_conv1d_weights_take_the_transposed_sum(trained_as: type, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
-def test_alpha_patterns_are_expressions_as_in_peft(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"alpha_pattern": {r"layers\.[1-9]+\.self_attn\.q_proj": 64, "v_proj": 4}},  # keys are expressions
+        {"r": 16, "lora_alpha": 16, "use_rslora": True},  # alpha / sqrt(r) = 4, not alpha / r = 1
+    ],
+)
+def test_the_scale_is_pefts(scaling: dict, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     base = MODELS / "llama-base"
-    patterns = {r"layers\.[1-9]+\.self_attn\.q_proj": 64, "v_proj": 4}
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian", alpha_pattern=patterns)
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian", **scaling)
     tuned = get_peft_model(decoder(base), config)
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
@@ -248,6 +254,15 @@ class TestFullDisk:
             write()
         assert caught.value.errno == errno.ENOSPC
         assert not list(tmp_path.iterdir())
+
+
+def test_code_that_is_not_copied_is_not_named(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "decoder")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_own.OwnModel"}}))
+    (tmp_path / "merged").mkdir()
+    merge_to_folder(resolve(str(source)), tmp_path / "merged")
+    assert "auto_map" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 
 def test_old_weights_do_not_survive_beside_new_ones(tmp_path: Path) -> None:

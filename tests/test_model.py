@@ -24,7 +24,7 @@ from st_llm2vec.errors import (
     ModelNotFoundError,
     UnsupportedArchitectureError,
 )
-from st_llm2vec.modules import POOLING_MODES
+from st_llm2vec.modules import POOLING_MODES, LLM2VecTransformer
 from st_llm2vec.templates import Template
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 300, "naïve café 编码器", "search"]
@@ -253,6 +253,9 @@ def test_half_precision_checkpoints_pool_in_float32(decoder: Path) -> None:
     a, b = full.encode(TEXTS), half.encode(TEXTS)
     assert b.dtype == np.float32
     assert (np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min() > 0.999
+    tokens = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(0)).bfloat16()  # of any host's module
+    pooled = half[1]({"token_embeddings": tokens, "pooling_mask": torch.ones(2, 300, dtype=torch.long)})
+    assert torch.allclose(pooled["sentence_embedding"].double(), tokens.double().mean(1), atol=1e-6)
 
 
 def test_a_decoder_that_config_alone_leaves_causal_is_not_saved_in_stock_classes(tmp_path: Path) -> None:
@@ -269,6 +272,24 @@ def test_the_eos_of_an_over_long_text_survives_whatever_is_pooled(bos_decoder: P
     suffix = model.tokenizer(model[0].text_template.suffix, add_special_tokens=False)["input_ids"]
     features = model.preprocess(["lazy dog " * 300])
     assert features["input_ids"][0, -len(suffix) :].tolist() == suffix
+
+
+@pytest.mark.parametrize("include_prompt", [False, True])
+def test_what_is_pooled_can_be_changed_later(bos_decoder: Path, include_prompt: bool) -> None:
+    changed, expected = (
+        st_llm2vec.load(str(bos_decoder), device="cpu", template=CHAT, include_prompt=include_prompt is same)
+        for same in (False, True)
+    )
+    changed.set_pooling_include_prompt(include_prompt)
+    for prompt in (None, "Find: "):  # one text is over-long: what is cut from it follows what is pooled
+        assert np.abs(changed.encode(TEXTS, prompt=prompt) - expected.encode(TEXTS, prompt=prompt)).max() <= 1e-5
+
+
+def test_texts_are_cut_where_the_positions_end() -> None:
+    """The file's own tokenizer takes the place of the one that the host made, and keeps the length that it set."""
+    transformer = LLM2VecTransformer(str(KIT / "models" / "gemma-base"))
+    assert transformer.max_seq_length == transformer.config.max_position_embeddings
+    assert transformer.tokenizer.model_max_length == transformer.max_seq_length
 
 
 def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:

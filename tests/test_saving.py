@@ -114,6 +114,17 @@ def test_padding_is_left_to_the_host(decoder: Path, tmp_path: Path) -> None:
     assert "unpad_inputs" not in read(tmp_path / "encoder", "sentence_bert_config.json")
 
 
+def test_a_decoder_whose_tokenizer_pads_left_is_saved_with_padding_on_the_right(tmp_path: Path) -> None:
+    source, folder = save_decoder(tmp_path / "gpt2", "gpt2"), tmp_path / "encoder"  # positions count from the left
+    name = "tokenizer_config.json"
+    (source / name).write_text(json.dumps(read(source, name) | {"padding_side": "left"}))
+    model = st_llm2vec.load(str(source), device="cpu")
+    model.save_pretrained(str(folder))
+    assert read(folder, name)["padding_side"] == "right"
+    one_by_one = np.stack([model.encode(text) for text in TEXTS])
+    assert np.abs(SentenceTransformer(str(folder), device="cpu").encode(TEXTS) - one_by_one).max() <= 1e-5
+
+
 def test_a_cut_longer_than_the_probes_still_names_our_classes(decoder: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(decoder), document_max_length=400, max_seq_length=200, device="cpu")
     model[0].document_max_length = 100  # longer than any probe text

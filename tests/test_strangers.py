@@ -234,6 +234,7 @@ def test_an_attention_implementation_that_may_be_fetched_is_not_taken_from_the_f
     edit(folder / "config.json", attn_implementation=named, _attn_implementation_autoset=True)
     model = st_llm2vec.load(str(folder), device="cpu", packing=False)
     assert model[0].model.config._attn_implementation == "sdpa"
+    convert(str(folder), folder.parent / "converted")  # merging makes the decoder from its config, too
     edit(folder / "config.json", attn_implementation="eager")
     assert st_llm2vec.load(str(folder), device="cpu", packing=False)[0].model.config._attn_implementation == "eager"
 

@@ -38,6 +38,16 @@ def test_the_tokenizers_own_eos_is_pooled() -> None:
     assert pooled_text("bos+eos", ("", "lazy dog")) == ("<s>lazy dog</s>", "lazy dog</s>")
 
 
+def test_the_tokenizers_own_eos_is_counted_after_a_prompt() -> None:
+    assert pooled_text("bos+eos", ("find: ", "lazy dog")) == ("<s>find: lazy dog</s>", " lazy dog</s>")
+
+
+@pytest.mark.parametrize(("name", "end"), [("plain", ""), ("bos", ""), ("bos+eos", "</s>")])
+def test_a_prompt_without_a_blank_at_its_end_is_not_pooled(name: str, end: str) -> None:
+    assert pooled_text(name, ("find:", "lazy dog"))[1] == f"lazy dog{end}"
+    assert pooled_text(name, ("find:", "lazy dog"), Template("query "))[1] == f"lazy dog{end}"
+
+
 def test_without_a_template_blanks_stay() -> None:
     assert pooled_text("plain", ("", " lazy "))[0] == " lazy "
 

@@ -9,9 +9,11 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import Field
 
 from faiss_llm2vec import FaissStore
+from faiss_llm2vec.diversity import diverse
 from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreLockedError, StoreMismatchError
 
@@ -95,6 +97,15 @@ def test_mmr_prefers_what_differs(tmp_path, encoder):
     assert [d.page_content for d in search([1.0, 0.0], k=2, lambda_mult=1.0)] == ["near", "near again"]
     assert [d.page_content for d in search([1.0, 0.0], k=2, fetch_k=2, lambda_mult=0.3)] == ["near", "near again"]
     store.close()
+
+
+@pytest.mark.parametrize("relevance", [0.0, 0.3, 0.7, 1.0])
+def test_mmr_picks_what_langchains_own_picks(relevance):
+    generator = np.random.default_rng(0)
+    query, vectors = generator.standard_normal(8), generator.standard_normal((30, 8))
+    # From the third pick on, the most similar of all that were picked counts, not the last one.
+    expected = maximal_marginal_relevance(query, list(vectors), relevance, 10)
+    assert diverse(query, vectors, 10, relevance) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,78 +1,143 @@
 """Breaks one line at a time, runs the tests that should notice, and prints which lines nobody guards: `make mutants`.
 
-    python tests/mutants/run.py              every row of table.py
+    python tests/mutants/run.py              every row of table.py and table_more.py
     python tests/mutants/run.py --only merging --limit 10
 
-Each row runs in a copy of the tree. A row whose line is gone, or stands more than once, is an error: fix the table.
+One copy of the tree serves every row: the line is broken, the row's tests run in a fork (so that the libraries are
+imported once), the file is put back. The tests of a row must pass on the unbroken copy, or its kill would mean nothing.
+A row whose text is gone, or stands more than once, is an error: fix the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
+import shlex
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import traceback
 from pathlib import Path
 
 from table import MUTANTS, Mutant
 
+with contextlib.suppress(ModuleNotFoundError):
+    MUTANTS += importlib.import_module("table_more").MUTANTS
+
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("st_llm2vec", "integrations", "tests", "examples", "docs", "recipes")
-SECONDS = 600  # a mutant that loops is noticed, too
+PRELOADED = ("pytest", "sentence_transformers", "peft", "faiss", "langchain_core.documents", "llama_index.core")
+IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"  # anyio has a plugin, and is preloaded
+SECONDS = 180  # a mutant that loops is noticed, too
+PASSED, FAILED = 0, 1  # as pytest ends; every other code is no verdict (2: a module cannot be imported, 5: no test)
 
 
-def mutate(tree: Path, mutant: Mutant) -> str:
-    """Puts the replacement in the place of the line; says why it cannot, or nothing."""
-    path = tree / mutant.file
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+def mutate(source: str, mutant: Mutant) -> str | None:
+    """Put the replacement in the place of the line (or of a part of the text); None where it is not there once."""
+    lines = source.split("\n")
     found = [i for i, line in enumerate(lines) if line.strip() == mutant.line]
-    if len(found) != 1:
-        return f"stale: {mutant.file} has this line {len(found)} times: {mutant.line}"
-    indent = lines[found[0]][: -len(mutant.line)]
-    lines[found[0]] = indent + mutant.replacement
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return ""
+    if len(found) == 1:
+        lines[found[0]] = lines[found[0]].replace(mutant.line, mutant.replacement)
+        return "\n".join(lines)
+    return source.replace(mutant.line, mutant.replacement) if source.count(mutant.line) == 1 else None
 
 
-def run(mutant: Mutant) -> str:
-    """ "killed", "survived", or what is wrong with the row."""
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        tree = Path(folder)
-        for name in COPIED:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", tree)
-        if problem := mutate(tree, mutant):
-            return problem
-        environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'integrations'}", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+def run_tests(tests: str, output: Path) -> int:
+    """Run pytest in a fork, with a session of its own so that a hanging one ends with all it started."""
+    output.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        log = os.open(output, os.O_CREAT | os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 3
         try:
-            done = subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return "killed"
-    if done.returncode not in (0, 1, 2):  # 2: the module cannot be imported
-        return f"error: pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
-    return "killed" if done.returncode else "survived"
+            import pytest  # imported before the fork, see PRELOADED
+
+            code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-W", IMPORTED, *shlex.split(tests)]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    end = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return FAILED
+
+
+def _end(output: Path) -> str:
+    return output.read_text(encoding="utf-8", errors="replace")[-1000:]
+
+
+def verdict(mutant: Mutant, tree: Path, unbroken: dict[str, int]) -> str:
+    """ "killed", "survived", "equivalent", or what is wrong with the row."""
+    path, output = tree / mutant.file, tree / "output.txt"
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
+    broken = mutate(source, mutant)
+    if broken is None:
+        return "stale: this text is not there once"
+    if mutant.tests not in unbroken:
+        unbroken[mutant.tests] = run_tests(mutant.tests, output)
+    if unbroken[mutant.tests] != PASSED:
+        return f"error: the unbroken tree fails, too: {mutant.tests}\n{_end(output)}"
+    path.write_text(broken, encoding="utf-8")
+    try:
+        code = run_tests(mutant.tests, output)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    if code not in (PASSED, FAILED):
+        return f"error: pytest ended with {code}\n{_end(output)}"
+    if mutant.equivalent:
+        return "equivalent" if code == PASSED else f"error: killed, though {mutant.equivalent}"
+    return "survived" if code == PASSED else "killed"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose file has this in its name")
     parser.add_argument("--limit", type=int, default=len(MUTANTS), help="so many rows at most, spread over the table")
     asked = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if asked.only in mutant.file]
     chosen = chosen[:: max(1, -(-len(chosen) // max(1, asked.limit)))]
     counts: dict[str, int] = {}
-    for mutant in chosen:
-        found = run(mutant)
-        counts[found.partition(":")[0]] = counts.get(found.partition(":")[0], 0) + 1
-        print(f"{found:9} {mutant.file}: {mutant.line}  ->  {mutant.replacement}", flush=True)
+    unbroken: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        os.chdir(tree)
+        paths = [str(tree), str(tree / "integrations")]
+        os.environ.update(PYTHONPATH=":".join(paths), PYTHONDONTWRITEBYTECODE="1", TOKENIZERS_PARALLELISM="false")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        sys.dont_write_bytecode = True
+        sys.path[:] = paths + [path for path in sys.path if Path(path) not in (ROOT, ROOT / "integrations")]
+        for library in PRELOADED:
+            importlib.import_module(library)
+        for mutant in chosen:
+            start = time.monotonic()
+            found = verdict(mutant, tree, unbroken)
+            counts[found.partition(":")[0]] = counts.get(found.partition(":")[0], 0) + 1
+            took = f"{time.monotonic() - start:.0f} s"
+            print(f"{found:10} {took:5} {mutant.file}: {mutant.line!r}  ->  {mutant.replacement!r}", flush=True)
+        os.chdir(ROOT)
     print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())), f"of {len(chosen)}")
-    return int(counts != {"killed": len(chosen)})
+    return int(not counts.keys() <= {"killed", "equivalent"})
 
 
 if __name__ == "__main__":
