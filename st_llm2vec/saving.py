@@ -157,21 +157,17 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
     stock._modules[names[0]] = plain
     pooling: LLM2VecPooling = model[1]
     stock._modules[names[1]] = Pooling(pooling.embedding_dimension, pooling.pooling_mode, pooling.include_prompt)
-    was_training = model.training
-    try:
-        for prompt in {"", "Find what answers:", *model.prompts.values()}:
-            if _smallest_cosine(ours, stock, prompt) is not None:
-                return ours
-        if (cosine := _smallest_cosine(ours, stock, _BLANK_END)) is not None:
-            log.warning(
-                "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
-                "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
-                "open the folder after `import st_llm2vec`.",
-                cosine,
-                _BLANK_END,
-            )
-    finally:
-        model.train(was_training)
+    for prompt in {"", "Find what answers:", *model.prompts.values()}:
+        if _smallest_cosine(ours, stock, prompt) is not None:
+            return ours
+    if (cosine := _smallest_cosine(ours, stock, _BLANK_END)) is not None:
+        log.warning(
+            "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
+            "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
+            "open the folder after `import st_llm2vec`.",
+            cosine,
+            _BLANK_END,
+        )
     return stock
 
 

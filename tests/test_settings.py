@@ -205,6 +205,12 @@ def test_two_places_for_the_weights_are_refused() -> None:
             Runtime(device="cuda")
 
 
+def test_int8_is_made_on_a_cpu_of_weights_in_float32() -> None:
+    runtime = Runtime(quantize="int8", dtype="bfloat16")
+    assert (runtime.device, runtime.stored_dtype, runtime.dtype) == ("cpu", torch.float32, torch.bfloat16)
+    assert (Runtime().device, Runtime(dtype="bfloat16").stored_dtype) == (None, torch.bfloat16)
+
+
 def test_paths_are_understood(decoder: Path) -> None:
     assert st_llm2vec.load(decoder, device="cpu").get_embedding_dimension() == 32
 
