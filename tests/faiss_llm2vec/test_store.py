@@ -84,6 +84,24 @@ def test_search_equals_numpy_in_every_metric(tmp_path, metric):
             np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:20], atol=1e-4)
 
 
+def test_no_cosine_is_beyond_one(tmp_path):
+    """Products of float32 unit vectors round to 1.0000001, of which an arccosine is no number."""
+    vectors = random_vectors(300)
+    with FaissStore.create(tmp_path / "s", None) as store:
+        store.add([str(i) for i in range(300)], vectors=vectors)
+        scores = [hits[0].score for sign in (1, -1) for hits in store.search(sign * vectors, k=300)]
+        lowest = [hits[-1].score for hits in store.search(-vectors, k=300)]
+    assert max(scores) == 1.0
+    assert min(lowest) == -1.0
+
+
+def test_equal_scores_come_oldest_first(tmp_path):
+    with FaissStore.create(tmp_path / "s", None) as store:
+        for part in "ab", "cd":  # two segments
+            store.add(list(part), ids=list(part), vectors=np.ones((2, 4)))
+        assert [hit.id for hit in store.search(np.ones(4), k=3)] == ["a", "b", "c"]
+
+
 def test_a_query_is_a_text_or_a_vector_or_a_batch_of_them(store, encoder):
     store.add(["a", "b", "c"], ids=["a", "b", "c"])
     vectors = encoder.encode_query(["a", "b"])
