@@ -465,3 +465,15 @@ def test_every_change_is_a_generation(bare):
     put(bare, "upsert", {"0": 1})
     bare.delete(["1"])
     assert bare.stats()["generation"] == before + 2
+
+
+@pytest.mark.parametrize("foreign", ["lock", "segments/notes.txt"])
+def test_a_folder_with_something_of_others_is_not_empty(tmp_path, foreign):
+    """Under the names of a store's own, too."""
+    path = tmp_path / "s"
+    (path / foreign).parent.mkdir(parents=True)
+    (path / foreign).write_text("mine")
+    with pytest.raises(StoreExistsError):
+        FaissStore.create(path, None)
+    assert (path / foreign).read_text() == "mine"
+    assert not (path / "store.db").exists()

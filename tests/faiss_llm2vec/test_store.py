@@ -14,6 +14,7 @@ import pytest
 import faiss_llm2vec
 from faiss_llm2vec import FaissStore, Hit, Record
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS
+from faiss_llm2vec.rows import row_digest
 from st_llm2vec.errors import (
     InvalidInputError,
     MissingExtraError,
@@ -52,6 +53,13 @@ def test_metadata_that_looks_like_the_end_of_another(tmp_path, labels):
         ids = store.add(["a"] * 5, metadata=given, vectors=random_vectors(5))
         assert [record.metadata for record in store.get(ids)] == given
         assert store.verify() == []
+
+
+def test_a_row_that_is_cut_elsewhere_has_another_checksum():
+    """What moves from one column to the next was edited."""
+    rows = [("ab", "c", "{}"), ("a", "bc", "{}"), ("ab", "c{", "}")]
+    assert len({row_digest(1, *row) for row in rows}) == len(rows)
+    assert row_digest(1, *rows[0]) != row_digest(2, *rows[0])
 
 
 # -- the way through ---------------------------------------------------------------------------------------------------

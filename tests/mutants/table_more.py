@@ -449,8 +449,8 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "integrations/faiss_llm2vec/making.py",
-        ("return status is not None and status.st_size == 0", "return status is not None", f"{_SHARING} -k create"),
-        ("return files.folder(path) is not None and not any(path.iterdir())", "return files.folder(path) is not None", f"{_SHARING} -k create"),
+        ("return status is not None and status.st_size == 0", "return status is not None", f"{_SHARING} -k others"),
+        ("return files.folder(path) is not None and not any(path.iterdir())", "return files.folder(path) is not None", f"{_SHARING} -k others"),
         ("files.sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
@@ -458,7 +458,7 @@ MUTANTS: list[Mutant] = [
         (
             'content = f"{docid} {len(id)} {len(text)} {id}{text}{metadata}"',
             'content = f"{docid} {id}{text}{metadata}"',
-            f"{_STORE} -k another",
+            f"{_STORE} -k elsewhere",
         ),
     ),
     *_rows(
