@@ -36,7 +36,11 @@ MUTANTS: list[Mutant] = [
             "return max(self.floor, SLACK * noise)",
             f"{_EQUIVALENCE} -k rule",
         ),
-        ("if not moved <= bound.allows(own):  # NaN is refused", "if moved > bound.allows(own):", f"{_EQUIVALENCE} -k rule"),
+        (
+            "if not moved <= bound.allows(own):  # NaN is refused",
+            "if moved > bound.allows(own):",
+            f"{_EQUIVALENCE} -k rule",
+        ),
         (
             'return "int8" if getattr(model, "is_quantized", False) else str(model.dtype).removeprefix("torch.")',
             'return str(model.dtype).removeprefix("torch.")',
@@ -76,19 +80,31 @@ MUTANTS: list[Mutant] = [
             "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
             f"{_PACKING} -k gpus",
         ),
-        ("if batch and (len(batch) + 1) * lengths[batch[0]] > budget:", "if batch and len(batch) * lengths[batch[0]] > budget:", f"{_PACKING} -k batches"),
+        (
+            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
+            "if batch and len(batch) * lengths[batch[0]] > budget:",
+            f"{_PACKING} -k batches",
+        ),
         (
             'return bool(getattr(module, "is_causal", True) if said is None else said)',
             'return bool(getattr(module, "is_causal", True))',
             f"{_PACKING} -k direction",
         ),
-        ("if not calls or calls % depth:  # diffllama asks twice in each layer", "if not calls:", "tests/test_packing.py -k differ"),
+        (
+            "if not calls or calls % depth:  # diffllama asks twice in each layer",
+            "if not calls:",
+            "tests/test_packing.py -k differ",
+        ),
         ("model.train(was_training)", "pass", f"{_PACKING} -k mode"),
     ),
     *_rows(
         "st_llm2vec/kernels.py",
         ("if last is None or last[0] is not x:", "if last is None:", f"{_KERNELS} -k turns"),
-        ("return (weight / scale).round_().to(torch.int8), scale", "return (weight / scale).to(torch.int8), scale", f"{_KERNELS} -k int8_product"),
+        (
+            "return (weight / scale).round_().to(torch.int8), scale",
+            "return (weight / scale).to(torch.int8), scale",
+            f"{_KERNELS} -k int8_product",
+        ),
         (
             "quantized = (flat * scale.float().reciprocal_()).round_().to(torch.int8).view(torch.uint8)",
             "quantized = (flat * scale.float().reciprocal_()).to(torch.int8).view(torch.uint8)",
@@ -125,7 +141,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/saving.py",
-        ("if not rounded and not torch.equal(cast[name].to(tensor.dtype), tensor):", "if False:", f"{_SAVING} -k changed"),
+        (
+            "if not rounded and not torch.equal(cast[name].to(tensor.dtype), tensor):",
+            "if False:",
+            f"{_SAVING} -k changed",
+        ),
         (
             "if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):",
             "if not rounded and dtype is None:",
@@ -209,7 +229,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/host_folders.py",
-        ("known = name in (*_PASSED_ON, *_READ) or value in _NEUTRAL.get(name, (None, {}))", "known = True", f"{_HOST} -k refused"),
+        (
+            "known = name in (*_PASSED_ON, *_READ) or value in _NEUTRAL.get(name, (None, {}))",
+            "known = True",
+            f"{_HOST} -k refused",
+        ),
         (
             '"include_prompt": pooling.get("include_prompt", not issubclass(second[0], LLM2VecPooling)),',
             '"include_prompt": pooling.get("include_prompt", False),',
@@ -222,7 +246,11 @@ MUTANTS: list[Mutant] = [
         ),
         ("same = torch.allclose(a[left], b[left], atol=1e-5)", "pass", f"{_HOST} -k pooling"),
         ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", f"{_HOST} -k kept"),
-        ("transformer={name: read[name] for name in _PASSED_ON if name in read},", "transformer={},", f"{_HOST} -k lengths"),
+        (
+            "transformer={name: read[name] for name in _PASSED_ON if name in read},",
+            "transformer={},",
+            f"{_HOST} -k lengths",
+        ),
     ),
     *_rows(
         "st_llm2vec/planning.py",
@@ -272,7 +300,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/auditing.py",
-        ("seen[index] = bool(moved.min() > 8 * unmoved.max())", "seen[index] = bool(moved.max() > 8 * unmoved.max())", "tests/test_bidirectional.py -k earlier_position"),
+        (
+            "seen[index] = bool(moved.min() > 8 * unmoved.max())",
+            "seen[index] = bool(moved.max() > 8 * unmoved.max())",
+            "tests/test_bidirectional.py -k earlier_position",
+        ),
         (
             "rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]",
             "rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(depth)]",
@@ -281,7 +313,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/bidirectional.py",
-        ("widen = sliding_window == \"off\" and not is_bidirectional(model)", "widen = sliding_window == \"off\"", "tests/test_bidirectional.py -k window"),
+        (
+            'widen = sliding_window == "off" and not is_bidirectional(model)',
+            'widen = sliding_window == "off"',
+            "tests/test_bidirectional.py -k window",
+        ),
         ("_set_module_flags(stock, is_causal=True)", "pass", "tests/test_model.py -k alone"),
     ),
     *_rows(
@@ -314,11 +350,19 @@ MUTANTS: list[Mutant] = [
             "key = hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).digest()",
             f"{_TRAINING} -k masks",
         ),
-        ("random = selected & (kind >= 0.8) & (kind < 0.9)", "random = selected & (kind >= 0.8)", "tests/test_training.py -k rates"),
+        (
+            "random = selected & (kind >= 0.8) & (kind < 0.9)",
+            "random = selected & (kind >= 0.8)",
+            "tests/test_training.py -k rates",
+        ),
     ),
     *_rows(
         "st_llm2vec/training/head.py",
-        ("self.to(decoder.device).requires_grad_(trainable)", "self.to(decoder.device)", "tests/test_training.py -k frozen"),
+        (
+            "self.to(decoder.device).requires_grad_(trainable)",
+            "self.to(decoder.device)",
+            "tests/test_training.py -k frozen",
+        ),
         (
             "tensors = {name: (p if self.trainable else p.detach()).to(hidden.dtype) for name, p in tensors.items()}",
             "tensors = {name: p.to(hidden.dtype) for name, p in tensors.items()}",
@@ -346,7 +390,11 @@ MUTANTS: list[Mutant] = [
             "if self.api_key is not None and not self.api_key.encode().startswith(given):",
             f"{_SERVER} -k key",
         ),
-        ('found = await self.encode(questions, "query")', 'found = await self.encode(questions, "document")', f"{_SERVER} -k search"),
+        (
+            'found = await self.encode(questions, "query")',
+            'found = await self.encode(questions, "document")',
+            f"{_SERVER} -k search",
+        ),
         (
             "return (model.prompts.get(default) or None if default else None), None",
             "return None, None",
@@ -370,7 +418,11 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/lock.py",
         ("if lock.in_place():", "if True:", f"{_SHARING} -k swap"),
-        ('if self._process == os.getpid() and sys.platform != "win32":', 'if sys.platform != "win32":', f"{_SHARING} -k child"),
+        (
+            'if self._process == os.getpid() and sys.platform != "win32":',
+            'if sys.platform != "win32":',
+            f"{_SHARING} -k child",
+        ),
     ),
     *_rows(
         "integrations/faiss_llm2vec/contents.py",
@@ -409,7 +461,11 @@ MUTANTS: list[Mutant] = [
             "pass",
             f"{_STRANGERS} -k something",
         ),
-        ("problems.append(segment.bad_vectors(folder / segment.entry.vectors.name, metric))", "pass", f"{_STRANGERS} -k vectors"),
+        (
+            "problems.append(segment.bad_vectors(folder / segment.entry.vectors.name, metric))",
+            "pass",
+            f"{_STRANGERS} -k vectors",
+        ),
     ),
     *_rows(
         "integrations/faiss_llm2vec/database.py",
@@ -421,7 +477,11 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/connections.py",
         ("if before != _signature(path):", "if False:", f"{_SHARING} -k written"),
-        ('sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it', "pass", f"{_DURABILITY} -k flushed"),
+        (
+            'sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it',
+            "pass",
+            f"{_DURABILITY} -k flushed",
+        ),
         ("if beside[-1] in found:", "if False:", f"{_STRANGERS} -k journal"),
         ("if sorted(map(_words, found)) != sorted(map(_words, wanted)):", "if False:", f"{_STRANGERS} -k defines"),
     ),
@@ -434,7 +494,11 @@ MUTANTS: list[Mutant] = [
         ),
         ("os.fsync(stream.fileno())", "pass", f"{_DURABILITY} -k flushed"),
         ('return b"" if block == _ELSEWHERE else block', "return block", f"{_STRANGERS} -k another"),
-        ("return drafts + [file for file in ours if file.name not in named]", "return drafts + ours", f"{_STORE} -k reopening"),
+        (
+            "return drafts + [file for file in ours if file.name not in named]",
+            "return drafts + ours",
+            f"{_STORE} -k reopening",
+        ),
         (
             'fits = outer[0] == b"IxMp" and _FLAT.get(inner[0]) == METRICS[metric] and numbers == rows * dimension',
             'fits = outer[0] == b"IxMp" and _FLAT.get(inner[0]) == METRICS[metric]',
@@ -444,13 +508,21 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/manifest.py",
         ("if len(set(names)) < len(names):", "if False:", f"{_STRANGERS} -k name"),
-        ("if self.truncate_dim is not None and self.dimension not in (None, self.truncate_dim):", "if False:", f"{_STRANGERS} -k field"),
+        (
+            "if self.truncate_dim is not None and self.dimension not in (None, self.truncate_dim):",
+            "if False:",
+            f"{_STRANGERS} -k field",
+        ),
         ('if not is_file_name(file["name"]):', "if False:", f"{_STRANGERS} -k name"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/making.py",
         ("return status is not None and status.st_size == 0", "return status is not None", f"{_SHARING} -k others"),
-        ("return files.folder(path) is not None and not any(path.iterdir())", "return files.folder(path) is not None", f"{_SHARING} -k others"),
+        (
+            "return files.folder(path) is not None and not any(path.iterdir())",
+            "return files.folder(path) is not None",
+            f"{_SHARING} -k others",
+        ),
         ("files.sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
@@ -472,8 +544,16 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "integrations/langchain_llm2vec/vectorstores.py",
-        ('"l2": lambda score: 1 / (1 - score),', '"l2": lambda score: 1 / (1 - 2 * score),', "tests/langchain_llm2vec/test_vectorstores.py -k relevance"),
-        ('"cosine": lambda score: max(0.0, score),', '"cosine": lambda score: (1 + score) / 2,', "tests/langchain_llm2vec/test_vectorstores.py -k relevance"),
+        (
+            '"l2": lambda score: 1 / (1 - score),',
+            '"l2": lambda score: 1 / (1 - 2 * score),',
+            "tests/langchain_llm2vec/test_vectorstores.py -k relevance",
+        ),
+        (
+            '"cosine": lambda score: max(0.0, score),',
+            '"cosine": lambda score: (1 + score) / 2,',
+            "tests/langchain_llm2vec/test_vectorstores.py -k relevance",
+        ),
     ),
     *_rows(
         "integrations/langchain_llm2vec/embeddings.py",
@@ -488,7 +568,7 @@ MUTANTS: list[Mutant] = [
         (
             "setting = (fingerprint, self.model_name, self.max_length, self.normalize, prompt)",
             "setting = (fingerprint, self.model_name, self.max_length, prompt)",
-            "tests/llama_index_llm2vec/test_embeddings.py",
+            "tests/llama_index_llm2vec/test_embeddings.py -k settings",
         ),
         (
             'return options if prompt is None else {**options, "prompt": prompt}',
@@ -500,7 +580,7 @@ MUTANTS: list[Mutant] = [
         "integrations/llama_index_llm2vec/vector_stores.py",
         ("self._store.delete(replaced)", "pass", "tests/llama_index_llm2vec/test_vector_store.py"),
         (
-            "fields |= dict.fromkeys(_REF_DOC_ID, node.ref_doc_id)  # not the text \"None\"",
+            'fields |= dict.fromkeys(_REF_DOC_ID, node.ref_doc_id)  # not the text "None"',
             "pass",
             "tests/llama_index_llm2vec/test_vector_store.py",
         ),
@@ -514,8 +594,8 @@ MUTANTS: list[Mutant] = [
         "integrations/llama_index_llm2vec/filters.py",
         ("Op.NIN: _not(_one_of),", "Op.NIN: _one_of,", "tests/llama_index_llm2vec/test_conformance.py -k operator"),
         (
-            "blank = _where_read(store, {key: {\"$in\": [None, \"\"]}}, lambda record: record.metadata[key] in (None, \"\"))",
-            "blank = _where_read(store, {key: {\"$in\": [None, \"\"]}}, lambda record: True)",
+            'blank = _where_read(store, {key: {"$in": [None, ""]}}, lambda record: record.metadata[key] in (None, ""))',
+            'blank = _where_read(store, {key: {"$in": [None, ""]}}, lambda record: True)',
             "tests/llama_index_llm2vec/test_filters.py",
         ),
     ),
