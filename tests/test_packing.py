@@ -266,6 +266,16 @@ def test_training_sees_the_same_loss_and_gradients(folder: Path) -> None:
     assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_padded_on_the_left_a_first_token_is_predicted_from_the_pad_before_it(folder: Path) -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [5, 6, 7, 8]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 2] = 5
+    batch = [{"input_ids": ids, "attention_mask": (ids > 0).long()}]
+    models = (st_llm2vec.load(str(folder), device="cpu", packing=packing) for packing in (True, False))
+    found, expected = (MNTPLoss(model)(batch, labels).item() for model in models)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_proof_leaves_training_mode_as_it_was(training: bool) -> None:
     """In a model that is left in eval mode, training goes on without dropout."""

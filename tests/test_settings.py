@@ -20,7 +20,7 @@ from st_llm2vec.aliases import Alias
 from st_llm2vec.cli import main
 from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
 from st_llm2vec.runtime import Runtime
-from st_llm2vec.settings import NAMES, EncoderSettings
+from st_llm2vec.settings import NAMES, EncoderSettings, is_original
 from st_llm2vec.templates import TEMPLATES, Template
 
 WRONG: list[tuple[str, Any]] = [
@@ -134,6 +134,8 @@ def test_what_is_meant_is_understood(given: dict[str, Any], understood: Any) -> 
 
 def test_the_original_packages_file_and_ours_are_one_table() -> None:
     original = {"pooling_mode": "mean", "max_length": 128, "doc_max_length": 40, "skip_instruction": False}
+    assert is_original(original)
+    assert not is_original({"format": 1, **original})
     ours = EncoderSettings("mean", None, 128, 40, True)
     assert EncoderSettings.from_file(original) == ours
     assert EncoderSettings.from_file({"format": 1, "audit": {}, **ours.to_dict()}) == ours
@@ -261,6 +263,13 @@ def test_checkpoints_of_the_original_package_keep_its_suffix(smol: Path, tmp_pat
     else:
         path.write_text(json.dumps(config | {"auto_mapping": {"base_model_class": "LlamaBiModel"}}))
     assert suffix() == " </s>"
+
+    def cut() -> int | None:
+        return st_llm2vec.load(str(smol), adapter=str(tmp_path / "adapter"), **options)[0].document_max_length
+
+    assert cut() == 400
+    (tmp_path / "adapter" / "llm2vec_config.json").write_text('{"format": 1}')  # ours
+    assert cut() is None
 
 
 def test_a_template_whose_tokens_are_text_here_is_refused(smol: Path) -> None:

@@ -149,7 +149,7 @@ MUTANTS: list[Mutant] = [
         (
             "if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):",
             "if not rounded and dtype is None:",
-            f"{_SAVING} -k small",
+            f"{_SAVING} -k prepacked",
         ),
         (
             "return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None",
@@ -192,12 +192,12 @@ MUTANTS: list[Mutant] = [
         (
             'rope: dict[str, Any] = {"rope_type": "default", "rope_theta": stated.get("rope.freq_base", 10000.0)}',
             'rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}',
-            f"{_GGUF} -k row",
+            f"{_GGUF} -k rotary",
         ),
         (
             'rope |= {"rope_type": "linear", "factor": stated.get("rope.scaling.factor", 1.0)}',
             'rope |= {"rope_type": "linear", "factor": 1.0}',
-            f"{_GGUF} -k row",
+            f"{_GGUF} -k rotary",
         ),
         ("if held != read:", "if False:", f"{_GGUF} -k place"),
         ("if missing:", "if False:", f"{_GGUF} -k place"),
@@ -237,7 +237,7 @@ MUTANTS: list[Mutant] = [
         (
             '"include_prompt": pooling.get("include_prompt", not issubclass(second[0], LLM2VecPooling)),',
             '"include_prompt": pooling.get("include_prompt", False),',
-            f"{_HOST} -k our_folders",
+            f"{_HOST} -k older",
         ),
         (
             'read = {"attention": "bidirectional", **read}',
@@ -262,7 +262,7 @@ MUTANTS: list[Mutant] = [
         (
             'elif checkpoint.adapters and "format" not in checkpoint.settings:',
             "elif checkpoint.adapters:",
-            "tests/test_checkpoints.py",
+            f"{_SETTINGS} -k original",
         ),
         (
             "length = min(DEFAULT_MAX_SEQ_LENGTH, positions or DEFAULT_MAX_SEQ_LENGTH)",
@@ -291,7 +291,7 @@ MUTANTS: list[Mutant] = [
         (
             'return "format" not in content and not content.keys().isdisjoint({*_ORIGINAL_NAMES, _ORIGINAL_FLAG})',
             "return not content.keys().isdisjoint({*_ORIGINAL_NAMES, _ORIGINAL_FLAG})",
-            f"{_SETTINGS} -k original",
+            f"{_SETTINGS} -k one_table",
         ),
     ),
     *_rows(
@@ -308,7 +308,7 @@ MUTANTS: list[Mutant] = [
         (
             "rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]",
             "rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(depth)]",
-            "tests/test_bidirectional.py -k mixes",
+            "tests/test_bidirectional.py -k refusal",
         ),
     ),
     *_rows(
@@ -327,7 +327,7 @@ MUTANTS: list[Mutant] = [
             "pass",
             f"{_PACKING} -k direction",
         ),
-        ('if not features["attention_mask"][:, 0].all():', "if False:", "tests/test_words.py"),
+        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
     *_rows(
         "st_llm2vec/words.py",
