@@ -220,15 +220,19 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         weights_dtype = as_torch_dtype(dtype)
         if weights_dtype is not None and not merge:
             raise InvalidInputError(f"dtype={dtype} is for merged weights, and merge=False keeps them as they are.")
-        saved = portable_copy(self) if merge else self
-        if merge and saved._names_our_classes():
-            log.warning(
-                "Stock modules would give other vectors for this model (BOS, template, pooling or document "
-                "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
-                "trust_remote_code=True."
-            )
-        with published(Path(path)) as folder:
-            write_folder(self, folder, saved, *args, dtype=weights_dtype, **kwargs)
+        was_training = self.training
+        try:
+            saved = portable_copy(self) if merge else self
+            if merge and saved._names_our_classes():
+                log.warning(
+                    "Stock modules would give other vectors for this model (BOS, template, pooling or document "
+                    "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
+                    "trust_remote_code=True."
+                )
+            with published(Path(path)) as folder:
+                write_folder(self, folder, saved, *args, dtype=weights_dtype, **kwargs)
+        finally:
+            self.train(was_training)  # what is encoded on the way (probes, the model card's example) ends that
 
 
 # Libraries tell a SentenceTransformer by its type's name (KeyBERT, BERTopic), and open another model for what they do

@@ -164,21 +164,17 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
     probed = copy.copy(transformer)
     probed.__dict__["_packing"] = False
     padded._modules[names[0]] = probed
-    was_training = model.training
-    try:
-        for prompt in {"", "Find what answers:", *model.prompts.values()}:
-            if _smallest_cosine(padded, stock, prompt) is not None:
-                return ours
-        if (cosine := _smallest_cosine(padded, stock, _BLANK_END)) is not None:
-            log.warning(
-                "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
-                "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
-                "open the folder after `import st_llm2vec`.",
-                cosine,
-                _BLANK_END,
-            )
-    finally:
-        model.train(was_training)
+    for prompt in {"", "Find what answers:", *model.prompts.values()}:
+        if _smallest_cosine(padded, stock, prompt) is not None:
+            return ours
+    if (cosine := _smallest_cosine(padded, stock, _BLANK_END)) is not None:
+        log.warning(
+            "With a prompt that ends in a blank, plain sentence-transformers gives other vectors than this model "
+            "(cosine down to %.3f with %r). Leave the blank out, add the prompt to model.prompts before saving, or "
+            "open the folder after `import st_llm2vec`.",
+            cosine,
+            _BLANK_END,
+        )
     return stock
 
 

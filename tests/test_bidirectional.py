@@ -267,3 +267,19 @@ def test_encoders_are_refused_with_the_reason() -> None:
     config = AutoConfig.for_model("t5", d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, vocab_size=99)
     with pytest.raises(UnsupportedArchitectureError, match="encoder-decoder"):
         enable_bidirectional_attention(AutoModel.from_config(config))
+
+
+def test_every_earlier_position_has_to_see_the_last() -> None:
+    """A layer that looks one token ahead is not open: only the position before the last sees it."""
+    model = tiny_decoder("llama")
+
+    def look_ahead(_: Any, args: Any, kwargs: Any, output: Any) -> Tensor:
+        tokens: Tensor = args[0] if args else kwargs["hidden_states"]
+        moved: Tensor = (output[0] if isinstance(output, tuple) else output) + tokens.roll(-1, 1)
+        return moved
+
+    for layer in bidirectional.decoder_layers(model):
+        layer.register_forward_hook(look_ahead, with_kwargs=True)
+    assert not any(row.bidirectional for row in audit(model, paddings=("none",)).rows)
+    with pytest.raises(StillCausalError):
+        bidirectional._proven(model)

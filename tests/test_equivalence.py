@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, MistralConfig, Mi
 
 from st_llm2vec import kernels, packing
 from st_llm2vec.bidirectional import enable_bidirectional_attention
-from st_llm2vec.equivalence import LIMITS, PROBES, SLACK, Move, Status, alone, judge, own_noise, probe_ids
+from st_llm2vec.equivalence import LIMITS, PROBES, SLACK, Move, Status, alone, judge, own_noise, precision, probe_ids
 from st_llm2vec.packing import Row, enable_packing, is_packing
 
 REAL = os.environ.get("REAL_MODEL")
@@ -177,3 +177,24 @@ def test_a_text_alone_has_its_own_tokens() -> None:
     model = tiny_decoder("llama")
     assert [len(states) for states in alone(model, [[3], [4, 5, 6]])] == [1, 3]
     assert len(PROBES) == 7
+
+
+def test_noise_is_measured_again_for_another_direction_of_attention() -> None:
+    model, _ = decoder("tiny")
+    texts = probe_ids(model)
+    causal = own_noise(model, texts)
+    enable_bidirectional_attention(model)
+    assert own_noise(model, texts) != causal
+
+
+def test_a_model_in_int8_is_held_to_the_limits_of_int8() -> None:
+    model = tiny_decoder("llama")
+    assert precision(model) == "float32"
+    model.is_quantized = True
+    assert precision(model) == "int8"
+
+
+def test_a_move_is_relative_to_the_vector() -> None:
+    before = torch.full((1, 4, 8), 50.0)
+    assert Move.between(before, before * 1.01).text == pytest.approx(0.01, rel=1e-4)
+    assert Move.between(before / 1e4, before / 1e4 * 1.01).token == pytest.approx(0.01, rel=1e-4)

@@ -124,6 +124,19 @@ def test_gemma_2_scales_attention_as_llama_cpp_does(layers: int, scalar: int, tm
     assert np.abs(model.encode(TEXTS) - st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("factor", [None, 4.0])
+def test_rotary_base_and_linear_scaling_are_the_files(factor: float | None, tmp_path: Path) -> None:
+    rope, keys = {"rope_type": "default", "rope_theta": 250000.0}, {}
+    if factor:
+        rope |= {"rope_type": "linear", "factor": factor}
+        keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": factor}
+    decoder = decoder_of(tmp_path / "decoder", "llama", "llama-base", rope_parameters=rope)
+    path = write_gguf(decoder, tmp_path / "a.gguf", pre="llama-bpe", keys=keys)
+    found, expected = (st_llm2vec.load(str(name), device="cpu")[0].model.rotary_emb for name in (path, decoder))
+    assert torch.equal(found.inv_freq, expected.inv_freq)
+    assert found.inv_freq[0] == 1 / (factor or 1)
+
+
 def test_llama_3_rotary_factors_are_read_or_refused(tmp_path: Path) -> None:
     rope = {
         "rope_type": "llama3",

@@ -257,6 +257,10 @@ def test_an_adapter_on_a_saved_encoder_keeps_its_settings(decoder: Path, tmp_pat
     assert (model.pooling_mode, model.max_seq_length, model.prompts["query"]) == ("last_token", 24, "find: ")
     assert model[0].document_max_length is None
     assert np.abs(model.encode_query(TEXTS) - second.eval().encode_query(TEXTS)).max() <= 1e-5
+    # what the adapter says itself lies over it
+    (tmp_path / "adapter" / "llm2vec_config.json").write_text('{"format": 1, "pooling_mode": "weighted_mean"}')
+    model = st_llm2vec.load(str(tmp_path / "first"), adapter=str(tmp_path / "adapter"), device="cpu")
+    assert (model.pooling_mode, model.max_seq_length, model.prompts["query"]) == ("weighted_mean", 24, "find: ")
 
 
 def test_settings_of_the_wrong_type_in_a_folder_are_named(decoder: Path, tmp_path: Path) -> None:

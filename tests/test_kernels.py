@@ -110,6 +110,7 @@ def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
     weight = torch.randn(24, 64)
     rounded, scale = kernels._round(weight)
     assert rounded.abs().max() in (126, 127)
+    assert ((rounded * scale - weight).abs() <= scale * 0.5001).all()  # to the nearest
     bias = torch.randn(24)
     product = kernels.Int8Product([rounded], [bias], scales=[scale], smooth=[torch.ones(1, 64)])
     # the extremes of every size must not wrap round: oneDNN gets bytes

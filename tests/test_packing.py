@@ -19,7 +19,7 @@ from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
-from st_llm2vec import modules, packing
+from st_llm2vec import encoding, modules, packing
 from st_llm2vec.bidirectional import ARCHITECTURES, enable_bidirectional_attention, kernel_of
 from st_llm2vec.errors import Llm2VecError
 from st_llm2vec.packing import Row, batches, disable_packing, enable_packing, is_packing, packed
@@ -179,6 +179,20 @@ def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.Monkey
         model.encode([*TEXTS[:7], 5])
 
 
+def test_batch_size_bounds_a_forward_pass(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what people lower when memory runs out: 64 tokens of each of `batch_size` texts."""
+    sizes: list[int] = []
+    run = encoding.run_batch
+
+    def counted(one: Any, texts: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(sum(len(text.input_ids) for text in texts))
+        return run(one, texts, *args, **kwargs)
+
+    monkeypatch.setattr(encoding, "run_batch", counted)
+    model.encode(["seven wizards"] * 200, batch_size=2)
+    assert 64 < max(sizes) <= 128
+
+
 @pytest.mark.parametrize("how", ["tensor", "list", "normalized", "truncated", "tokens"])
 def test_every_form_of_the_result(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec, how: str) -> None:
     arguments: dict[str, Any] = {
@@ -252,6 +266,24 @@ def test_training_sees_the_same_loss_and_gradients(folder: Path) -> None:
     assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_padded_on_the_left_a_first_token_is_predicted_from_the_pad_before_it(folder: Path) -> None:
+    ids = torch.tensor([[0, 0, 5, 6], [5, 6, 7, 8]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 2] = 5
+    batch = [{"input_ids": ids, "attention_mask": (ids > 0).long()}]
+    models = (st_llm2vec.load(str(folder), device="cpu", packing=packing) for packing in (True, False))
+    found, expected = (MNTPLoss(model)(batch, labels).item() for model in models)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_training_mode_as_it_was(training: bool) -> None:
+    """In a model that is left in eval mode, training goes on without dropout."""
+    model = tiny_decoder("llama").train(training)
+    assert enable_packing(model)
+    assert model.training is training
+
+
 def test_checkpointed_layers_are_padded(folder: Path) -> None:
     model = st_llm2vec.load(str(folder), device="cpu")
     decoder = model[0].model
@@ -298,3 +330,47 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
         with packed(whole):
             row = model(input_ids=ids, position_ids=whole.position_ids)[0]
     assert torch.allclose(row, alone, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
+    row = Row.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
+    found = packing._flash_arguments(row, torch.device("cpu"))
+    assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
+    assert found["cu_seq_lens_q"].dtype == torch.int32
+    assert found["max_length_q"] == found["max_length_k"] == 4
+
+
+def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: Any, **options: Any) -> torch.Tensor:
+    """What `varlen_attn` promises, text by text: (left, right) is how far a token sees, -1 for as far as there is."""
+    left, right = (reach if reach >= 0 else 10**6 for reach in options["window_size"])
+    parts = []
+    for start, end in zip(ends[0][:-1].tolist(), ends[0][1:].tolist(), strict=True):
+        at = torch.arange(end - start)
+        ahead = at[None] - at[:, None]
+        seen = (ahead <= right) & (ahead >= -left)
+        one, *both = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        parts.append(attend(one, *both, seen, scale=options["scale"], enable_gqa=options["enable_gqa"]).transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window: int | None) -> None:
+    """Only a GPU has the real one; what it is asked for can be compared here."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    row = Row.of(torch.arange(9)[None] < torch.tensor([9, 1, 4, 4])[:, None])
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
+    with packed(row):
+        expected = packing._attend(q, k, v, 0.3, causal, window)
+    with mock.patch.object(varlen, "varlen_attn", flash):
+        assert torch.allclose(packing._varlen(row, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> None:
+    """Causal windows count the token itself, symmetric ones do not."""
+    seen = packing._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
+    assert seen is not None
+    assert seen[0, 0, 3].tolist() == [False, not causal, True, True, not causal, not causal]

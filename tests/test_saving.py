@@ -46,6 +46,13 @@ def test_weights_of_a_bfloat16_decoder_are_saved_as_small_as_they_were(bf16: Pat
     assert dtypes(tmp_path / "again") == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_saving_leaves_training_mode_as_it_was(decoder: Path, tmp_path: Path, training: bool) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu").train(training)
+    model.save_pretrained(str(tmp_path / "encoder"))
+    assert [module.training for module in model.modules()] == [training] * len([*model.modules()])
+
+
 def test_weights_that_changed_are_not_rounded_unless_asked(bf16: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(bf16), device="cpu")
     with torch.no_grad():

@@ -20,7 +20,7 @@ from st_llm2vec.aliases import Alias
 from st_llm2vec.cli import main
 from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
 from st_llm2vec.runtime import Runtime
-from st_llm2vec.settings import NAMES, EncoderSettings
+from st_llm2vec.settings import NAMES, EncoderSettings, is_original
 from st_llm2vec.templates import TEMPLATES, Template
 
 WRONG: list[tuple[str, Any]] = [
@@ -138,6 +138,8 @@ def test_what_is_meant_is_understood(given: dict[str, Any], understood: Any) -> 
 
 def test_the_original_packages_file_and_ours_are_one_table() -> None:
     original = {"pooling_mode": "mean", "max_length": 128, "doc_max_length": 40, "skip_instruction": False}
+    assert is_original(original)
+    assert not is_original({"format": 1, **original})
     ours = EncoderSettings("mean", None, 128, 40, True)
     assert EncoderSettings.from_file(original) == ours
     assert EncoderSettings.from_file({"format": 1, "audit": {}, **ours.to_dict()}) == ours
@@ -209,6 +211,12 @@ def test_two_places_for_the_weights_are_refused() -> None:
             Runtime(device="cuda")
 
 
+def test_int8_is_made_on_a_cpu_of_weights_in_float32() -> None:
+    runtime = Runtime(quantize="int8", dtype="bfloat16")
+    assert (runtime.device, runtime.stored_dtype, runtime.dtype) == ("cpu", torch.float32, torch.bfloat16)
+    assert (Runtime().device, Runtime(dtype="bfloat16").stored_dtype) == (None, torch.bfloat16)
+
+
 def test_paths_are_understood(decoder: Path) -> None:
     assert st_llm2vec.load(decoder, device="cpu").get_embedding_dimension() == 32
 
@@ -259,6 +267,13 @@ def test_checkpoints_of_the_original_package_keep_its_suffix(smol: Path, tmp_pat
     else:
         path.write_text(json.dumps(config | {"auto_mapping": {"base_model_class": "LlamaBiModel"}}))
     assert suffix() == " </s>"
+
+    def cut() -> int | None:
+        return st_llm2vec.load(str(smol), adapter=str(tmp_path / "adapter"), **options)[0].document_max_length
+
+    assert cut() == 400
+    (tmp_path / "adapter" / "llm2vec_config.json").write_text('{"format": 1}')  # ours
+    assert cut() is None
 
 
 def test_a_template_whose_tokens_are_text_here_is_refused(smol: Path) -> None:

@@ -77,6 +77,7 @@ def test_head_and_base_stay_frozen_unless_asked(family: str, arrays: dict[str, t
     model = st_llm2vec.load(str(KIT / "models" / f"{family}-base"), device="cpu")
     add_lora(model, "mntp")
     loss = MNTPLoss(model)
+    assert all("lora_" in name for name, p in loss.named_parameters() if p.requires_grad)
     ids = arrays[f"{family}__input_ids"]
     loss([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], arrays[f"{family}__labels"]).backward()
     moved = {name for name, p in loss.named_parameters() if p.grad is not None}

@@ -127,9 +127,7 @@ def add_lora(
             "is trained on top of the merged one. Call merge_lora(model) first."
         )
     if getattr(decoder, "is_quantized", False):
-        raise InvalidInputError(
-            "A quantized model cannot be trained. Load it without quantize."
-        )
+        raise InvalidInputError("A quantized model cannot be trained. Load it without quantize.")
     if not isinstance(stage, str) or not stage:
         raise InvalidInputError(f"stage must be a name, such as 'mntp', got {stage!r}.")
     r, seed = as_count("r", r), as_count("seed", seed, 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from crash import forked, put, seen
 
-from faiss_llm2vec import FaissStore
+from faiss_llm2vec import FaissStore, connections
 from st_llm2vec.errors import (
     InvalidInputError,
     StoreError,
@@ -444,3 +444,36 @@ def test_forks_swaps_kills_and_foreign_readers_lose_nothing_acknowledged():
     assert run.returncode == 0, run.stdout + run.stderr
     assert "8 events" in run.stdout
     assert all(event in run.stdout for event in ("fork: ", "swap: ", "kill: "))
+
+
+def test_a_copy_of_a_database_that_was_written_meanwhile_is_not_used(bare, monkeypatch):
+    """It could hold old pages and new ones."""
+    path = bare.path / "store.db"
+    connections._copied(path).close()
+    copy = shutil.copyfile
+
+    def slow(source, *args, **options):
+        copy(source, *args, **options)
+        os.utime(path)
+
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    assert connections._copied(path) is None
+
+
+def test_every_change_is_a_generation(bare):
+    before = bare.stats()["generation"]
+    put(bare, "upsert", {"0": 1})
+    bare.delete(["1"])
+    assert bare.stats()["generation"] == before + 2
+
+
+@pytest.mark.parametrize("foreign", ["lock", "segments/notes.txt"])
+def test_a_folder_with_something_of_others_is_not_empty(tmp_path, foreign):
+    """Under the names of a store's own, too."""
+    path = tmp_path / "s"
+    (path / foreign).parent.mkdir(parents=True)
+    (path / foreign).write_text("mine")
+    with pytest.raises(StoreExistsError):
+        FaissStore.create(path, None)
+    assert (path / foreign).read_text() == "mine"
+    assert not (path / "store.db").exists()

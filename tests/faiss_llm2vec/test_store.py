@@ -14,6 +14,7 @@ import pytest
 import faiss_llm2vec
 from faiss_llm2vec import FaissStore, Hit, Record
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS
+from faiss_llm2vec.rows import row_digest
 from st_llm2vec.errors import (
     InvalidInputError,
     MissingExtraError,
@@ -54,6 +55,13 @@ def test_metadata_that_looks_like_the_end_of_another(tmp_path, labels):
         assert store.verify() == []
 
 
+def test_a_row_that_is_cut_elsewhere_has_another_checksum():
+    """What moves from one column to the next was edited."""
+    rows = [("ab", "c", "{}"), ("a", "bc", "{}"), ("ab", "c{", "}")]
+    assert len({row_digest(1, *row) for row in rows}) == len(rows)
+    assert row_digest(1, *rows[0]) != row_digest(2, *rows[0])
+
+
 # -- the way through ---------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +90,24 @@ def test_search_equals_numpy_in_every_metric(tmp_path, metric):
         for row, hits in zip(expected, store.search(queries, k=20), strict=True):
             assert [int(hit.id) for hit in hits] == np.argsort(-row)[:20].tolist()
             np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:20], atol=1e-4)
+
+
+def test_no_cosine_is_beyond_one(tmp_path):
+    """Products of float32 unit vectors round to 1.0000001, of which an arccosine is no number."""
+    vectors = random_vectors(300)
+    with FaissStore.create(tmp_path / "s", None) as store:
+        store.add([str(i) for i in range(300)], vectors=vectors)
+        scores = [hits[0].score for sign in (1, -1) for hits in store.search(sign * vectors, k=300)]
+        lowest = [hits[-1].score for hits in store.search(-vectors, k=300)]
+    assert max(scores) == 1.0
+    assert min(lowest) == -1.0
+
+
+def test_equal_scores_come_oldest_first(tmp_path):
+    with FaissStore.create(tmp_path / "s", None) as store:
+        for part in "ab", "cd":  # two segments
+            store.add(list(part), ids=list(part), vectors=np.ones((2, 4)))
+        assert [hit.id for hit in store.search(np.ones(4), k=3)] == ["a", "b", "c"]
 
 
 def test_a_query_is_a_text_or_a_vector_or_a_batch_of_them(store, encoder):

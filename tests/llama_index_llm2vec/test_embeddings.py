@@ -78,6 +78,14 @@ def test_a_shared_cache_keeps_queries_texts_and_models_apart(make_encoder):
     assert [len(encoder.calls) for encoder in encoders] == [2 + 3, 2 + 2]
 
 
+@pytest.mark.parametrize("setting", [{"normalize": True}, {"text_instruction": "t: "}], ids=str)
+def test_a_shared_cache_keeps_settings_apart(encoder, setting):
+    cache = SimpleKVStore()
+    for options in ({}, setting):
+        LLM2VecEmbedding(encoder, embeddings_cache=cache, **{"normalize": False} | options).get_text_embedding("a")
+    assert len(encoder.calls) == 2
+
+
 async def test_the_async_twins_share_the_cache(encoder):
     embedding = LLM2VecEmbedding(encoder, embeddings_cache=SimpleKVStore())
     for _ in range(2):
