@@ -88,6 +88,13 @@ def test_documents_are_cut_by_words_and_the_instruction_is_kept() -> None:
     assert len(tokenizer(pooled.strip(), add_special_tokens=False)["input_ids"]) <= 12
 
 
+def test_as_many_words_stay_as_fit() -> None:
+    text = " ".join(["dog"] * 30)
+    tokens = len(TOKENIZERS["plain"](text)["input_ids"])
+    read, _ = pooled_text("plain", ("", text), document_max_length=tokens // 3)
+    assert read.split() == ["dog"] * int(30 * (tokens // 3) / tokens)
+
+
 def test_a_text_without_blanks_is_cut_by_tokens_not_to_nothing() -> None:
     _, pooled = pooled_text("bos", ("", "x1y2-" * 100), document_max_length=12, max_length=48)
     assert pooled.startswith("x1y2-")
