@@ -85,6 +85,21 @@ def test_head_and_base_stay_frozen_unless_asked(family: str, arrays: dict[str, t
     assert all("lora_" in name for name in moved), moved
 
 
+def test_a_tied_head_teaches_the_input_embeddings_nothing_unless_asked(tmp_path: Path) -> None:
+    model = st_llm2vec.load(str(save_decoder(tmp_path / "tied", tie_word_embeddings=True)), device="cpu")
+    ids = torch.randint(3, 300, (2, 8))
+    moved = []
+    for train_head in (False, True):
+        model.zero_grad()
+        MNTPLoss(model, train_head=train_head)(
+            [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], ids
+        ).backward()
+        gradient = model[0].model.get_input_embeddings().weight.grad
+        moved.append(set(gradient.abs().sum(1).nonzero().flatten().tolist()))
+    assert moved[0] <= set(ids.flatten().tolist())
+    assert len(moved[1]) == len(gradient)
+
+
 def test_only_masked_positions_count(decoder: Path) -> None:
     model = st_llm2vec.load(str(decoder), device="cpu")
     loss = MNTPLoss(model)

@@ -366,7 +366,7 @@ MUTANTS: list[Mutant] = [
         (
             "tensors = {name: (p if self.trainable else p.detach()).to(hidden.dtype) for name, p in tensors.items()}",
             "tensors = {name: p.to(hidden.dtype) for name, p in tensors.items()}",
-            "tests/test_training.py -k frozen",
+            "tests/test_training.py -k tied_head",
         ),
     ),
     *_rows(
