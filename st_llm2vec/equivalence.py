@@ -29,7 +29,7 @@ PROBES = [
     "In 1869 Mendeleev left gaps in his table for elements that nobody had seen. " * 3,
     "Whales sleep with one half of their brain at a time, so that the other half can remember to breathe. " * 9,
 ]
-# What `quantize` sees besides: a short text is the worst conditioned (SmolLM2, int8 without smoothing: smallest cosine
+# A short text is the worst conditioned (SmolLM2, int8 without smoothing: smallest cosine
 # 0.985 on the texts above, 0.796 on captions).
 SHORT_PROBES = [
     "A man is playing a guitar.",
@@ -65,7 +65,8 @@ class Limit(NamedTuple):
 # A distance of 0.1 is a cosine of 0.995, one of 1e-3 a cosine of 1 - 5e-7.
 LIMITS = {
     "float64": Limit(Bound(1e-5, 1e-3), Bound(1e-5, 1e-2)),
-    "float32": Limit(Bound(1e-5, 1e-3), Bound(1e-5, 1e-2)),
+    # A trained SmolLM2, causal, moves a token by 1.4e-5 when prepacked; the mildest fault moves one by 8e-2.
+    "float32": Limit(Bound(1e-5, 1e-3), Bound(5e-5, 1e-2)),
     "float16": Limit(Bound(2e-3, 2e-2), Bound(5e-3, 0.1)),
     "bfloat16": Limit(Bound(2e-2, 0.1), Bound(6e-2, 0.3)),
     "int8": Limit(Bound(3e-2, 0.1), Bound(0.1, 0.3)),  # what enters a product may round to the next of 255 values
@@ -168,7 +169,7 @@ def probe_ids(model: PreTrainedModel, tokenizer: Any = None) -> list[list[int]]:
         sizes = [1, 5, 5, 8, 24]
         texts = [torch.randint(3, config.vocab_size, (n,), generator=generator).tolist() for n in sizes]
     else:
-        texts = [tokenizer(text, verbose=False)["input_ids"] for text in PROBES[:5]]
+        texts = [tokenizer(text, verbose=False)["input_ids"] for text in PROBES[:5] + SHORT_PROBES]
         texts = [ids for ids in texts if ids] or [[0]]
     page = sorted(texts, key=len)[-1] if tokenizer is None else tokenizer(PROBES[-1], verbose=False)["input_ids"]
     if page and window and window + 3 > max(map(len, texts)):
