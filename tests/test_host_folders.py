@@ -71,6 +71,14 @@ def change(folder: Path, file: str, **values: Any) -> Path:
     return folder
 
 
+def test_a_prompt_is_pooled_where_the_folder_does_not_say(decoder: Path, tmp_path: Path) -> None:
+    folder = change(plain(decoder, tmp_path / "x"), "1_Pooling/config.json", include_prompt=None)
+    model = st_llm2vec.load(str(folder), device="cpu")
+    assert model[1].include_prompt is True
+    expected = opened(folder).encode(["lazy dog"], prompt="find: ")
+    assert np.abs(model.encode(["lazy dog"], prompt="find: ") - expected).max() <= 1e-5
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("include_prompt", [True, False])
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])

@@ -168,6 +168,10 @@ MUTANTS: list[Mutant] = [
         ),
         ("labels = ids.masked_fill(~selected, IGNORED)", "labels = ids"),
         ("ids[masked] = self.mask_token_id", "ids[masked] = 0"),
+    ),
+    *_rows(
+        "st_llm2vec/training/mntp.py",
+        "tests/test_training_tables.py -k never_predicts",
         ("special = (position < before) | (position >= lengths - after)", "special = position < before"),
     ),
     *_rows(

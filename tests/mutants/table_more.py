@@ -237,7 +237,7 @@ MUTANTS: list[Mutant] = [
         (
             '"include_prompt": pooling.get("include_prompt", not issubclass(second[0], LLM2VecPooling)),',
             '"include_prompt": pooling.get("include_prompt", False),',
-            f"{_HOST} -k older",
+            f"{_HOST} -k does_not_say",
         ),
         (
             'read = {"attention": "bidirectional", **read}',
