@@ -9,7 +9,7 @@ it starts and again once the store acknowledged it. After each kill the store mu
 exactly the acknowledged changes, with or without the whole of the one that was under way; texts, metadata and vectors
 are compared.
 
-With --events, each event is one of four, at random:
+With --events, each event is one of four, one of each and then at random:
 
     kill     as above
     fork     a writer forks; parent and child change the store at once, and in half the cases the child is killed
@@ -398,7 +398,9 @@ def run(path, arguments):
         put(store, "add", stores.state)
     tally, total = collections.Counter(), arguments.events or arguments.kills
     for number in range(1, total + 1):
-        event = stores.rng.choices(list(EVENTS), list(EVENTS.values()))[0] if arguments.events else "kill"
+        # The first four are one of each; what a kill interrupts shifts what is drawn after it.
+        drawn = [*EVENTS][number - 1] if number <= len(EVENTS) else stores.rng.choices([*EVENTS], [*EVENTS.values()])[0]
+        event = drawn if arguments.events else "kill"
         tally[event, getattr(stores, event)()] += 1
         if number % 20 == 0:
             print(f"{number} events", file=sys.stderr, flush=True)
