@@ -183,11 +183,6 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/training/head.py",
-        "tests/test_training.py -k 'head or untied'",
-        ("(p if self.trainable else p.detach())", "p.detach()"),
-    ),
-    *_rows(
         "st_llm2vec/training/mntp.py",
         "tests/test_training.py -k 'mntp or mask'",
         ("masked = selected & (kind < 0.8)", "masked = selected & (kind < 0.6)"),
