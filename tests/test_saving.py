@@ -82,6 +82,12 @@ def test_dtypes_that_cannot_be_saved(decoder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "encoder").exists()
 
 
+def test_a_folder_is_opened_in_the_dtype_that_was_asked_for(decoder: Path, tmp_path: Path) -> None:
+    st_llm2vec.load(str(decoder), device="cpu").save_pretrained(str(tmp_path / "encoder"), dtype="bfloat16")
+    assert dtypes(tmp_path / "encoder") == {torch.bfloat16}
+    assert read(tmp_path / "encoder")["dtype"] == "bfloat16"
+
+
 def test_convert_writes_the_dtype_that_was_asked_for(decoder: Path, tmp_path: Path) -> None:
     from st_llm2vec.loading import convert
 

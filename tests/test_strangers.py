@@ -484,3 +484,17 @@ def test_require_safe_passes_what_we_save(saved: Path) -> None:
 
 def test_a_decoder_of_another_architecture_passes(tmp_path: Path) -> None:
     require_safe(save_decoder(tmp_path / "gemma", "gemma3_text"))
+
+
+def test_json_is_nested_as_deep_as_the_limit_and_no_deeper(tmp_path: Path) -> None:
+    from st_llm2vec.vetting.files import MAX_DEPTH, require_shallow
+
+    def nested(depth: int) -> Any:
+        content: Any = {}
+        for _ in range(depth - 1):
+            content = {"a": content}
+        return content
+
+    require_shallow(tmp_path / "x.json", nested(MAX_DEPTH))
+    with pytest.raises(InvalidCheckpointError, match=f"nested more than {MAX_DEPTH} deep"):
+        require_shallow(tmp_path / "x.json", nested(MAX_DEPTH + 1))

@@ -172,7 +172,7 @@ MUTANTS: list[Mutant] = [
             'if own_save or transformer.text_template or transformer.attention == "causal":',
             f"{_SAVING} -k cut",
         ),
-        ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k convert"),
+        ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k asked_for"),
     ),
     *_rows(
         "st_llm2vec/model.py",
