@@ -17,7 +17,7 @@ from .plugin import disable_plugin, enable_plugin
 if TYPE_CHECKING:
     from .auditing import audit
     from .bidirectional import enable_bidirectional_attention, restore_causal_attention
-    from .errors import Llm2VecError
+    from .errors import LLM2VecError
     from .evaluation.diagnosis import doctor
     from .loading import load
     from .model import LLM2Vec
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _LAZY = {
     "Encoder": "types",
     "LLM2Vec": "model",
-    "Llm2VecError": "errors",
+    "LLM2VecError": "errors",
+    "Llm2VecError": "errors",  # deprecated spelling
     "audit": "auditing",
     "doctor": "evaluation.diagnosis",
     "enable_bidirectional_attention": "bidirectional",
@@ -39,7 +40,7 @@ _LAZY = {
 __all__ = [
     "Encoder",
     "LLM2Vec",
-    "Llm2VecError",
+    "LLM2VecError",
     "__version__",
     "audit",
     "disable_plugin",

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import CacheError, InvalidInputError, Llm2VecError, ModelNotFoundError
+from .errors import CacheError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .settings import EncoderSettings
 from .vetting import read_json, require_below
 
@@ -218,7 +218,7 @@ def folder_of(name: str, alias: Alias, make: Callable[[Path], None]) -> Path:
 
     Raises:
         CacheError: The cache cannot be written, is full, or what is kept there is damaged.
-        Llm2VecError: What `make` raises.
+        LLM2VecError: What `make` raises.
     """
     if alias.is_encoder:
         return Path(alias.model)
@@ -248,7 +248,7 @@ def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
             os.replace(folder, place)
-    except Llm2VecError:
+    except LLM2VecError:
         raise
     except (OSError, SafetensorError) as error:
         raise CacheError(

@@ -1,6 +1,6 @@
 """The error tree: every error that st_llm2vec and its integrations raise on purpose.
 
-    Llm2VecError
+    LLM2VecError
     ├── ModelNotFoundError            (also FileNotFoundError)
     ├── InvalidCheckpointError        (also ValueError)
     ├── UnsupportedArchitectureError  (also ValueError)
@@ -20,20 +20,23 @@ Each also inherits the built-in that a caller would catch. Messages say what was
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
 
-class Llm2VecError(Exception):
+
+class LLM2VecError(Exception):
     """Base of all errors raised on purpose; catch this to catch them all."""
 
 
-class ModelNotFoundError(Llm2VecError, FileNotFoundError):
+class ModelNotFoundError(LLM2VecError, FileNotFoundError):
     """The name is no known alias, no folder and no repository that can be reached."""
 
 
-class InvalidCheckpointError(Llm2VecError, ValueError):
+class InvalidCheckpointError(LLM2VecError, ValueError):
     """The folder exists, but its files cannot give a correct encoder."""
 
 
-class UnsupportedArchitectureError(Llm2VecError, ValueError):
+class UnsupportedArchitectureError(LLM2VecError, ValueError):
     """This architecture has no attention mask to open, or is no decoder."""
 
 
@@ -41,19 +44,19 @@ class StillCausalError(UnsupportedArchitectureError):
     """The mask was opened, and the audit found layers that still cannot see later tokens."""
 
 
-class InvalidInputError(Llm2VecError, ValueError):
+class InvalidInputError(LLM2VecError, ValueError):
     """A text, prompt or setting that has no sane embedding."""
 
 
-class MissingExtraError(Llm2VecError, ImportError):
+class MissingExtraError(LLM2VecError, ImportError):
     """An optional dependency is not installed."""
 
 
-class CacheError(Llm2VecError, OSError):
+class CacheError(LLM2VecError, OSError):
     """What is kept of an alias is damaged, or cannot be written."""
 
 
-class StoreError(Llm2VecError):
+class StoreError(LLM2VecError):
     """Base of the errors of a vector store."""
 
 
@@ -75,3 +78,10 @@ class StoreLockedError(StoreError):
 
 class StoreCorruptedError(StoreError):
     """A file of the store is damaged or missing."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Llm2VecError":
+        warnings.warn("Llm2VecError is called LLM2VecError now.", DeprecationWarning, stacklevel=2)
+        return LLM2VecError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

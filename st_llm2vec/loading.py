@@ -18,7 +18,7 @@ from . import aliases, gguf_files, kernels
 from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
 from .equivalence import PROBES as PROBE_TEXTS
 from .equivalence import SHORT_PROBES, off
-from .errors import InvalidCheckpointError, InvalidInputError, Llm2VecError, ModelNotFoundError
+from .errors import InvalidCheckpointError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
@@ -260,7 +260,7 @@ def _build(
             **(host.transformer if host else {}),
         )
     except (TypeError, ValueError, AttributeError, OSError) as error:
-        of_files = isinstance(error, Llm2VecError) or getattr(error, "errno", None)
+        of_files = isinstance(error, LLM2VecError) or getattr(error, "errno", None)
         if not runtime.model_kwargs or of_files:
             raise
         unknown = [name for name in runtime.model_kwargs if f"'{name}'" in str(error)]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_models import KIT, save_decoder
 
 import st_llm2vec
-from st_llm2vec.errors import Llm2VecError
+from st_llm2vec.errors import LLM2VecError
 
 ADAPTER, PLAIN = "llama-mntp", "plain"
 FILES = [(PLAIN, "config.json"), (PLAIN, "llm2vec_config.json"), (PLAIN, "tokenizer_config.json")]
@@ -111,7 +111,7 @@ def outcome(root: Path, where: tuple[str, str], key: Any, value: Any, whole: boo
     try:
         st_llm2vec.load(str(root / folder), device="cpu")
         found = "opened"
-    except Llm2VecError as error:
+    except LLM2VecError as error:
         found = type(error).__name__
     finally:
         path.unlink() if before is None else path.write_bytes(before)

@@ -135,7 +135,7 @@ print("now", flush=True); input()
 for name in ("llm2vec-llama-3", "llm2vec-sheared-llama"):
     try:
         SentenceTransformer(name, device="cpu")
-    except st_llm2vec.Llm2VecError as error:
+    except st_llm2vec.LLM2VecError as error:
         print(type(error).__name__, repr(str(error)))
 """
     url, asked = endpoint

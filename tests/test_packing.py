@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 import st_llm2vec
 from st_llm2vec import encoding, modules, packing
 from st_llm2vec.bidirectional import ARCHITECTURES, enable_bidirectional_attention, kernel_of
-from st_llm2vec.errors import Llm2VecError
+from st_llm2vec.errors import LLM2VecError
 from st_llm2vec.packing import Row, batches, disable_packing, enable_packing, is_packing, packed
 from st_llm2vec.training import MNTPDataCollator, MNTPLoss
 
@@ -52,7 +52,7 @@ def test_architecture(model_type: str, kernel: str, attention: str) -> None:
         model = tiny_decoder(model_type, kernel)
         if attention == "bidirectional":
             enable_bidirectional_attention(model)
-    except (ValueError, Llm2VecError):
+    except (ValueError, LLM2VecError):
         return  # no such kernel, as docs/architectures.md says and test_bidirectional.py checks
     status = enable_packing(model)
     if model_type in UNPACKED or (model_type == "llama4_text" and attention == "causal"):
@@ -175,7 +175,7 @@ def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.Monkey
     monkeypatch.setattr("st_llm2vec.encoding.CHUNK", 3)
     assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
     counted = hasattr(SentenceTransformer, "_inference")  # before 6.2 the host sorts first, and counts in its batches
-    with pytest.raises(Llm2VecError, match="Input 7 is int" if counted else "is int"):
+    with pytest.raises(LLM2VecError, match="Input 7 is int" if counted else "is int"):
         model.encode([*TEXTS[:7], 5])
 
 

@@ -20,7 +20,7 @@ import st_llm2vec
 from st_llm2vec.aliases import CONTENTS as KEPT
 from st_llm2vec.build_folder import VARIABLE, use_build_folder
 from st_llm2vec.checkpoints import resolve
-from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError, Llm2VecError
+from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError, LLM2VecError
 from st_llm2vec.loading import convert
 from st_llm2vec.templates import own_template
 from st_llm2vec.vetting import require_finite_pattern, require_safe
@@ -409,7 +409,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("file", "changes"), WRONG, ids=lambda value: str(value)[:50])
 def test_contents_of_another_kind_end_in_our_error(folder: Path, file: str, changes: dict[str, Any]) -> None:
     edit(folder / file, **changes)
-    refused(folder, ".", Llm2VecError)
+    refused(folder, ".", LLM2VecError)
 
 
 ADAPTERS = [{"lora_alpha": "x"}, {"lora_alpha": None}, {"alpha_pattern": ["x"]}, {"alpha_pattern": {"[": 3}}]

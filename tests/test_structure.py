@@ -102,6 +102,12 @@ def test_public_names_are_sorted_and_there() -> None:
     assert len(st_llm2vec.__all__) <= 15
 
 
+def test_the_old_spelling_of_the_base_error_still_catches() -> None:
+    with pytest.warns(DeprecationWarning, match="LLM2VecError"):
+        old = st_llm2vec.Llm2VecError
+    assert old is st_llm2vec.LLM2VecError
+
+
 def test_no_file_takes_the_name_of_a_library() -> None:
     names = {path.stem for path in [*CORE, *INTEGRATIONS, *(ROOT / "integrations").iterdir()]}
     assert not names & {"faiss", "langchain", "llama_index", "utils"}

@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import Llm2VecError
+from ..errors import LLM2VecError
 from . import convert, doctor, encode, evaluate, explore, models, serve, store, train
 from .terminal import escaped, escaped_logs, message
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             typer.echo(escaped(traceback.format_exc(), keep="\n"), err=True)
             return 1
         said = str(error).strip() or type(error).__name__
-        if not isinstance(error, (Llm2VecError, OSError, ValueError)):  # of a library, or a fault of ours
+        if not isinstance(error, (LLM2VecError, OSError, ValueError)):  # of a library, or a fault of ours
             said = f"{type(error).__name__}: {said}. --debug shows where it comes from."
         typer.echo(message(f"Error: {said}"), err=True)
         return 1

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from ..errors import Llm2VecError
+from ..errors import LLM2VecError
 from .batcher import BusyError
 
 RETRY_AFTER = "1"  # seconds
@@ -105,6 +105,6 @@ def refuse_in_schema(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
-    @app.exception_handler(Llm2VecError)
-    async def ours(_: Request, error: Llm2VecError) -> Response:
+    @app.exception_handler(LLM2VecError)
+    async def ours(_: Request, error: LLM2VecError) -> Response:
         return Refusal(400, str(error)).response()

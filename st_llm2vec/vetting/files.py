@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidCheckpointError, Llm2VecError, MissingExtraError
+from ..errors import InvalidCheckpointError, LLM2VecError, MissingExtraError
 
 MAX_BYTES = 1 << 26  # of a JSON file; the largest published ones (tokenizer.json of 256,000 tokens) have half of it
 MAX_DEPTH = 32  # of JSON; published files nest less than 10 deep, and Python's own limit is the stack's
@@ -160,7 +160,7 @@ def opening(folder: Path | str, options: Iterable[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except Llm2VecError:
+    except LLM2VecError:
         raise
     except ImportError as error:
         raise MissingExtraError(f"{folder} needs a package that is not installed: {error}") from error

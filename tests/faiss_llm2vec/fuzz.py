@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from faiss_llm2vec import FaissStore
 from faiss_llm2vec.rows import checksum
-from st_llm2vec.errors import Llm2VecError
+from st_llm2vec.errors import LLM2VecError
 
 DIMENSION = 16
 ROWS = 4200  # enough for an index
@@ -138,7 +138,7 @@ def fuzz(folder, *, cases: int, derandomize: bool):
         try:
             use(target, mmap)
             outcome = "opened", type(None)
-        except Llm2VecError as error:
+        except LLM2VecError as error:
             outcome = f"{case[0]}: {type(error).__name__}", type(error)
         assert time.perf_counter() - started < SECONDS * (1 if outcome[0] != "opened" else 10), (case, outcome)
         assert beside.read_text() == "mine"

@@ -17,7 +17,7 @@ import pytest
 from fuzz import DIMENSION, edit_manifest, fuzz, rewrite
 
 from faiss_llm2vec import FaissStore
-from st_llm2vec.errors import Llm2VecError, StoreCorruptedError, StoreError
+from st_llm2vec.errors import LLM2VecError, StoreCorruptedError, StoreError
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def test_a_state_of_many_documents_in_a_small_file_is_refused_at_once(path):
 def test_fuzzed_manifests_and_headers_end_in_our_errors(tmp_path):
     tally = fuzz(tmp_path, cases=60, derandomize=True)
     assert sum(tally.values()) >= 60
-    assert all(name == "opened" or issubclass(kind, Llm2VecError) for name, kind in tally), tally
+    assert all(name == "opened" or issubclass(kind, LLM2VecError) for name, kind in tally), tally
 
 
 def test_json_of_a_manifest_is_what_it_was(path):
