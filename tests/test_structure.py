@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,8 @@ ORDER = [
     "encoders",
     "words",
     "plugin",
+    "readers",
+    "corpus",
     "training",
     "evaluation",
     "serving",
@@ -111,3 +115,10 @@ def test_the_old_spelling_of_the_base_error_still_catches() -> None:
 def test_no_file_takes_the_name_of_a_library() -> None:
     names = {path.stem for path in [*CORE, *INTEGRATIONS, *(ROOT / "integrations").iterdir()]}
     assert not names & {"faiss", "langchain", "llama_index", "utils"}
+
+
+@pytest.mark.parametrize("name", ["readers", "corpus"])
+def test_a_library_module_needs_no_terminal_kit(name: str) -> None:
+    code = f"import sys, st_llm2vec.{name}; sys.exit(sorted({{'typer', 'rich', 'torch'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
