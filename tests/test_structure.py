@@ -44,6 +44,8 @@ ORDER = [
     "encoders",
     "words",
     "plugin",
+    "readers",
+    "corpus",
     "training",
     "evaluation",
     "serving",
@@ -124,3 +126,10 @@ def test_a_library_needs_no_terminal_kit() -> None:
 def test_no_file_takes_the_name_of_a_library() -> None:
     names = {path.stem for path in [*CORE, *INTEGRATIONS, *(ROOT / "integrations").iterdir()]}
     assert not names & {"faiss", "langchain", "llama_index", "utils"}
+
+
+@pytest.mark.parametrize("name", ["readers", "corpus"])
+def test_a_library_module_needs_no_terminal_kit(name: str) -> None:
+    code = f"import sys, st_llm2vec.{name}; sys.exit(sorted({{'typer', 'rich', 'torch'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
