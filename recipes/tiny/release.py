@@ -5,6 +5,7 @@ python recipes/tiny/release.py --data DIR --out build/tiny          # writes st_
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from stage import options
 
 import st_llm2vec
 from st_llm2vec.evaluation import evaluate
@@ -23,9 +23,9 @@ TARGET = Path(__file__).parents[2] / "st_llm2vec" / "tiny"
 STAGES: list[tuple[str, str, dict[str, Any]]] = [
     ("causal LM, mean-pooled", "1-causal-lm", {"attention": "causal"}),
     ("bidirectional, untrained", "1-causal-lm", {}),
-    ("+ MNTP", "2-mntp", {}),
-    ("+ SimCSE", "3-simcse", {}),
-    ("+ supervised", "4-supervised", {}),
+    ("+ MNTP", "mntp", {}),
+    ("+ SimCSE", "simcse", {}),
+    ("+ supervised", "supervised", {}),
 ]
 
 CARD = """---
@@ -73,9 +73,9 @@ this size they carry much of what the encoder knows, as the static floor shows; 
 | --- | --- | --- | --- |
 | token vectors, by counting | wiki_text and wiki_sentences: English Wikipedia | CC BY-SA 3.0 | |
 | causal LM, from scratch | wiki_text: English Wikipedia articles | CC BY-SA 3.0 | {steps[1-causal-lm]} |
-| MNTP, all weights | wiki_text | CC BY-SA 3.0 | {steps[2-mntp]} |
-| SimCSE, all weights | wiki_sentences: English Wikipedia sentences | CC BY-SA 3.0 | {steps[3-simcse]} |
-| supervised, all weights | SNLI, WikiSplit, SQuAD by way of QNLI | CC BY-SA 4.0 | {steps[4-supervised]} |
+| MNTP, all weights | wiki_text | CC BY-SA 3.0 | {steps[mntp]} |
+| SimCSE, all weights | wiki_sentences: English Wikipedia sentences | CC BY-SA 3.0 | {steps[simcse]} |
+| supervised, all weights | SNLI, WikiSplit, SQuAD by way of QNLI | CC BY-SA 4.0 | {steps[supervised]} |
 | | MedQuAD | CC BY 4.0 | |
 | | PubMedQA | MIT | |
 | | passages and neighbouring sentences of wiki_text | CC BY-SA 3.0 | |
@@ -97,7 +97,10 @@ def steps_of(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    args = options(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of data sets, <name>/<split>.jsonl.xz")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all stages, for example build/tiny")
+    args = parser.parse_args()
     lines = ["| stage | STS-B test | its static floor |", "| --- | --- | --- |"]
     for label, folder, settings in STAGES:
         model = st_llm2vec.load(str(args.out / folder), max_seq_length=512, **settings)
