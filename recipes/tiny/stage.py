@@ -15,7 +15,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 import st_llm2vec
-from st_llm2vec.evaluation import STS
+from st_llm2vec.evaluation import TaskEvaluator
 
 
 def options(doc: str | None) -> argparse.Namespace:
@@ -72,7 +72,7 @@ def train(
         args=arguments,
         train_dataset=dataset,
         eval_dataset=eval_dataset,
-        evaluator=STS.evaluator(data / "stsb", "dev"),
+        evaluator=TaskEvaluator(["stsb"], data),
         loss=loss,
         data_collator=collator,
         optimizers=(adamw(loss, learning_rate, weight_decay=weight_decay), None),
