@@ -20,7 +20,7 @@ from .architectures import ARCHITECTURES
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 
 AUDIT_TOKENS = 8
-PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
+PACKED = "packed_"  # stands before the implementation's name in the config of a model that takes packed sequences
 PADDINGS = ("none", "left", "right")
 
 
@@ -69,7 +69,7 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
     Returns:
         One row per layer and padding, for the attention kernel in use.
     """
-    layers, kernel = decoder_layers(model), kernel_of(model)
+    layers, kernel = decoder_layers(model), attn_implementation_of(model)
     depth = len(layers)
     # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
     one_sided = {
@@ -190,6 +190,6 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
     return model.config.get_text_config(decoder=True)
 
 
-def kernel_of(model: PreTrainedModel) -> str:
-    """The attention kernel in use: "sdpa", "eager", ..."""
+def attn_implementation_of(model: PreTrainedModel) -> str:
+    """The attention implementation in use: "sdpa", "eager", ..."""
     return str(model.config._attn_implementation).removeprefix(PACKED)

@@ -19,11 +19,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from .backend.equivalence import Status, off
+from .backend.packing import PackedBatch, disable_packing, enable_packing, is_packing, packed
+from .backend.prepacked import is_prepacked, prepack
+from .backend.residual import round_residual
 from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
-from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
-from .kernels import is_prepacked, prepack, round_residual
-from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
 from .tokenization import TokenizedText, require_unicode, split_input, tokenize
@@ -151,7 +152,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         if self.status["packed"].on is None or (self.status["packed"] and not is_packing(self.model)):
             self.status["packed"] = enable_packing(self.model, self.tokenizer)
         if self.compiles and self.status["compiled"].on is None and torch.is_inference_mode_enabled():
-            from .compilation import compile_layers  # the compiler takes a second to import
+            from .backend.compilation import compile_layers  # the compiler takes a second to import
 
             self.status["compiled"] = compile_layers(self.model, self.tokenizer)
         return bool(self.status["packed"])
@@ -394,7 +395,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         """
         # The decoder would be handed every feature that it does not refuse.
         pooling_mask = features.pop("pooling_mask", None)
-        row = features.pop("row", None)
+        row = features.pop("packed_batch", None)
         if pooling_mask is None and features.get("attention_mask") is not None:
             if self.text_template and self.keep_suffix:
                 raise InvalidInputError(
@@ -413,9 +414,9 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 features["attention_mask"] = pooling_mask
         return features
 
-    def _forward_packed(self, features: dict[str, Any], row: Row | None, **kwargs: Any) -> None:
+    def _forward_packed(self, features: dict[str, Any], row: PackedBatch | None, **kwargs: Any) -> None:
         ids = features["input_ids"]
-        row = row or Row.of(features["attention_mask"])
+        row = row or PackedBatch.of(features["attention_mask"])
         # No attention mask: every token of the packed sequence is one.
         inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "attention_mask": None}
         with packed(row):

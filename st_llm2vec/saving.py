@@ -19,9 +19,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .backend.equivalence import LIMITS, precision
 from .bidirectional import needs_module_flags
 from .checkpoints import SETTINGS_FILE, weight_files
-from .equivalence import LIMITS, precision
 from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .modules import LLM2VecPooling
@@ -109,7 +109,7 @@ def _weights(decoder: PreTrainedModel, dtype: torch.dtype | None, *, rounded: bo
     own = decoder.dtype
     if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):
         dtype = own
-    # One dtype already? bfloat16 decoders have a few vectors in float32 here (kernels.keep_residual_in_float32).
+    # One dtype already? bfloat16 decoders have a few vectors in float32 here (backend/residual.py).
     if dtype is None or all(p.dtype == dtype for p in decoder.parameters() if p.is_floating_point()):
         return None
     if getattr(decoder, "is_quantized", False):

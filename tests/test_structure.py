@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,20 +20,19 @@ ORDER = [
     "vetting",
     "templates",
     "settings",
+    "presets",
+    "recipes",
+    "recipe_files",
+    "readers",
     "runtime",
     "hosts",
     "aliases",
-    "build_folder",
-    "attention",
     "architectures",
     "auditing",
     "bidirectional",
-    "equivalence",
-    "packing",
+    "backend",
     "tokenization",
     "prompts",
-    "kernels",
-    "compilation",
     "modules",
     "checkpoints",
     "host_folders",
@@ -47,10 +48,13 @@ ORDER = [
     "encoders",
     "words",
     "plugin",
+    "readers",
+    "corpus",
     "training",
     "evaluation",
     "serving",
     "cli",
+    "__main__",
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
@@ -108,6 +112,28 @@ def test_the_old_spelling_of_the_base_error_still_catches() -> None:
     assert old is st_llm2vec.LLM2VecError
 
 
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_line_says_what_it_needs(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['st-llm2vec', 'models']; import runpy; "
+    code += "runpy.run_module('st_llm2vec', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f'Error: the command line needs {missing}. Type: pip install "st-llm2vec[cli]"\n'
+
+
+def test_a_library_needs_no_terminal_kit() -> None:
+    heavy = "st_llm2vec.loading", "st_llm2vec.training", "st_llm2vec.evaluation", "st_llm2vec.serving.batcher"
+    code = "import sys; sys.modules['typer'] = sys.modules['click'] = None\n" + "\n".join(f"import {m}" for m in heavy)
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_no_file_takes_the_name_of_a_library() -> None:
     names = {path.stem for path in [*CORE, *INTEGRATIONS, *(ROOT / "integrations").iterdir()]}
     assert not names & {"faiss", "langchain", "llama_index", "utils"}
+
+
+@pytest.mark.parametrize("name", ["readers", "corpus"])
+def test_a_library_module_needs_no_terminal_kit(name: str) -> None:
+    code = f"import sys, st_llm2vec.{name}; sys.exit(sorted({{'typer', 'rich', 'torch'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
+from ..corpus import published
 from ..settings import NAMES, EncoderSettings
 from . import options
-from .files import published
 from .options import folder_size, megabytes, note, open_model
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..corpus import encode_shard, published, writer_of
 from ..errors import InvalidInputError
+from ..readers import READERS, TEXT_COLUMN, read_rows
 from . import options
-from .files import READERS, TEXT_COLUMN, published, read_rows
 from .options import note, open_model
-from .shards import encode_shard, writer_of
 
 
 class Format(str, Enum):

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..corpus import published
 from ..errors import StoreExistsError
+from ..readers import TEXT_COLUMN, Rows, read_rows
 from . import options
-from .files import TEXT_COLUMN, Rows, published, read_rows
 from .options import note, open_model, print_table
 from .terminal import escaped, message
 

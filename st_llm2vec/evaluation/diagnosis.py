@@ -17,8 +17,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
-from ..bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
-from ..kernels import keep_residual_in_float32, keeps_residual_in_float32
+from ..backend.residual import keep_residual_in_float32, keeps_residual_in_float32
+from ..bidirectional import ARCHITECTURES, Audit, attn_implementation_of, audit, twin
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
@@ -97,7 +97,7 @@ def doctor(model: SentenceTransformer) -> Report:
 
 
 def _audits(decoder: Any) -> Iterator[Audit]:
-    current = kernel_of(decoder)
+    current = attn_implementation_of(decoder)
     known = ARCHITECTURES[decoder.config.model_type].kernels if decoder.config.model_type in ARCHITECTURES else ()
     # flex is compiled for minutes on a CPU, so it is examined where it is in use.
     for kernel in dict.fromkeys([current, *(kernel for kernel in known if kernel != "flex_attention")]):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from st_llm2vec.cli.shards import encode_shard
+from st_llm2vec.corpus import encode_shard
 from st_llm2vec.errors import InvalidInputError
 
 from .conftest import SENTENCES, Command, write_jsonl

@@ -10,8 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from st_llm2vec.cli.files import published, read_rows
+from st_llm2vec.corpus import published
 from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.readers import read_rows
 
 TEXTS = ["plain", 'a "quoted", one', "naïve café 编码器"]
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInputError
-from .files import Rows, published, read_rows, require_pyarrow
+from .errors import InvalidInputError
+from .readers import Rows, read_rows, require_pyarrow
 
 Embed = Callable[[list[str]], Any]
 Write = Callable[[Path, Rows, Any], None]
@@ -103,3 +107,32 @@ def _write_parquet(path: Path, rows: Rows, vectors: Any) -> None:
 
 
 WRITERS: dict[str, Write] = {".npy": _write_npy, ".parquet": _write_parquet}
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; the file or folder written there takes its name when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
+        if draft.is_file():
+            _flush(draft)
+        os.replace(draft, path)
+        _flush(path.parent)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk, where the system lets one."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
