@@ -91,6 +91,10 @@ def _recipe(shared: dict[str, Any], said: Mapping[str, Any], tables: dict[str, A
         taken |= set(fitting)
         own = {key: value for key, value in table.items() if key not in _OF_STAGE}
         fitting = {key: value for key, value in fitting.items() if key not in own or key in said}
+        for length, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+            if length in said and other not in said:  # the one replaces the other
+                own.pop(other, None)
+                fitting.pop(other, None)
         values = {**own, **fitting, "output": os.path.join(output, name)}
         if start is not None and not (only and "model" in said):
             if "model" in own:

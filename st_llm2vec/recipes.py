@@ -171,15 +171,13 @@ class TrainingSettings:
     eval_file: str | None = _row(
         _text, str, "Columns sentence1, sentence2, score: Spearman. Otherwise as the data: the loss on it.", fixed=False
     )
-    keep_best: bool | None = _row(as_flag, bool, "End with the checkpoint that is best on eval_file.", fixed=False)
+    keep_best: bool | None = _row(as_flag, bool, "End with the checkpoint that is best on eval_file.")
     full: bool | None = _row(as_flag, bool, "Train all weights instead of LoRA.")
     lora_r: int | None = _row(_from(1), int, "Rank of LoRA.")
     lora_alpha: float | None = _row(_number, float, "LoRA counts alpha / r times. Default: 2 r.")
     lora_dropout: float | None = _row(_in("[0, 1)"), float, "Dropout on the input of every LoRA branch.")
     lora_targets: tuple[str, ...] | None = _row(_names, list, "Layers that LoRA adapts, by the ends of their names.")
-    adapter_dtype: str | None = _row(
-        _of(("float32", "float16")), str, "Of the adapter that is saved in OUTPUT/adapter.", fixed=False
-    )
+    adapter_dtype: str | None = _row(_of(("float32", "float16")), str, "Of the adapter in OUTPUT/adapter.")
     max_steps: int | None = _row(_from(1), int, "Optimizer steps.", fixed=False)
     epochs: float | None = _row(_number, float, "Passes over the data, in place of max_steps.", fixed=False)
     batch_size: int | None = _row(_from(1), int, "Rows of a step, in each process.")
@@ -187,6 +185,7 @@ class TrainingSettings:
     gradient_accumulation: int | None = _row(_from(1), int, "Batches of a step.")
     gradient_checkpointing: bool | None = _row(as_flag, bool, "Compute layers again in place of keeping their states.")
     learning_rate: float | None = _row(_number, float, "Of AdamW, at its highest.")
+    embedding_learning_rate: float | None = _row(_number, float, "Of the token embeddings, where all weights train.")
     weight_decay: float | None = _row(_not_negative, float, "Of AdamW.")
     scheduler: str | None = _row(_of(SCHEDULERS), str, f"Of the learning rate: {', '.join(SCHEDULERS)}.")
     warmup_steps: int | None = _row(_from(0), int, "Steps in which the learning rate rises.")
@@ -210,6 +209,7 @@ class TrainingSettings:
     pooling_mode: str | None = _row(_encoder, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
     template: str | None = _row(_encoder, str, "Chat template around every text.")
     attention: str | None = _row(_of(ATTENTION), str, "bidirectional or causal.")
+    share: float | None = _row(_in("(0, 1]"), float, "Of what is learned, this much is kept; 1 is all (WiSE-FT).")
     save_steps: int | None = _row(_from(1), int, "Steps between checkpoints.", fixed=False)
     eval_steps: int | None = _row(_from(1), int, "Steps between scores on eval_file.", fixed=False)
     logging_steps: int | None = _row(_from(1), int, "Steps between points of the learning curve.", fixed=False)
@@ -235,6 +235,8 @@ class TrainingSettings:
             )
         if self.full and (odd := [name for name in LORA if getattr(self, name) is not None]):
             raise InvalidInputError(f"{odd[0]} is for LoRA, and full=True trains all weights. Leave one of them out.")
+        if self.embedding_learning_rate and not self["full"]:
+            raise InvalidInputError("embedding_learning_rate needs full=True: LoRA leaves the embeddings as they are.")
 
     def __getitem__(self, name: str) -> Any:
         """The value of a field: as said, else the preset's, else the objective's default, else None."""
@@ -262,8 +264,15 @@ class TrainingSettings:
         return {name: value for name, value in values.items() if value is not None}
 
     def must_stay(self) -> dict[str, Any]:
-        """Return what a resumed run cannot change: the weights' shape and meaning, what is drawn, in which order."""
-        return {name: value for name, value in self.to_dict().items() if FIELDS[name].metadata["fixed"]}
+        """Return what a resumed run cannot change: the weights' shape and meaning, what is drawn, in which order.
+
+        Data may lie elsewhere: it is known by its hash.
+        """
+        fixed = {name: value for name, value in self.to_dict().items() if FIELDS[name].metadata["fixed"]}
+        data = {
+            name: {key: said for key, said in each.items() if key != "file"} for name, each in fixed["data"].items()
+        }
+        return {**fixed, "data": data}
 
 
 def _named(data: DataSet) -> dict[str, Any]:

@@ -15,16 +15,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
 from st_llm2vec.backend import packing
 from st_llm2vec.backend.packing import PackedBatch, batches, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.backend.residual import keeps_residual_in_float32
 from st_llm2vec.bidirectional import ARCHITECTURES, attn_implementation_of, enable_bidirectional_attention
 from st_llm2vec.errors import LLM2VecError
-from st_llm2vec.training import MNTPDataCollator, MNTPLoss
+from st_llm2vec.training import MNTPDataCollator, MNTPLoss, attention_dropout
 
 # Their attention never asks transformers for a function, so there is nothing to hand a packed sequence to.
 UNPACKED = {"bloom", "codegen", "falcon", "gpt_neox_japanese", "gptj", "xglm"}
@@ -287,13 +290,92 @@ def test_the_proof_leaves_training_mode_as_it_was(training: bool) -> None:
     assert model.training is training
 
 
-def test_checkpointed_layers_are_padded(folder: Path) -> None:
+# Windows, caps, sinks, parallel blocks, experts, learned positions; the last two take no packed sequence.
+TRAINED = ("llama", "qwen3", "gemma2", "gpt_neox", "mixtral", "gpt_oss", "opt", "falcon", "gptj")
+
+
+def contrastive(
+    source: str, packing: bool = True, checkpointing: dict[str, Any] | None = None
+) -> tuple[float, torch.Tensor, bool]:
+    """Loss and gradients of all weights where the loss knows nothing of packing; and whether the model packs."""
+    model = st_llm2vec.load(source, device="cpu", packing=packing)
+    model.train()
+    if checkpointing:
+        name = "activation" if hasattr(model[0].model, "activation_checkpointing_enable") else "gradient"
+        getattr(model[0].model, f"{name}_checkpointing_enable")(checkpointing)
+        model[0].model.enable_input_require_grads()
+    columns = [model.preprocess(texts) for texts in (TEXTS[1:4], TEXTS[-1:-4:-1], ["a", *TEXTS[2:4]])]
+    loss = MultipleNegativesRankingLoss(model)(columns, torch.arange(3))
+    loss.backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(gradients), bool(model[0].status["packed"])
+
+
+@pytest.mark.parametrize("model_type", TRAINED)
+def test_contrastive_gradients(model_type: str, tmp_path: Path) -> None:
+    without = {"dropout": 0.0} if model_type == "opt" else {}  # by default it draws, in each pass another
+    source = str(save_decoder(tmp_path / model_type, model_type, **without))
+    loss, gradient, packs = contrastive(source)
+    expected_loss, expected, _ = contrastive(source, packing=False)
+    assert packs == (model_type not in UNPACKED)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "falcon"])
+def test_gradients_of_checkpointed_layers(model_type: str, reentrant: bool, tmp_path: Path) -> None:
+    """A layer that runs again in the backward pass reads the packed sequence that it has read before."""
+    source = str(save_decoder(tmp_path / model_type, model_type))
+    _, gradient, packs = contrastive(source, checkpointing={"use_reentrant": reentrant})
+    _, expected, _ = contrastive(source, packing=False)
+    assert packs == (model_type not in UNPACKED)
+    assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_checkpoint_that_cannot_take_the_packed_sequence_along_is_padded(folder: Path) -> None:
     model = st_llm2vec.load(str(folder), device="cpu")
-    decoder = model[0].model
-    name = "activation" if hasattr(decoder, "activation_checkpointing_enable") else "gradient"
-    getattr(decoder, f"{name}_checkpointing_enable")()
+    layers = model[0].model.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
     with mock.patch.object(modules, "packed", side_effect=AssertionError):
         losses(model)
+
+
+def test_dropout_of_attention_is_drawn_in_packed_sequences_too(folder: Path) -> None:
+    """SimCSE: two passes differ, and over many of them the mean and the spread are those of padded batches."""
+
+    def passes(packing: bool) -> torch.Tensor:
+        model = st_llm2vec.load(str(folder), device="cpu", packing=packing)
+        features = model.preprocess(TEXTS[1:4])
+        model.train()
+        torch.manual_seed(0)
+        with attention_dropout(model, 0.3), torch.no_grad():
+            return torch.stack([model(dict(features))["sentence_embedding"] for _ in range(300)])
+
+    found, expected = passes(True), passes(False)
+    spread = expected.std(0)
+    assert spread.min() > 0
+    assert float(((found.mean(0) - expected.mean(0)) / spread).abs().max()) < 0.4  # 0.08 is one deviation of this
+    assert float((found.std(0) / spread - 1).abs().mean()) < 0.05
+
+
+def test_bfloat16_is_proven_for_training_without_its_own_rounding(folder: Path) -> None:
+    """Training rounds the residual stream again, which the proof leaves out, and the weights stay as they were."""
+    model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rounded = []
+    prove = modules.enable_packing
+    with mock.patch.object(
+        modules, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
+    ):
+        losses(model)
+    assert rounded == [True]
+    assert model[0].status["packed"]
+    assert not keeps_residual_in_float32(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_switching_off_gives_the_plain_implementation_back(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.presets import DEFAULTS, PRESETS
 from st_llm2vec.recipe_files import read_recipe
-from st_llm2vec.recipes import FIELDS, DataSet, TrainingSettings
+from st_llm2vec.recipes import DATA_FIELDS, FIELDS, DataSet, TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 WRONG = {
@@ -29,6 +29,7 @@ WRONG = {
     "gradient_accumulation": 0,
     "gradient_checkpointing": "on",
     "learning_rate": "1e-4",
+    "embedding_learning_rate": 0,
     "weight_decay": -0.1,
     "scheduler": "cosin",
     "warmup_steps": -1,
@@ -46,6 +47,7 @@ WRONG = {
     "pooling_mode": "max",
     "template": "lama",
     "attention": "both",
+    "share": 0,
     "save_steps": 0,
     "eval_steps": 0,
     "logging_steps": 0,
@@ -82,6 +84,7 @@ def test_a_field_of_another_objective_is_refused() -> None:
     [
         ({"max_steps": 3, "epochs": 1.0}, "exclude each other"),
         ({"full": True, "lora_r": 4}, "lora_r is for LoRA"),
+        ({"embedding_learning_rate": 1e-4}, "needs full=True"),
     ],
 )
 def test_fields_that_exclude_each_other_are_refused(given: dict[str, object], said: str) -> None:
@@ -143,6 +146,7 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
         data.pairs = { file = "pairs.jsonl", columns = ["q", "a"], weight = 0.5, query_prompt = "Find: " }
         """,
     )
+    text = "[mntp]\nepochs = 2\n"
     second = write(tmp_path, "faster.toml", "[mntp]\nmax_steps = 5\n")
     recipe = read_recipe([first, second], {"seed": 7})
     mntp, simcse, labels = recipe.stages.values()
@@ -157,6 +161,7 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
     again = read_recipe([first], {"scale": 9, "model": "x", "output": "o", "data_folder": "d"}, only="labels")
     assert list(again.stages) == ["labels"]
     assert (again.stages["labels"]["scale"], again.stages["labels"]["model"]) == (9, "x")
+    assert read_recipe([write(tmp_path, "a.toml", text), first], {"max_steps": 3}).stages["mntp"]["epochs"] is None
     assert again.stages["labels"].data["pairs"].file == str(Path("d") / "pairs.jsonl")  # type: ignore[index]
 
 
@@ -189,6 +194,15 @@ def test_recipes_are_read_without_torch_and_trained_without_a_terminal() -> None
     code = "import sys, st_llm2vec.recipe_files; assert 'torch' not in sys.modules"
     code += "; import st_llm2vec.training.run; assert 'typer' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_field_is_documented() -> None:
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    for name, row in FIELDS.items():
+        only = "" if row.metadata["only"] == tuple(DEFAULTS) else ", ".join(row.metadata["only"])
+        mark = "" if row.metadata["fixed"] else " *"
+        assert f"| `{name}`{mark} | {row.metadata['help']} | {only} |\n" in page
+    assert all(f"`{name}`" in page for name in (*DATA_FIELDS, *PRESETS, "after", "data_folder"))
 
 
 def test_the_recipes_of_the_repository_are_valid() -> None:

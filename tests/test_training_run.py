@@ -19,7 +19,7 @@ from tiny_models import WORDS
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.training import DataSet, TrainingSettings, train_all, train_stage
+from st_llm2vec.training import DataSet, TrainingSettings, mntp, simcse, supervised, train_all, train_stage
 from st_llm2vec.training.data import read_source, tuples
 from st_llm2vec.training.objectives import cosine
 
@@ -56,8 +56,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[SentenceTransformerTrainer]:
     return made
 
 
-@pytest.mark.parametrize("adapter_dtype", ["float32", "float16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "adapter_dtype"), [("float32", "float32"), ("bfloat16", "float32"), ("float32", "float16")]
+)
 def test_the_adapter_of_a_stage_on_its_base_is_the_encoder(
     dtype: str, adapter_dtype: str, bos_decoder: Path, tmp_path: Path, scored: str
 ) -> None:
@@ -80,7 +81,7 @@ def test_the_adapter_of_a_stage_on_its_base_is_the_encoder(
     weights = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors").values()
     assert {str(tensor.dtype) for tensor in weights} == {f"torch.{adapter_dtype}"}
     a, b = (model.encode_query(TEXTS, convert_to_numpy=True) for model in (whole, parts))
-    assert np.abs(a - b).max() <= (1e-5 if adapter_dtype == "float32" else 2e-3 if dtype == "float32" else 2e-2)
+    assert np.abs(a - b).max() <= (1e-5 if adapter_dtype == "float32" else 2e-3)
     untrained = st_llm2vec.load(str(tmp_path / "base"), dtype=dtype, pooling_mode="weighted_mean")
     assert np.abs(a - untrained.encode(TEXTS, prompt="search for")).max() > 3e-2
     adapter = (tmp_path / "out" / "adapter" / "adapter_config.json").read_text()
@@ -113,7 +114,7 @@ def test_a_run_leaves_its_settings_hashes_curve_and_scores(bos_decoder: Path, tm
 
     saved = st_llm2vec.load(str(tmp_path / "out"))
     assert saved.provenance["training"] == [
-        {key: record[key] for key in ("settings", "data", "steps", "before", "after")}
+        {key: record[key] for key in ("settings", "data", "evaluation", "steps", "before", "after")}
     ]
     model = SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True)
     pairs = [json.loads(line) for line in Path(scored).read_text().splitlines()]
@@ -212,9 +213,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_resumed_as_it_began_with_the_data_that_it_began_with(bos_decoder: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_as_it_began_with_the_data_that_it_began_with(
+    bos_decoder: Path, tmp_path: Path, scored: str
+) -> None:
     def told(texts: list[str] = TEXTS, **given: Any) -> TrainingSettings:
-        settings = {**SHORT, "save_steps": 2, **given}
+        settings = {**SHORT, "save_steps": 2, "eval_file": scored, **given}
         return TrainingSettings("simcse", str(bos_decoder), {"texts": texts}, str(tmp_path / "out"), **settings)
 
     train_stage(told())
@@ -222,7 +225,13 @@ def test_a_run_is_resumed_as_it_began_with_the_data_that_it_began_with(bos_decod
     lines: list[str] = []
     assert train_stage(told(), resume=True, log=lines.append).steps == 3
     assert "is finished" in lines[0]
-    for wrong, said in ((told(scale=9.0), "scale=20.0, not 9.0"), (told(TEXTS[1:]), "has changed")):
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(scored).read_text() + Path(scored).read_text())
+    for wrong, said in (
+        (told(scale=9.0), "scale=20.0, not 9.0"),
+        (told(TEXTS[1:]), "'texts' has changed"),
+        (told(eval_file=str(other)), "'eval_file' has changed"),
+    ):
         with pytest.raises(InvalidInputError, match=said):
             train_stage(wrong, resume=True)
     with pytest.raises(FileExistsError, match="resume"):
@@ -233,24 +242,54 @@ def test_a_run_is_resumed_as_it_began_with_the_data_that_it_began_with(bos_decod
 
 
 def test_mntp_does_not_follow_a_contrastive_stage(bos_decoder: Path, tmp_path: Path) -> None:
-    simcse = TrainingSettings("simcse", str(bos_decoder), {"texts": TEXTS}, str(tmp_path / "one"), **SHORT)
-    train_stage(simcse)
-    mntp = TrainingSettings("mntp", str(tmp_path / "one"), {"texts": TEXTS}, str(tmp_path / "two"), **SHORT)
+    first = TrainingSettings("simcse", str(bos_decoder), {"texts": TEXTS}, str(tmp_path / "one"), **SHORT)
+    train_stage(first)
+    second = TrainingSettings("mntp", str(tmp_path / "one"), {"texts": TEXTS}, str(tmp_path / "two"), **SHORT)
     with pytest.raises(InvalidInputError, match="has been through simcse"):
-        train_stage(mntp)
+        train_stage(second)
     assert not (tmp_path / "two").exists()
 
 
-def test_checkpointed_layers_give_the_same_weights(bos_decoder: Path, tmp_path: Path) -> None:
-    found = []
+def test_layers_are_computed_again_where_that_is_asked(bos_decoder: Path, tmp_path: Path, seen: list[Any]) -> None:
+    losses = []
     for again in (False, True):
         out = tmp_path / str(again)
         own = {"gradient_checkpointing": again, "lora_dropout": 0.0}
-        told = TrainingSettings("supervised", str(bos_decoder), {"pairs": PAIRS}, str(out), **SHORT, **own)
-        train_stage(told)
-        found.append(load_file(out / "adapter" / "adapter_model.safetensors"))
-    for name, tensor in found[0].items():
-        assert torch.allclose(tensor, found[1][name], atol=1e-6)
+        train_stage(TrainingSettings("supervised", str(bos_decoder), {"pairs": PAIRS}, str(out), **SHORT, **own))
+        losses.append([row["loss"] for row in seen[-1].state.log_history if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # Adam turns rounding into steps
+    ended = load_file(tmp_path / "True" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in ended.values())
+    layers = [trainer.model[0].model.layers[0] for trainer in seen]
+    assert [layer.gradient_checkpointing for layer in layers] == [False, True]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_share_of_what_was_learned_is_kept(full: bool, bos_decoder: Path, tmp_path: Path) -> None:
+    first = load_file(bos_decoder / "model.safetensors")
+    own: dict[str, Any] = {"full": True, "lora_r": None} if full else {"lora_dropout": 0.0}
+    found = []
+    for share in (1.0, 0.25):
+        out = tmp_path / str(share)
+        given = {**SHORT, **own, "share": share}
+        train_stage(TrainingSettings("supervised", str(bos_decoder), {"pairs": PAIRS}, str(out), **given))
+        found.append(load_file(out / "model.safetensors"))
+    moved = 0.0
+    for name, whole in found[0].items():
+        step = whole - first[f"model.{name}"]
+        moved = max(moved, float(step.abs().max()))
+        assert torch.allclose(found[1][name], first[f"model.{name}"] + 0.25 * step, atol=1e-6)
+    assert moved > 1e-3
+
+
+def test_token_embeddings_have_a_learning_rate_of_their_own(bos_decoder: Path, tmp_path: Path) -> None:
+    first = load_file(bos_decoder / "model.safetensors")
+    given = {**SHORT, "lora_r": None, "full": True, "max_steps": 1, "embedding_learning_rate": 1e-5}
+    train_stage(TrainingSettings("supervised", str(bos_decoder), {"pairs": PAIRS}, str(tmp_path / "out"), **given))
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    steps = {name: (tensor - first[f"model.{name}"]).abs().max().item() for name, tensor in after.items()}
+    assert steps["embed_tokens.weight"] == pytest.approx(1e-5, rel=0.1)  # Adam's first step is the learning rate
+    assert steps["layers.0.mlp.up_proj.weight"] == pytest.approx(1e-2, rel=0.1)
 
 
 def test_columns_of_lists_stand_for_several() -> None:
@@ -290,3 +329,14 @@ def test_no_stage_of_a_recipe_begins_before_all_files_are_read(bos_decoder: Path
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         train_all(Recipe({"one": one, "two": two}, {"one": None, "two": "one"}))
     assert not (tmp_path / "one").exists()
+
+
+def test_the_presets_of_the_modules_are_the_defaults_of_the_objectives() -> None:
+    for module in (mntp, simcse, supervised):
+        objective = module.__name__.rpartition(".")[2]
+        told = TrainingSettings(objective)
+        names = {"per_device_train_batch_size": "batch_size", "lr_scheduler_type": "scheduler"}
+        skipped = ("eval_strategy", "logging_steps")
+        for name, value in module.PRESET.items():
+            assert name in skipped or told[names.get(name, name)] == value
+        assert told["scale"] == getattr(module, "SCALE", None)

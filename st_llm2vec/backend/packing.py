@@ -140,6 +140,36 @@ def packed(batch: PackedBatch) -> Iterator[None]:
         _current.reset(token)
 
 
+def recomputes_elsewhere(model: nn.Module) -> bool:
+    """Whether layers run again in the backward pass where no packed sequence can be given to them (FSDP's wrapper)."""
+    return any(hasattr(module, "_checkpoint_wrapped_module") for module in model.modules())
+
+
+@contextmanager
+def packed_checkpoints(model: nn.Module, batch: PackedBatch) -> Iterator[None]:
+    """While the block runs, layers under gradient checkpointing take `batch` along, to read it when they run again."""
+
+    def with_batch(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def again(*args: Any, **kwargs: Any) -> Any:  # maybe in a thread of the backward pass
+                with packed(batch):
+                    return function(*args, **kwargs)
+
+            return checkpoint(again, *args, **kwargs)
+
+        return checkpointed
+
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    held = [(layer, found) for layer in layers if (found := getattr(layer, "_gradient_checkpointing_func", None))]
+    try:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = with_batch(checkpoint)
+        yield
+    finally:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = checkpoint
+
+
 def _attention(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any

@@ -50,7 +50,7 @@ def read_source(name: str, data: DataSet, *, pairs: bool, seed: int) -> Source:
         InvalidInputError: A column that is not there, something that is no text, or too few columns.
         FileNotFoundError: There is no such file.
     """
-    rows, digest = _from_file(data.file) if isinstance(data.file, str) else _from_rows(name, data.file)
+    rows, digest = _from_rows(name, data.file) if not isinstance(data.file, str) else _from_file(Path(data.file))
     rows = _drawn(rows, data, random.Random(f"{seed} {name}"))  # noqa: S311 - a sample, not a secret
     names = data.columns or (tuple(rows.columns) if pairs else (TEXT_COLUMN,))
     if not pairs and len(names) != 1:
@@ -64,13 +64,17 @@ def read_source(name: str, data: DataSet, *, pairs: bool, seed: int) -> Source:
     return Source(data, rows, texts, digest)
 
 
-def _from_file(file: str) -> tuple[Rows, str]:
-    rows = read_rows(Path(file))
-    with Path(file).open("rb") as content:
-        digest = hashlib.sha256()
+def file_hash(file: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
-    return rows, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _from_file(file: Path) -> tuple[Rows, str]:
+    return read_rows(file), file_hash(file)
 
 
 def _from_rows(name: str, given: Any) -> tuple[Rows, str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import TrainerState
 
 from .. import __version__
@@ -59,6 +60,7 @@ class Run:
         output: Where the encoder will lie.
         settings: What the stage is told now.
         data: Records of its data sets, by name.
+        evaluation: The hash of the file that it is scored on, if there is one.
         resume: Whether a run in the output is gone on with; if not, there must be none.
 
     Raises:
@@ -66,10 +68,12 @@ class Run:
         InvalidInputError: The run to resume has other settings or data.
     """
 
-    def __init__(self, output: Path, settings: TrainingSettings, data: dict[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, output: Path, settings: TrainingSettings, data: dict[str, Any], evaluation: str | None, *, resume: bool
+    ) -> None:
         if not resume:
             require_new(output)
-        self.output, self.settings, self.data = output, settings, data
+        self.output, self.settings, self.data, self.evaluation = output, settings, data, evaluation
         self.checkpoints = output / "checkpoints"
         self.state = read_json(self.checkpoints / STATE)
         if self.state:
@@ -83,8 +87,10 @@ class Run:
                     f"The run in {self.output} has {key}={before.get(key)!r}, not {now.get(key)!r}. Resume it as it "
                     "began."
                 )
-        for name, data in self.data.items():
-            if self.state["data"][name]["sha256"] != data["sha256"]:
+        hashes = {name: (self.state["data"][name]["sha256"], data["sha256"]) for name, data in self.data.items()}
+        hashes["eval_file"] = (self.state["evaluation"], self.evaluation)
+        for name, (began, is_now) in hashes.items():
+            if began != is_now:
                 raise InvalidInputError(
                     f"The data set {name!r} has changed since the run in {self.output} began. Give the data that it "
                     "began with, or another output."
@@ -113,7 +119,8 @@ class Run:
     def begin(self, before: dict[str, float], best: tuple[str, bool], *, write: bool) -> None:
         """Record what the stage is told, the scores before the first step, and which of them says what is best."""
         told = {"settings": self.settings.to_dict(), "must_stay": self.settings.must_stay(), "length": self._length}
-        self.state = {**told, "data": self.data, "before": before, "best": list(best)}
+        told |= {"data": self.data, "evaluation": self.evaluation}
+        self.state = {**told, "before": before, "best": list(best)}
         if write:
             write_json(self.checkpoints / STATE, self.state)
 
@@ -129,6 +136,8 @@ class Run:
         """Save the encoder with its record and card; only then is the stage finished."""
         scores = {"before": self.state["before"], "after": after}
         told = {"settings": portable(self.settings), "data": self.data, "steps": state.global_step, **scores}
+        if self.evaluation:
+            told["evaluation"] = self.evaluation
         if self.settings["keep_best"]:
             told["best_step"] = state.best_global_step
         model.provenance.setdefault("training", []).append(told)
@@ -200,6 +209,21 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def keep_share(model: LLM2Vec, first: Mapping[str, Tensor], share: float) -> None:
+    """Leave a share of what the stage learned in the weights: of its adapter, or between the first weights and these.
+
+    What is kept of the model before the stage serves texts unlike the stage's own (WiSE-FT, Wortsman et al. 2022, arXiv
+    2109.01903).
+    """
+    decoder = model[0].model
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if first:
+                weight.copy_(torch.lerp(first[name].float(), weight.float(), share))
+            elif "lora_B" in name:
+                weight.mul_(share)
 
 
 def curve_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ in OUTPUT, with what records.py lists. Killed at any point, it ends with the sam
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,11 +30,10 @@ from .arguments import arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
-from .records import Result, Run, require_new, take_checkpoint
+from .records import Result, Run, keep_share, require_new, take_checkpoint
 from .scoring import Scoring, read_scoring
 
 Log = Callable[[str], None]
-MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def train_stage(
@@ -42,7 +42,6 @@ def train_stage(
     resume: bool = False,
     log: Log | None = None,
     evaluator: SentenceEvaluator | None = None,
-    optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Result:
     """Train one stage and save the merged encoder, its adapter and its record.
@@ -52,7 +51,6 @@ def train_stage(
         resume: Go on from the last checkpoint in the output; with the same settings and data.
         log: Takes one line of text for each thing to know, such as a logged step.
         evaluator: One of the host's, in place of `eval_file`.
-        optimizer: Makes the optimizer of a loss's parameters, in place of AdamW.
         callbacks: More of the host's callbacks.
 
     Returns:
@@ -66,7 +64,8 @@ def train_stage(
     log = log or (lambda line: None)
     objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
     sources, scoring = _read(settings, evaluator)
-    run = Run(output, settings, {name: source.record() for name, source in sources.items()}, resume=resume)
+    data = {name: source.record() for name, source in sources.items()}
+    run = Run(output, settings, data, scoring.sha256, resume=resume)
     if run.finished:
         log(f"{output} is finished and left as it is.")
         return run.result()
@@ -75,9 +74,10 @@ def train_stage(
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
     model = _model(settings, objective)
     own_length = model.max_seq_length
+    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.max_seq_length = settings["max_seq_length"] or own_length
-    trainer = _trainer(model, settings, sources, scoring, run.checkpoints, optimizer, [_Log(log), *callbacks])
+    trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
     if run.before is None:
         before = scoring.score(trainer, own_length)
         run.begin(before, scoring.best(), write=trainer.is_world_process_zero())
@@ -91,6 +91,8 @@ def train_stage(
     if best is not None:
         take_checkpoint(model, Path(best))
         log(f"The best on the evaluation data: step {trainer.state.best_global_step}.")
+    if settings["share"]:
+        keep_share(model, first, settings["share"])
     if settings["full"]:
         model.provenance.setdefault("stages", []).append(settings.objective)
     else:
@@ -169,7 +171,6 @@ def _trainer(
     sources: Mapping[str, Source],
     scoring: Scoring,
     checkpoints: Path,
-    optimizer: MakeOptimizer | None,
     callbacks: Sequence[TrainerCallback],
 ) -> SentenceTransformerTrainer:
     """The host's trainer; what cannot be trained is refused before anything is written."""
@@ -199,11 +200,24 @@ def _trainer(
         evaluator=scoring.evaluator,
         loss=loss,
         data_collator=objective.collator(model, settings),
-        optimizers=(optimizer(loss) if optimizer else None, None),
+        optimizers=(_slow_embeddings(model, loss, settings), None),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _slow_embeddings(model: LLM2Vec, loss: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer | None:
+    """AdamW whose token embeddings have a learning rate of their own; None where that is not asked for."""
+    if settings["embedding_learning_rate"] is None:
+        return None
+    embeddings = set(model[0].model.get_input_embeddings().parameters())
+    others = [parameter for parameter in loss.parameters() if parameter.requires_grad and parameter not in embeddings]
+    groups = [
+        {"params": others, "lr": settings["learning_rate"]},
+        {"params": list(embeddings), "lr": settings["embedding_learning_rate"]},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=settings["weight_decay"] or 0.0)
 
 
 def last_checkpoint(folder: Path, log: Log = lambda line: None) -> str | None:

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from ..errors import InvalidInputError
 from ..readers import Rows, read_rows
 from ..recipes import DataSet, TrainingSettings
-from .data import Source, read_source
+from .data import Source, file_hash, read_source
 
 STS_COLUMNS = ("sentence1", "sentence2", "score")
 
@@ -23,15 +23,17 @@ class Scoring:
     Args:
         evaluator: One of the host's.
         data: Rows like those that are trained on.
+        sha256: Of the file that either was read from.
     """
 
     evaluator: SentenceEvaluator | None = None
     data: Source | None = None
+    sha256: str | None = None
 
     def best(self) -> tuple[str, bool]:
-        """Return the figure that says which checkpoint is the best, as the trainer names it, and whether more is better.
+        """Return the figure that says which checkpoint is the best, and whether more of it is better.
 
-        An evaluator knows the name once it has scored.
+        It has the trainer's name; an evaluator knows the name once it has scored.
         """
         if self.evaluator is None:
             return "eval_loss", False
@@ -58,12 +60,13 @@ def read_scoring(settings: TrainingSettings, *, pairs: bool) -> Scoring:
     """
     if settings["eval_file"] is None:
         return Scoring()
-    rows = read_rows(Path(settings["eval_file"]))
+    file = Path(settings["eval_file"])
+    rows, sha256 = read_rows(file), file_hash(file)
     if set(STS_COLUMNS) <= set(rows.columns):
-        return Scoring(evaluator=_sts(rows))
+        return Scoring(evaluator=_sts(rows), sha256=sha256)
     first = next(iter((settings.data or {}).values()))
-    data = DataSet(settings["eval_file"], first.columns)
-    return Scoring(data=read_source("eval_file", data, pairs=pairs, seed=settings["seed"]))
+    data = read_source("eval_file", DataSet(file, first.columns), pairs=pairs, seed=settings["seed"])
+    return Scoring(data=data, sha256=sha256)
 
 
 def _sts(rows: Rows) -> EmbeddingSimilarityEvaluator:
