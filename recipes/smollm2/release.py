@@ -28,10 +28,12 @@ def write(stage: str, adapter: Path, settings: dict[str, object]) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: weight.to(torch.float16) for name, weight in weights.items()}, target / "adapter_model.safetensors")
+    halves = {name: weight.to(torch.float16) for name, weight in weights.items()}
+    save_file(halves, target / "adapter_model.safetensors")
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in sorted(config.items()) if value not in (None, {}, False)}
-    config |= {"base_model_name_or_path": BASE, "inference_mode": True, "target_modules": sorted(config["target_modules"])}
+    config |= {"base_model_name_or_path": BASE, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
     _write(target / "adapter_config.json", config)
     _write(target / SETTINGS_FILE, settings)
     if stage == "mntp":
