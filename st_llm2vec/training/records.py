@@ -122,7 +122,11 @@ class Run:
 
     def begin(self, before: dict[str, float], best: tuple[str, bool], *, write: bool) -> None:
         """Record what the stage is told, the scores before the first step, and which of them says what is best."""
-        told = {"settings": self.settings.to_dict(), "must_stay": self.settings.must_stay(), "length": self._length}
+        told: dict[str, Any] = {
+            "settings": self.settings.to_dict(),
+            "must_stay": self.settings.must_stay(),
+            "length": self._length,
+        }
         told |= {"data": self.data, "evaluation": self.evaluation}
         self.state = {**told, "before": before, "best": list(best)}
         if write:

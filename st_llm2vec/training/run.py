@@ -184,7 +184,7 @@ def _trainer(
         add_lora(
             model,
             settings.objective,
-            r=settings["lora_r"] or 16,
+            r=settings["lora_r"],
             alpha=settings["lora_alpha"],
             dropout=settings["lora_dropout"],
             target_modules=settings["lora_targets"] and list(settings["lora_targets"]),
