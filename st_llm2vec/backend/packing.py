@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, chain, groupby
 from typing import Any
 
@@ -142,7 +142,11 @@ def packed(batch: PackedBatch) -> Iterator[None]:
 
 def recomputes_elsewhere(model: nn.Module) -> bool:
     """Whether layers run again in the backward pass where no packed sequence can be given to them (FSDP's wrapper)."""
-    return any(hasattr(module, "_checkpoint_wrapped_module") for module in model.modules())
+    return any(
+        hasattr(module, "_checkpoint_wrapped_module")
+        or (getattr(module, "gradient_checkpointing", False) and not hasattr(module, "_gradient_checkpointing_func"))
+        for module in model.modules()
+    )
 
 
 @contextmanager
@@ -184,8 +188,9 @@ def _attention(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
             return function(module, query, key, value, attention_mask, **kwargs)
         causal, window = _is_causal(module, kwargs), kwargs.get("sliding_window")
         special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-        if implementation == "sdpa" and not special and not kwargs.get("dropout"):
-            run = _attend if batch else torch.ops.st_llm2vec.attend
+        dropout = kwargs.get("dropout") or 0.0
+        if implementation == "sdpa" and not special and not (compiling and dropout):
+            run = partial(_attend, dropout=dropout) if batch else torch.ops.st_llm2vec.attend
             slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
             q, k, v = (x.float() if slow else x for x in (query, key, value))
             return run(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
@@ -204,16 +209,22 @@ def _attention(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention within each text of the packed batch, by torch: (1, heads, total, dim) to (1, total, heads, dim)."""
-    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1], "dropout_p": dropout}
     batch = _current.get()
     if batch is None:  # somebody compiled a padded model, and this batch has no pads
         whole = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, **options)
         return whole.transpose(1, 2).contiguous()
     batch.calls += 1
-    if _has_varlen(query, value):
+    if _has_varlen(query, value) and not dropout:
         return _varlen(batch, query, key, value, scaling, is_causal, window)
     if query.is_cuda and options.pop("enable_gqa"):  # its kernels without a loss of speed take equal heads
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))

@@ -4,6 +4,7 @@ mntp.py         step 2: masked next-token prediction
 simcse.py       step 3, without labels: the same text twice under dropout
 supervised.py   step 3, with pairs or triplets: in-batch and hard negatives
 head.py         the causal LM's head, which MNTP predicts with
+lora_linear.py  a LoRA layer that trains fast
 lora.py         which weights train: LoRA, stage by stage; or all of them
 run.py          one stage from rows to a saved encoder; all stages of a recipe
 objectives.py   the objectives as rows of a table
