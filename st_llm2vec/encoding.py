@@ -99,7 +99,7 @@ def run_batch(
     transformer = model[0]
     features = transformer.collate(texts, prompt_length)
     packed_batch = PackedBatch.of(features["attention_mask"]).to(place)
-    features = {**batch_to_device(features, place), "row": packed_batch}
+    features = {**batch_to_device(features, place), "packed_batch": packed_batch}
     with _in_use(transformer, waiting):
         vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
     transformer.tokens_encoded += sum(packed_batch.lengths)
