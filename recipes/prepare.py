@@ -105,6 +105,13 @@ def questions(data: Path, limit: int = 6_000) -> Iterable[Row]:
     ]
 
 
+def pubmed(data: Path) -> Iterable[Row]:
+    """Questions and conclusions of medical papers, and the abstract's rest (PubMedQA, MIT)."""
+    for row in rows(data, "pubmedqa", "train"):
+        yield {"anchor": row["question"], "positive": row["context"][:900]}
+        yield {"anchor": row["long_answer"][:400], "positive": row["context"][:900]}
+
+
 def splits(data: Path) -> Iterable[Row]:
     """A sentence and the same in two (WikiSplit, CC BY-SA 4.0)."""
     found = (row for split in ("train", "dev", "test") for row in rows(data, "wiki_split", split))
@@ -126,6 +133,7 @@ SETS: tuple[Callable[[Path], Iterable[Row]], ...] = (
     passages,
     neighbours,
     questions,
+    pubmed,
     splits,
     sts_dev,
 )

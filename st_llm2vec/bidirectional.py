@@ -213,8 +213,8 @@ def _set_window(model: PreTrainedModel, config: PretrainedConfig, window: int | 
 
 
 def _set_module_flags(model: PreTrainedModel, *, is_causal: bool) -> None:
-    # Some architectures drop the config's flag on the way to the kernel (stablelm, nemotron); the kernel then reads
-    # the attention module's own.
+    # Some architectures drop the config's flag on the way to the attention implementation (stablelm, nemotron), which
+    # then reads the attention module's own.
     for module in model.modules():
         if _has_flag(module):
             module.is_causal = is_causal

@@ -15,14 +15,11 @@ import numpy as np
 import torch
 
 from . import aliases, gguf_files
-from .backend.equivalence import PROBES as PROBE_TEXTS
-from .backend.equivalence import SHORT_PROBES, off
-from .backend.int8 import quantize as quantize_weights
-from .backend.prepacked import lacks, prepack
-from .backend.residual import keep_residual_in_float32
-from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
+from .backend.accelerating import accelerate
+from .checkpoints import NOT_SAVED, Checkpoint, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
+from .hub import Hub
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import LLM2VecPooling, LLM2VecTransformer
@@ -117,7 +114,7 @@ def load(
         with opening(checkpoint.decoder):
             model = _build(checkpoint, asked, opened.runtime)
         opened.label(model)
-    return _run(model, runtime)
+    return accelerate(model, runtime)
 
 
 def convert(
@@ -318,45 +315,6 @@ def _dtype(runtime: Runtime, config: Any) -> torch.dtype | str:
         return runtime.stored_dtype
     on_cpu = runtime.device == "cpu" or (runtime.device is None and not torch.accelerator.is_available())
     return torch.float32 if on_cpu and not getattr(config, "quantization_config", None) else AUTO
-
-
-def _run(model: LLM2Vec, runtime: Runtime) -> LLM2Vec:
-    """The encoder, run as it was asked for."""
-    model[0].packing = runtime.packing
-    if runtime.quantize or (runtime.dtype is not None and model.device.type == "cpu"):
-        _use_backend(model.eval(), runtime)
-    if runtime.compile:
-        model[0].compiles = True
-        model.encode(PROBES, show_progress_bar=False)
-        if not (compiled := model[0].status["compiled"]):
-            reason = compiled.reason or model[0].status["packed"].reason
-            log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
-    return model
-
-
-def _use_backend(model: LLM2Vec, runtime: Runtime) -> None:
-    """Prepack the weights for the processor, or quantize them on request; what it cannot do is said."""
-    decoder, quantize = model[0].model, runtime.quantize
-    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
-        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
-        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
-    if quantize and not (missing := lacks("int8")):
-        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        dtype = runtime.dtype if isinstance(runtime.dtype, torch.dtype) else None
-        texts = PROBE_TEXTS + SHORT_PROBES
-        status = quantize_weights(decoder, lambda: model.encode(texts, **probes), dtype=dtype)
-        model[0].status["quantized"] = status
-        return
-    if quantize:
-        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
-        model[0].status["quantized"] = off(missing)
-    if not lacks("bfloat16"):
-        keep_residual_in_float32(decoder)
-    status = model[0].status["prepacked"] = prepack(decoder, model.tokenizer)
-    if status.reason and status.reason == lacks("bfloat16") and decoder.dtype == torch.bfloat16:
-        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", status.reason)
-    elif not status:
-        log.info("The linear layers run without prepacked weights: %s.", status.reason)
 
 
 def _path(name: str, value: Any, *, required: bool = False) -> Any:

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Values] = {
         "eval_steps": 100,
         "save_steps": 200,
         "seed": 42,
+        "lora_r": 16,
         "mask_probability": 0.2,
     },
     "simcse": {
@@ -28,6 +29,7 @@ DEFAULTS: dict[str, Values] = {
         "scheduler": "linear",
         "save_steps": 200,
         "seed": 42,
+        "lora_r": 16,
         "scale": 20.0,
         "attention_dropout": 0.3,
     },
@@ -38,6 +40,7 @@ DEFAULTS: dict[str, Values] = {
         "scheduler": "linear",
         "warmup_steps": 300,
         "seed": 42,
+        "lora_r": 16,
         "scale": 50.0,
     },
 }

@@ -79,8 +79,9 @@ def _recipe(shared: dict[str, Any], said: Mapping[str, Any], tables: dict[str, A
     output = shared.pop("output", None)
     if output is None:
         raise InvalidInputError("output is missing: the folder in which every stage gets a folder of its name.")
-    stages, after, before = {}, {}, None
-    taken = set()
+    stages: dict[str, TrainingSettings] = {}
+    after: dict[str, str | None] = {}
+    taken, before = set(), None
     for name, table in tables.items():
         objective = one_of("objective", table.get("objective", name), OBJECTIVES)
         start = table.get("after", before)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
@@ -28,7 +28,7 @@ Check = Callable[[str, Any], Any]
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise InvalidInputError(f"{name} must be a number greater than 0, got {value!r}.")
     return float(value)
 
@@ -245,6 +245,10 @@ class TrainingSettings:
             return said
         if name == "max_steps" and self.epochs is not None:
             return None
+        if name == "warmup_steps" and self.max_steps is not None:  # a shorter run has a shorter warm-up
+            usual = replace(self, max_steps=None)
+            warmup, steps = usual[name], usual["max_steps"]
+            return warmup and min(warmup, round(warmup * self.max_steps / steps))
         preset = PRESETS[self.preset] if self.preset else {}
         for values in (preset.get(self.objective, {}), preset.get("all", {}), DEFAULTS[self.objective]):
             if name in values:
@@ -259,7 +263,7 @@ class TrainingSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that is in force as JSON knows it; rows that were given from Python by their number."""
-        values = {name: self[name] for name in FIELDS}
+        values = {name: self[name] for name in FIELDS if not (self["full"] and name in LORA)}
         values["data"] = {name: _named(data) for name, data in (self.data or {}).items()}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -165,7 +165,7 @@ def test_a_kept_name_needs_no_hub_cache(made: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ST_LLM2VEC_HOME", str(made))
     for name in ("snapshot_download", "hf_hub_download", "HfApi.model_info", "HfApi.repo_info"):
         monkeypatch.setattr(f"huggingface_hub.{name}", fail)
-    monkeypatch.setattr("st_llm2vec.checkpoints.snapshot_download", fail)
+    monkeypatch.setattr("st_llm2vec.hub.snapshot_download", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     a = SentenceTransformer("llm2vec-mistral", device="cpu").encode(TEXTS)

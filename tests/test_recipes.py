@@ -97,6 +97,10 @@ def test_what_is_said_comes_before_the_preset_and_the_preset_before_the_default(
     assert (told["batch_size"], told["scale"], told["lora_dropout"], told["seed"]) == (7, 20.0, 0.0, 42)
     assert told["max_steps"] == 1000
     assert TrainingSettings("mntp", epochs=2.0)["max_steps"] is None
+    warmups = [TrainingSettings("supervised", max_steps=steps)["warmup_steps"] for steps in (None, 100, 5000)]
+    assert warmups == [300, 30, 300]
+    assert TrainingSettings("supervised", max_steps=100, warmup_steps=90)["warmup_steps"] == 90
+    assert not {"lora_r", "lora_alpha"} & TrainingSettings("mntp", full=True).to_dict().keys()
 
 
 def test_presets_hold_the_papers_numbers_and_known_fields_only() -> None:

@@ -43,7 +43,8 @@ def _option(name: str, kind: type, said: str, only: tuple[str, ...]) -> inspect.
     said = said if only == OBJECTIVES else f"{', '.join(only)}: {said[0].lower()}{said[1:]}"
     names = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     metavar = "A,B" if kind is list else None
-    annotation = Annotated[(str if kind is list else kind) | None, typer.Option(names, help=said, metavar=metavar)]
+    one = str if kind is list else kind
+    annotation: Any = Annotated[one | None, typer.Option(names, help=said, metavar=metavar)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

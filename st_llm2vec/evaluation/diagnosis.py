@@ -98,20 +98,22 @@ def doctor(model: SentenceTransformer) -> Report:
 
 def _audits(decoder: Any) -> Iterator[Audit]:
     current = attn_implementation_of(decoder)
-    known = ARCHITECTURES[decoder.config.model_type].kernels if decoder.config.model_type in ARCHITECTURES else ()
+    row = ARCHITECTURES.get(decoder.config.model_type)
     # flex is compiled for minutes on a CPU, so it is examined where it is in use.
-    for kernel in dict.fromkeys([current, *(kernel for kernel in known if kernel != "flex_attention")]):
+    others = [name for name in (row.implementations if row else ()) if name != "flex_attention"]
+    for implementation in dict.fromkeys([current, *others]):
         examined = decoder
-        if kernel != current:
+        if implementation != current:
             examined = twin(decoder)
-            examined.set_attn_implementation(kernel)
+            examined.set_attn_implementation(implementation)
         yield audit(examined)
 
 
 def _attention(result: Audit) -> Row:
     depth, causal = len({row.layer for row in result.rows}), result.causal_layers
     found = f"layers {causal} of {depth} cannot see later tokens" if causal else f"all {depth} layers see later tokens"
-    return Row(f"attention, {result.rows[0].kernel}", found, bool(result), "without padding, and padded left or right")
+    implementation = result.rows[0].implementation
+    return Row(f"attention, {implementation}", found, bool(result), "without padding, and padded left or right")
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int = 32) -> Any:

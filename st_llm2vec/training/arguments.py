@@ -63,9 +63,6 @@ def _steps(settings: TrainingSettings) -> dict[str, Any]:
     every = {name: settings[name] or SAVE_STEPS for name in ("eval_steps", "save_steps")}
     if steps is None:
         return {"num_train_epochs": settings.epochs, "warmup_steps": warmup, "logging_steps": 50, **every}
-    if settings.warmup_steps is None and settings.max_steps is not None:  # a shorter run has a shorter warm-up
-        usual = TrainingSettings(settings.objective, preset=settings.preset)["max_steps"]
-        warmup = min(warmup, round(warmup * steps / usual))
     logging = settings["logging_steps"] or max(1, min(50, steps // 20))
     every = {name: min(value, steps) for name, value in every.items()}
     return {"max_steps": steps, "warmup_steps": warmup, "logging_steps": logging, **every}

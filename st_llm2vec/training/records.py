@@ -27,7 +27,7 @@ from ..checkpoints import SETTINGS_FILE
 from ..errors import InvalidInputError
 from ..merging import published
 from ..model import LLM2Vec
-from ..recipes import TrainingSettings
+from ..recipes import FIELDS, TrainingSettings
 from ..runtime import as_torch_dtype
 from ..vetting import read_json
 
@@ -59,36 +59,39 @@ class Run:
     Args:
         output: Where the encoder will lie.
         settings: What the stage is told now.
-        data: Records of its data sets, by name.
-        evaluation: The hash of the file that it is scored on, if there is one.
         resume: Whether a run in the output is gone on with; if not, there must be none.
 
     Raises:
         FileExistsError: The output has something in it, and resume was not asked for.
-        InvalidInputError: The run to resume has other settings or data.
+        InvalidInputError: The run to resume has other settings.
     """
 
-    def __init__(
-        self, output: Path, settings: TrainingSettings, data: dict[str, Any], evaluation: str | None, *, resume: bool
-    ) -> None:
-        if not resume:
-            require_new(output)
-        self.output, self.settings, self.data, self.evaluation = output, settings, data, evaluation
+    def __init__(self, output: Path, settings: TrainingSettings, *, resume: bool) -> None:
+        if not resume and output.exists() and (output.is_file() or any(output.iterdir())):
+            raise FileExistsError(f"{output} exists already. Continue its run with --resume, or choose another folder.")
+        self.output, self.settings = output, settings
         self.checkpoints = output / "checkpoints"
+        self.data: dict[str, Any] = {}
+        self.evaluation: str | None = None
         self.state = read_json(self.checkpoints / STATE)
-        if self.state:
-            self._require_same()
-
-    def _require_same(self) -> None:
-        before, now = self.state.get("must_stay", {}), json.loads(json.dumps(self.settings.must_stay()))
-        for key in sorted(before.keys() | now.keys()):
+        before, now = self.state.get("must_stay", {}), json.loads(json.dumps(settings.must_stay()))
+        for key in FIELDS if self.state else ():  # the objective first
             if before.get(key) != now.get(key):
                 raise InvalidInputError(
-                    f"The run in {self.output} has {key}={before.get(key)!r}, not {now.get(key)!r}. Resume it as it "
-                    "began."
+                    f"The run in {output} has {key}={before.get(key)!r}, not {now.get(key)!r}. Resume it as it began."
                 )
-        hashes = {name: (self.state["data"][name]["sha256"], data["sha256"]) for name, data in self.data.items()}
-        hashes["eval_file"] = (self.state["evaluation"], self.evaluation)
+
+    def take_data(self, data: dict[str, Any], evaluation: str | None) -> None:
+        """Take the records of the data sets and the hash of the evaluation file.
+
+        Raises:
+            InvalidInputError: They are not those of the run to resume.
+        """
+        self.data, self.evaluation = data, evaluation
+        if not self.state:
+            return
+        hashes = {name: (self.state["data"][name]["sha256"], each["sha256"]) for name, each in data.items()}
+        hashes["eval_file"] = (self.state["evaluation"], evaluation)
         for name, (began, is_now) in hashes.items():
             if began != is_now:
                 raise InvalidInputError(
@@ -99,7 +102,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the encoder is there, trained for as long as is asked."""
-        return "after" in self.state and self.state["length"] == self._length
+        ended = "after" in self.state and (self.output / "modules.json").is_file()
+        return ended and self.state["length"] == self._length
 
     @property
     def _length(self) -> list[float | None]:
@@ -118,7 +122,11 @@ class Run:
 
     def begin(self, before: dict[str, float], best: tuple[str, bool], *, write: bool) -> None:
         """Record what the stage is told, the scores before the first step, and which of them says what is best."""
-        told = {"settings": self.settings.to_dict(), "must_stay": self.settings.must_stay(), "length": self._length}
+        told: dict[str, Any] = {
+            "settings": self.settings.to_dict(),
+            "must_stay": self.settings.must_stay(),
+            "length": self._length,
+        }
         told |= {"data": self.data, "evaluation": self.evaluation}
         self.state = {**told, "before": before, "best": list(best)}
         if write:
@@ -148,12 +156,6 @@ class Run:
             model.save_pretrained(str(self.output))
             write_json(self.checkpoints / STATE, self.state)
         return self.result()
-
-
-def require_new(output: Path) -> None:
-    """Raise `FileExistsError` where the output has something in it."""
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists already. Continue its run with --resume, or choose another folder.")
 
 
 def portable(settings: TrainingSettings) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from .arguments import arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
-from .records import Result, Run, keep_share, require_new, take_checkpoint
+from .records import Result, Run, keep_share, take_checkpoint
 from .scoring import Scoring, read_scoring
 
 Log = Callable[[str], None]
@@ -63,9 +63,9 @@ def train_stage(
     settings.require("model", "data", "output")
     log = log or (lambda line: None)
     objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
+    run = Run(output, settings, resume=resume)
     sources, scoring = _read(settings, evaluator)
-    data = {name: source.record() for name, source in sources.items()}
-    run = Run(output, settings, data, scoring.sha256, resume=resume)
+    run.take_data({name: source.record() for name, source in sources.items()}, scoring.sha256)
     if run.finished:
         log(f"{output} is finished and left as it is.")
         return run.result()
@@ -112,15 +112,19 @@ def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -
         As `train_stage`.
     """
     said = log or (lambda line: None)
+    unfinished = set()
     for name, settings in recipe.stages.items():  # all files, before the first stage trains for hours
+        run, start = Run(Path(settings["output"]), settings, resume=resume), recipe.after[name]
+        if run.state and start in unfinished:
+            raise InvalidInputError(
+                f"The run in {run.output} began from a {start!r} that is to be trained further. Remove that folder, "
+                f"or give {start!r} the length that it had."
+            )
+        if not run.finished:
+            unfinished.add(name)
         _read(settings)
-        if not resume:
-            require_new(Path(settings["output"]))
         said(f"{name}: {settings.objective} from {settings['model']}.")
-    results = {}
-    for name, settings in recipe.stages.items():
-        results[name] = train_stage(settings, resume=resume, log=log)
-    return results
+    return {name: train_stage(settings, resume=resume, log=log) for name, settings in recipe.stages.items()}
 
 
 class _Log(TrainerCallback):  # type: ignore[misc]
@@ -180,7 +184,7 @@ def _trainer(
         add_lora(
             model,
             settings.objective,
-            r=settings["lora_r"] or 16,
+            r=settings["lora_r"],
             alpha=settings["lora_alpha"],
             dropout=settings["lora_dropout"],
             target_modules=settings["lora_targets"] and list(settings["lora_targets"]),

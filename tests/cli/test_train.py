@@ -135,6 +135,9 @@ def test_a_recipe_is_trained_from_the_command_line(
     assert again.code == 0, again.err
     assert again.err.count("is finished") == 2
     assert (output / "mntp" / "model.safetensors").stat().st_mtime_ns == before
+    longer = command("train", "all", "--config", recipe, "--max-steps", "2", "--resume")
+    assert longer.code == 1
+    assert "began from a 'mntp' that is to be trained further" in longer.err
     alone = command("train", "simcse", "--config", recipe, "--model", decoder, "-o", tmp_path / "other")
     assert alone.code == 0, alone.err
     assert (tmp_path / "other" / "simcse" / "modules.json").is_file()

@@ -310,8 +310,8 @@ MUTANTS: list[Mutant] = [
             "tests/test_bidirectional.py -k earlier_position",
         ),
         (
-            "rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]",
-            "rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(depth)]",
+            "both = [seen.get(i, False) and i not in one_sided for i in range(depth)]",
+            "both = [seen.get(i, False) for i in range(depth)]",
             "tests/test_bidirectional.py -k refusal",
         ),
     ),

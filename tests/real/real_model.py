@@ -38,7 +38,7 @@ def make() -> Path:
         new = Path(temporary) / "new"
         file = fetch(new / FILE)
         from st_llm2vec import gguf_files
-        from st_llm2vec.checkpoints import Hub
+        from st_llm2vec.hub import Hub
         from st_llm2vec.runtime import Runtime
 
         with gguf_files.opened(str(file), None, None, Hub(), Runtime()) as opened:  # what `load` opens
