@@ -133,7 +133,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
 
     @property
     def packing(self) -> bool:
-        """Whether texts run in one row without padding, wherever that gives the same vectors (packing.py)."""
+        """Whether texts run as one packed sequence, without padding, wherever that gives the same vectors."""
         return self._packing
 
     @packing.setter
@@ -146,7 +146,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def _packs(self, features: dict[str, Any]) -> bool:
         if not self._packing or "input_ids" not in features or "attention_mask" not in features:
             return False
-        if torch.compiler.is_compiling():  # it would be compiled again for every row
+        if torch.compiler.is_compiling():  # it would be compiled again for every packed batch
             return False
         if self.training and recomputes_elsewhere(self.model):
             return False
@@ -196,7 +196,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is not compiled, nor is what a worker process gets; it will be, on its first row.
+        # A copy is not compiled, nor is what a worker process gets; it will be, on its first packed batch.
         return {**super().__getstate__(), "status": self.status | {"compiled": Status()}}
 
     @property
@@ -412,7 +412,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         """
         # The decoder would be handed every feature that it does not refuse.
         pooling_mask = features.pop("pooling_mask", None)
-        row = features.pop("packed_batch", None)
+        batch = features.pop("packed_batch", None)
         if pooling_mask is None and features.get("attention_mask") is not None:
             if self.text_template and self.keep_suffix:
                 raise InvalidInputError(
@@ -421,7 +421,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 )
             pooling_mask = self._span(features)
         if self._packs(features):
-            self._forward_packed(features, row, **kwargs)
+            self._forward_packed(features, batch, **kwargs)
         else:
             features = super().forward(features, **kwargs)
         if pooling_mask is not None:
@@ -431,16 +431,16 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 features["attention_mask"] = pooling_mask
         return features
 
-    def _forward_packed(self, features: dict[str, Any], row: PackedBatch | None, **kwargs: Any) -> None:
+    def _forward_packed(self, features: dict[str, Any], batch: PackedBatch | None, **kwargs: Any) -> None:
         ids = features["input_ids"]
-        row = row or PackedBatch.of(features["attention_mask"])
+        batch = batch or PackedBatch.of(features["attention_mask"])
         # No attention mask: every token of the packed sequence is one.
-        inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "attention_mask": None}
-        with packed(row), packed_checkpoints(self.model, row) if self.training else nullcontext():
+        inputs = {"input_ids": batch.gather(ids), "position_ids": batch.position_ids, "attention_mask": None}
+        with packed(batch), packed_checkpoints(self.model, batch) if self.training else nullcontext():
             found = super().forward({**inputs, "modality": "text"}, **kwargs)
         for name in found.keys() - inputs.keys() - {"modality"}:
             value = found[name]  # (1, total, hidden), or one for every layer
-            layers = [row.scatter(x, ids.shape) for x in (value if isinstance(value, tuple) else (value,))]
+            layers = [batch.scatter(x, ids.shape) for x in (value if isinstance(value, tuple) else (value,))]
             features[name] = tuple(layers) if isinstance(value, tuple) else layers[0]
 
 

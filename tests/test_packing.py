@@ -133,6 +133,16 @@ def padded(folder: Path) -> st_llm2vec.LLM2Vec:
     return st_llm2vec.load(str(folder), device="cpu", packing=False)
 
 
+def test_a_batch_is_packed_once(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec) -> None:
+    """By `encode`, on the CPU, before it goes to the device; neither again in the module, nor given to the decoder."""
+    of = PackedBatch.of
+    for encoder in (model, padded):
+        encoder.encode("a")
+        with mock.patch.object(PackedBatch, "of", side_effect=of) as made:
+            encoder.encode(TEXTS[:3])
+        assert made.call_count == int(encoder is model)
+
+
 def test_load_says_so(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec) -> None:
     model.encode("a")
     padded.encode("a")
