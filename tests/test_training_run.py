@@ -21,7 +21,7 @@ import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.training import DataSet, TrainingSettings, mntp, simcse, supervised, train_all, train_stage
 from st_llm2vec.training.data import read_source, tuples
-from st_llm2vec.training.objectives import cosine
+from st_llm2vec.training.similarity import cosine
 
 TEXTS = [f"{a} {b} compress {c}" for a in ("the", "seven") for b in WORDS.split()[:6] for c in ("files", "dog")]
 PAIRS = [{"anchor": text, "positive": text[4:], "negative": TEXTS[-i]} for i, text in enumerate(TEXTS)]

@@ -6,6 +6,7 @@
     convert.py    convert
     models.py     models, models remove
     train.py      train mntp, train simcse, train supervised, train all
+    mine.py       mine
     encode.py     encode
     store.py      index, search
     explore.py    explore, with the page explore.html
@@ -26,7 +27,7 @@ import typer
 
 from .. import __version__
 from ..errors import LLM2VecError
-from . import convert, doctor, encode, evaluate, explore, models, serve, store, train
+from . import convert, doctor, encode, evaluate, explore, mine, models, serve, store, train
 from .terminal import escaped, escaped_logs, message
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("convert")(convert.convert)
 app.command("train")(train.train)
+app.command("mine")(mine.mine)
 app.command("encode")(encode.encode)
 app.command("index")(store.index)
 app.command("search")(store.search)

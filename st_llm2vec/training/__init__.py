@@ -11,6 +11,7 @@ objectives.py   the objectives as rows of a table
 data.py         rows from files, checked and hashed
 arguments.py    a stage's settings as the host's arguments
 scoring.py      scores before, while and after it trains
+mining.py       hard negatives for pairs
 records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """
 
@@ -30,6 +31,7 @@ from ..recipes import DataSet, TrainingSettings
 from . import mntp, simcse, supervised
 from .head import language_model_head
 from .lora import add_lora, merge_lora
+from .mining import Mining, mine
 from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .records import Result
 from .run import train_all, train_stage
@@ -39,6 +41,7 @@ __all__ = [
     "DataSet",
     "MNTPDataCollator",
     "MNTPLoss",
+    "Mining",
     "Recipe",
     "Result",
     "TrainingSettings",
@@ -47,6 +50,7 @@ __all__ = [
     "chunk_texts",
     "language_model_head",
     "merge_lora",
+    "mine",
     "mntp",
     "read_recipe",
     "simcse",

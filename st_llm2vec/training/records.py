@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerState
 
 from .. import __version__
@@ -32,6 +32,7 @@ from ..runtime import as_torch_dtype
 from ..vetting import read_json
 
 STATE = "train.json"
+LOSS = "loss.safetensors"
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,29 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def save_loss(loss: nn.Module, checkpoint: Path) -> None:
+    """Save what a loss learns beside the model; the last file of a checkpoint."""
+    draft = checkpoint / f".{LOSS}"
+    save_file({name: weight.detach().contiguous() for name, weight in _beside_model(loss).items()}, draft)
+    os.replace(draft, checkpoint / LOSS)
+
+
+def load_loss(loss: nn.Module, checkpoint: Path) -> None:
+    """Put what `save_loss` saved back."""
+    stored, own = load_file(checkpoint / LOSS), _beside_model(loss)
+    if stored.keys() != own.keys():
+        raise InvalidInputError(f"{checkpoint / LOSS} is of another loss. Remove {checkpoint}.")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+
+
+def _beside_model(loss: nn.Module) -> dict[str, nn.Parameter]:
+    models = [module for module in loss.modules() if isinstance(module, LLM2Vec)]
+    theirs = {id(parameter) for model in models for parameter in model.parameters()}
+    return {name: p for name, p in loss.named_parameters() if p.requires_grad and id(p) not in theirs}
 
 
 def keep_share(model: LLM2Vec, first: Mapping[str, Tensor], share: float) -> None:

@@ -22,7 +22,7 @@ from .conftest import SENTENCES, Command, write_jsonl
 def test_help_has_examples_and_needs_no_torch() -> None:
     code = (
         "import sys; from st_llm2vec.cli import main; codes = [main([*c.split(), '--help']) for c in "
-        "('', 'convert', 'train mntp', 'encode', 'index', 'search', 'eval', 'models')]; "
+        "('', 'convert', 'train mntp', 'mine', 'encode', 'index', 'search', 'eval', 'models')]; "
         "sys.exit(any(codes) or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -86,6 +86,7 @@ def test_a_kept_name_is_sized_converted_and_removed(
         assert re.search(r"mine .* [0-9.]+ MB", done.out), done.out
     done = command("convert", "mine", tmp_path / "copied")
     assert done.code == 0, done.err
+    assert "stock classes only" in done.err or "import st_llm2vec" in done.err
     for folder in ("direct", "copied"):
         again = SentenceTransformer(str(tmp_path / folder), device="cpu")
         assert np.array_equal(again.encode_query(SENTENCES), vectors)
@@ -105,6 +106,7 @@ def test_convert_writes_a_folder_once(command: Command, decoder: Path, tmp_path:
     done = command("convert", decoder, folder, "--pooling-mode", "last_token", "--device", "cpu")
     assert done.code == 0, done.err
     assert "last_token pooling, 3 layers audited" in done.err
+    assert "stock classes only: plain SentenceTransformer" in done.err  # the line that the help promises
     assert SentenceTransformer(str(folder)).encode("a fox").shape == (32,)
     again = command("convert", decoder, folder)
     assert again.code == 1
