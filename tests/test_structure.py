@@ -52,6 +52,7 @@ ORDER = [
     "corpus",
     "training",
     "evaluation",
+    "experiments",
     "serving",
     "cli",
     "__main__",
