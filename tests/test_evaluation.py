@@ -273,6 +273,9 @@ def test_the_mode_of_training_is_left_as_it_was(decoder: Path, data: Path) -> No
 def test_every_named_task_is_of_a_kind() -> None:
     assert {task.kind for task in TASKS.values()} <= set(KINDS)
     assert set(TASKS) >= {"stsb", "scifact", "cranfield", "cisi", "wikiqa", "banking77", "emotion", "trec_qc", "sst2"}
+    words = {f"conll2003_{each}{reading}" for each in ("pos", "chunk", "ner_f1") for reading in ("", "_next")}
+    assert set(TASKS) >= words | {"ud_ewt_upos"}
+    assert (TASKS["conll2003_ner_f1_next"].kind, TASKS["conll2003_ner"].kind) == ("spans_next", "words")
     assert set(TASKS) >= {"snips", "ag_news", "stackoverflow_clustering", "mrpc", "quora"}
 
 

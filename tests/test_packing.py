@@ -70,16 +70,6 @@ def test_architecture(model_type: str, implementation: str, attention: str) -> N
     assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()))
 
 
-def test_a_batch_is_laid_out_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = st_llm2vec.load(str(folder), device="cpu")
-    model.encode(TEXTS)  # packing is proven here
-    made = []
-    of = PackedBatch.of
-    monkeypatch.setattr(PackedBatch, "of", lambda mask: made.append(mask.shape) or of(mask))
-    model.encode(TEXTS[1:4])
-    assert len(made) == 1
-
-
 def test_causal_window() -> None:
     model = tiny_decoder("mistral", sliding_window=5)
     assert enable_packing(model)

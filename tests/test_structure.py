@@ -55,6 +55,7 @@ ORDER = [
     "corpus",
     "training",
     "evaluation",
+    "experiments",
     "serving",
     "cli",
     "__main__",

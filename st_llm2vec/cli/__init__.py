@@ -11,6 +11,7 @@
     store.py      index, search
     explore.py    explore, with the page explore.html
     evaluate.py   eval
+    ablate.py     ablate
     doctor.py     doctor
 
 Results go to stdout; notes, progress and errors to stderr. Exit codes: 0 done, 1 an error that the message says how to
@@ -27,7 +28,7 @@ import typer
 
 from .. import __version__
 from ..errors import LLM2VecError
-from . import convert, doctor, encode, evaluate, explore, mine, models, serve, store, train
+from . import ablate, convert, doctor, encode, evaluate, explore, mine, models, serve, store, train
 from .terminal import escaped, escaped_logs, message
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command("index")(store.index)
 app.command("search")(store.search)
 app.command("explore")(explore.explore)
 app.command("eval")(evaluate.evaluate)
+app.command("ablate")(ablate.ablate)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")

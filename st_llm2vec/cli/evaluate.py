@@ -49,6 +49,7 @@ def evaluate(
       reranking            test.*: query, positive, negative
       classification       train.*, test.*: text, label (of one file, half trains)
       clustering           test.*: text, cluster
+      words, spans         train.*, test.*: tokens, tags (lists of texts)
 
     \b
     Examples:

@@ -3,6 +3,7 @@
 report.py               scores of models on tasks, with baselines
 tasks.py                public sets by name, a user's own files by their columns
 sts.py, retrieval.py, reranking.py, classification.py, clustering.py, pair_classification.py      kinds of tasks
+words.py                linear probes on the vectors of words
 kind.py                 what a kind of task is
 files.py                the files of a task
 intervals.py            bootstrap intervals, and the paired bootstrap between two models
