@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
 from .settings import EncoderSettings, as_flag, is_original, translated
-from .vetting import leaves, read_json, require_below, require_safe
+from .vetting import leaves, named_weights, read_json, require_safe
 
 SETTINGS_FILE = "llm2vec_config.json"
 # What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
@@ -180,7 +180,7 @@ def require_no_revision(name: str, revision: str | None) -> None:
 
 def _folder(name: str, revision: str | None, hub: Hub) -> Path:
     """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # as Path.is_dir, which raises where a name is too long
         require_no_revision(name, revision)
         require_safe(Path(name))
         return Path(name)
@@ -265,8 +265,8 @@ def _base_of(folder: Path) -> str:
             f"{folder / 'adapter_config.json'} names {named!r} as its decoder, which is neither a folder beside it nor "
             f"a hub id. {remedy}"
         )
-    beside = folder.parent / named
-    return str(beside) if local and beside.is_dir() else named
+    beside = str(folder.parent / named)
+    return beside if local and os.path.isdir(beside) else named
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -322,7 +322,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
-    files = sorted({require_below(index, name) for name in (read_json(index).get("weight_map") or {}).values()})
+    files = named_weights(index, read_json(index))
     if missing := [file.name for file in files if not file.is_file()]:
         raise InvalidCheckpointError(
             f"{folder} lacks {missing[0]}, one of the {len(files)} files that model.safetensors.index.json names. "
