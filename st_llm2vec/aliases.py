@@ -49,9 +49,9 @@ class Alias:
                 continue
             text = value if isinstance(value, str) else ""
             # An absolute path may come and go with its disk; that is said when it is used.
-            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and Path(text).is_dir())):
+            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
                 raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
-            if Path(value).is_dir():
+            if os.path.isdir(value):
                 object.__setattr__(self, name, str(Path(value).absolute()))
         if not isinstance(self.revision, str | None):
             raise InvalidInputError(f"revision={self.revision!r} must be a branch, tag or commit.")
@@ -222,7 +222,7 @@ def find(name: str) -> Alias | None:
         ModelNotFoundError: A name of our kind that is neither known nor a folder; nothing is asked of the network.
         InvalidInputError: The user's file cannot be understood.
     """
-    if not name or "/" in name or os.sep in name or Path(name).is_dir():
+    if not name or "/" in name or os.sep in name or os.path.isdir(name):
         return None
     alias = _meaning(name)
     if alias is None and name.startswith(PREFIX):

@@ -87,7 +87,7 @@ def read_host_folder(folder: Path) -> HostFolder | None:
         read = {"attention": "bidirectional", **read}
     pooling = Pooling.load_config(str(folder), subfolder=second[1])
     model = read_json(folder / "config_sentence_transformers.json")
-    if (kind_of_model := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+    if (kind_of_model := model.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
         raise _refused(folder, f"a {kind_of_model}")
     stated = {
         "pooling_mode": _pooling_mode(pooling.get("pooling_mode", "mean"), folder),

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,7 @@ from .errors import InvalidCheckpointError, InvalidInputError
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
 from .tokenization import TokenizedText, require_unicode, split_input, tokenize
-from .vetting import own_attention
+from .vetting import own_attention, require_held, require_no_kernels
 
 # What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -240,9 +241,14 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.scores_span = True
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        own_attention(args[1])  # the config; what the caller asks for is in kwargs
+        config, folder = args[1], Path(model_name_or_path)
+        own_attention(config)  # what the caller asks for is in kwargs
+        if not kwargs.get("quantization_config"):
+            require_no_kernels(folder, config)
         # transformers fills weights that a file lacks with random numbers and warns; here that is an error.
         try:
+            if folder.is_dir():
+                require_held(folder, config)
             with no_load_report():
                 model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
         except (SafetensorError, RuntimeError) as error:
@@ -455,6 +461,8 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
 
     def __init__(self, embedding_dimension: int, pooling_mode: str = "mean", include_prompt: bool = False) -> None:
         super().__init__(embedding_dimension, pooling_mode, include_prompt)
+        if self.pooling_mode not in WEIGHTS:  # the stock class can concatenate several
+            raise InvalidInputError(f"pooling_mode must be one of {', '.join(WEIGHTS)}, got {pooling_mode!r:.80}.")
 
     @property
     def reads_span(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from .errors import InvalidInputError
+from .errors import InvalidCheckpointError, InvalidInputError
 from .templates import Template, special_counts
 
 
@@ -116,6 +116,13 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = F
     except TypeError:
         require_unicode(*texts)
         raise
+    except BaseException as error:  # of tokenizers: a plain Exception, or a panic, which is none
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidCheckpointError(
+            f"The tokenizer cannot read a text ({str(error)[:200]}): its tokenizer.json fits no text like it. Download "
+            "it again, or load the tokenizer that the decoder was trained with."
+        ) from error
     return ids
 
 

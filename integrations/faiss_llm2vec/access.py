@@ -28,8 +28,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def absolute(path: str | Path) -> Path:
     """A path that stays the same when the working folder changes."""
-    if "\0" in str(path):
-        raise InvalidInputError(f"path must be one that a file can have, got {str(path)!r}.")
+    named = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    try:
+        fits = isinstance(named, str) and b"\0" not in os.fsencode(named)
+    except UnicodeEncodeError:  # half a character
+        fits = False
+    if not fits:
+        raise InvalidInputError(f"path must be one that a file can have, got {path!r:.80} ({type(path).__name__}).")
     try:
         return Path(path).absolute()
     except OSError as error:

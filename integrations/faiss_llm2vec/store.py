@@ -130,7 +130,7 @@ class FaissStore(StoreReader):
             StoreCorruptedError: A file is damaged or missing; the message names it.
             StoreMismatchError: The store was made with another model, or has another dimension.
         """
-        store = cls(Path(path), models.loaded_model(model), mmap=mmap, recover=recover)
+        store = cls(access.absolute(path), models.loaded_model(model), mmap=mmap, recover=recover)
         try:
             store._stated = fingerprint
             models.check_same(store.path, store._contents.manifest, store.model, fingerprint)

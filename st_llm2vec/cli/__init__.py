@@ -29,10 +29,11 @@ import typer
 from .. import __version__
 from ..errors import LLM2VecError
 from . import ablate, convert, doctor, encode, evaluate, explore, mine, models, serve, store, train
-from .terminal import escaped, escaped_logs, message
+from .terminal import Commands, escaped, escaped_notes, message
 
 app = typer.Typer(
     name="st-llm2vec",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # main() below decides what an error looks like
     add_completion=False,
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     if debug:
         arguments.remove("--debug")
     try:
-        with escaped_logs():
+        with escaped_notes():
             app(arguments, prog_name="st-llm2vec")
     except SystemExit as done:  # how typer ends, and with which code
         return done.code if isinstance(done.code, int) else int(done.code is not None)

@@ -225,6 +225,10 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/checkpoints.py",
         "tests/test_aliases.py -k one_call",
         ("adapters = (*below.adapters, top, *second)", "adapters = (*below.adapters, *second, top)"),
+    ),
+    *_rows(
+        "st_llm2vec/checkpoints.py",
+        "tests/test_checkpoints.py",
         ('tokenizer = top if (top / "tokenizer_config.json").is_file() else tokenizer', "pass"),
     ),
     *_rows(
@@ -235,12 +239,15 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/vetting/files.py",
         "tests/test_strangers.py -k regular_file",
-        ("if not is_folder and not path.is_file():", "if False:"),
+        ("if not is_folder:", "if False:"),
     ),
     *_rows(
         "st_llm2vec/vetting/files.py",
         "tests/test_strangers.py -k blobs_elsewhere",
-        ('return [folder, repository / "blobs"] if cached else [folder]', 'return [folder, repository / "blobs"]'),
+        (
+            'if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):',
+            'if snapshots.name == "snapshots":',
+        ),
     ),
     *_rows(
         "st_llm2vec/vetting/files.py",
@@ -255,7 +262,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/vetting/fields.py",
         "tests/test_strangers.py -k safetensors_only",
-        ('if not name.endswith(".safetensors"):', "if False:"),
+        ('if not name.endswith(".safetensors") and not leaves(name):', "if False:"),
     ),
     *_rows(
         "st_llm2vec/vetting/fields.py",
@@ -289,7 +296,9 @@ MUTANTS: list[Mutant] = [
             '_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional overrides), surrogates, line separators',
             '_HIDDEN = {"Cc", "Cs", "Zl", "Zp"}',
         ),
-        ("logging.setLogRecordFactory(before)", "pass"),
+        ("logging.setLogRecordFactory(factory)", "pass"),
+        ("warnings.showwarning = show_escaped", "pass"),
+        ("error.message = message(error.message)", "pass"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/diversity.py",

@@ -213,6 +213,11 @@ MUTANTS: list[Mutant] = [
             f"{_GGUF} -k silence",
         ),
         ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
+        (
+            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
+            "if False:",
+            "tests/test_gguf_headers.py -k places",
+        ),
     ),
     *_rows(
         "st_llm2vec/gguf_tokenizers.py",
@@ -400,11 +405,12 @@ MUTANTS: list[Mutant] = [
             f"{_SERVER} -k search",
         ),
         (
-            "return (model.prompts.get(default) or None if default else None), None",
+            "return model.prompts.get(default) or None, None",
             "return None, None",
             _SERVER,
         ),
-        ("return model.prompts.get(name) or None, name", "return model.prompts.get(name) or None, None", _SERVER),
+        ("return model.prompts.get(found) or None, name", "return model.prompts.get(found) or None, None", _SERVER),
+        ("return model.prompts[name] or None, None", "return None, None", _SERVER),
         ('body += message.get("body", b"")', 'body = bytearray(message.get("body", b""))', f"{_SERVER} -k body"),
     ),
     *_rows(
