@@ -187,8 +187,8 @@ def test_a_copy_can_be_edited_and_a_twin_shares(model):
 @pytest.fixture
 def unasked(decoder, monkeypatch):
     """An encoder that nobody asked for prepacked weights; 200 tokens repay them."""
-    monkeypatch.setattr("st_llm2vec.modules.PREPACK_TOKENS", 200)
-    monkeypatch.setattr("st_llm2vec.modules.CHECKED_TOKENS", 50)
+    monkeypatch.setattr("st_llm2vec.backend.deciding.PREPACK_TOKENS", 200)
+    monkeypatch.setattr("st_llm2vec.backend.deciding.CHECKED_TOKENS", 50)
     return st_llm2vec.load(str(decoder), device="cpu")
 
 
