@@ -27,7 +27,7 @@ def test_help_has_examples_and_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Examples:") == 8
+    assert done.stdout.count("Examples:") == 9
 
 
 def test_version(command: Command) -> None:
