@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..corpus import published
-from ..readers import READERS, TEXT_COLUMN, Rows, read_rows
+from ..readers import TEXT_COLUMN, Rows, read_rows
+from ..shards import published
 
-__all__ = ["READERS", "TEXT_COLUMN", "Rows", "published", "read_rows"]
+__all__ = ["TEXT_COLUMN", "Rows", "published", "read_rows"]

@@ -28,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
+from ..readers import TEXT_COLUMN, Rows, read_rows
 from ..training import (
     MNTPDataCollator,
     MNTPLoss,
@@ -41,7 +42,6 @@ from ..training import (
     supervised,
 )
 from ..vetting import read_json
-from .files import TEXT_COLUMN, Rows, read_rows
 from .options import note, open_model
 
 SETTINGS_FILE = "train.json"
