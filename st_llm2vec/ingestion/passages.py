@@ -17,6 +17,7 @@ from ..errors import InvalidInputError
 from .sources import Report
 
 _INSERT = "INSERT INTO passages (id, parent, place, text, metadata) VALUES (?, ?, ?, ?, ?)"
+_SELECT = "SELECT n, id, text, metadata FROM passages WHERE n > ? ORDER BY n LIMIT ?"
 _KINDS = {str: "text", bool: "bool", int: "integer", float: "number"}
 
 
@@ -38,8 +39,8 @@ class Passages:
         self.sql = sqlite3.connect("")
         self.sql.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
-            "CREATE TABLE passages (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, parent TEXT, place TEXT NOT NULL,"
-            " text TEXT NOT NULL, metadata TEXT NOT NULL);"
+            "CREATE TABLE passages (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, parent TEXT NOT NULL,"
+            " place TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL);"
         )
 
     def __enter__(self) -> Passages:
@@ -70,7 +71,7 @@ class Passages:
         kinds = _kinds(self.fields[name])
         return (kinds.pop() if len(kinds) == 1 else "text"), "list" in self.fields[name]
 
-    def add(self, passages: list[Passage], parent: str | None, place: str) -> None:
+    def add(self, passages: list[Passage], parent: str, place: str) -> None:
         """Add the passages of one row or page, all or none; report an id that was there before."""
         first = None
         for id, text, fields in passages:
@@ -92,16 +93,23 @@ class Passages:
 
     def batches(self, size: int) -> Iterator[list[Passage]]:
         """The passages in their order, so many at once."""
+        for rows in self.numbered(size):
+            yield [passage for _, passage in rows]
+
+    def numbered(self, size: int) -> Iterator[list[tuple[int, Passage]]]:
+        """The passages with the numbers that they have in the database, so many at once."""
         mixed = self.mixed
         last = 0
-        while True:
-            rows = self.sql.execute(
-                "SELECT n, id, text, metadata FROM passages WHERE n > ? ORDER BY n LIMIT ?", (last, size)
-            ).fetchall()
-            if not rows:
-                return
+        while rows := self.sql.execute(_SELECT, (last, size)).fetchall():
             last = rows[-1][0]
-            yield [Passage(id, text, _as_texts(json.loads(fields), mixed)) for _, id, text, fields in rows]
+            yield [(n, Passage(id, text, _as_texts(json.loads(fields), mixed))) for n, id, text, fields in rows]
+
+    def having(self, ids: list[str]) -> set[str]:
+        """Those of the ids that passages have."""
+        rows = self.sql.execute(
+            "SELECT id FROM passages WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        )
+        return {id for (id,) in rows}
 
 
 def _types(value: Any) -> set[str]:
