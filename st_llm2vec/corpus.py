@@ -33,7 +33,7 @@ class CorpusSummary:
         dimension: Of a vector.
         encoded: Texts that were encoded in this run; the others were there.
         shards: Files of vectors.
-        seconds: Wall time of the run, without loading the model.
+        seconds: Time that encoding took.
         skipped: Rows and files that could not be read and were passed over.
         cut: Texts that the encoder reads the start of.
         said: What else should be known: the errors passed over, files of other kinds, columns of several types.
@@ -121,7 +121,6 @@ def encode_corpus(
         "quantized": bool(getattr(getattr(encoder[0], "model", None), "is_quantized", False)),
         "format": single or format,
     }
-    started = time.perf_counter()
     folder = Shards(target.with_name(f".{target.name}.parts") if single else target, setting, working=bool(single))
     before = prompt if prompt is not None else encoder.prompts.get(task) or ""
     chunker = Chunker(encoder, chunk_size, chunk_overlap, before, split_rows=chunk_size is not None)
@@ -141,7 +140,7 @@ def encode_corpus(
             dimension=entries[0]["dimension"],
             encoded=embed.encoded,
             shards=len(entries),
-            seconds=time.perf_counter() - started,
+            seconds=embed.seconds,
             skipped=report.skipped,
             cut=passages.cut,
             said=(*report.errors, *report.notes),
@@ -186,6 +185,7 @@ class Embed:
         self._options = {"prompt": prompt, "normalize_embeddings": normalize, "batch_size": batch_size}
         self._progress = progress
         self.encoded = self.total = 0
+        self.seconds = 0.0
 
     def settle(self, passages: Passages, prompt: str = "") -> None:
         """Bring the encoder into the state that a long run would bring it into.
@@ -202,7 +202,9 @@ class Embed:
         parts = []
         for start in range(0, len(texts), BLOCK):
             block = texts[start : start + BLOCK]
+            started = time.perf_counter()
             parts.append(np.asarray(self._encode(block, show_progress_bar=False, **self._options), dtype=np.float32))
+            self.seconds += time.perf_counter() - started
             self.encoded += len(block)
             if self._progress:
                 self._progress(self.encoded, self.total)

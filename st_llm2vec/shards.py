@@ -15,6 +15,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,7 +155,7 @@ class Shards:
 
     def _known(self) -> Any:
         """The vectors of the last complete run, by their texts; nothing where there was none."""
-        there = [entry["file"] for entry in self.listed if (self.folder / entry["file"]).is_file()]
+        there = [entry["file"] for entry in self.listed if self._is_there(entry["file"])]
         return Known(self.folder, there) if there else {}
 
     def join(self, entries: list[dict[str, Any]], target: Path) -> None:
@@ -245,7 +246,6 @@ class Known:
         for shard, path in enumerate(self._paths):
             rows = ((_hash(text), shard, place) for place, text in enumerate(_texts(path)))
             self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?, ?)", rows)
-        self._open: tuple[int, Any] = (-1, None)
 
     def get(self, text: str) -> tuple[int, int] | None:
         """The shard and the place of a text."""
@@ -256,12 +256,14 @@ class Known:
 
     def vectors(self, places: list[tuple[int, int]]) -> Any:
         """The vectors at these places, float32 (places, dimension)."""
-        rows = []
-        for shard, place in places:
-            if self._open[0] != shard:
-                self._open = shard, embeddings(self._paths[shard])
-            rows.append(self._open[1][place])
-        return np.stack(rows)
+        order = sorted(range(len(places)), key=places.__getitem__)  # each shard is opened once
+        found: Any = None
+        for shard, group in groupby(order, lambda i: places[i][0]):
+            vectors = embeddings(self._paths[shard])
+            found = np.empty((len(places), vectors.shape[1]), dtype=np.float32) if found is None else found
+            chosen = list(group)
+            found[chosen] = vectors[[places[i][1] for i in chosen]]
+        return found
 
 
 def _hash(text: str) -> bytes:

@@ -107,12 +107,13 @@ def test_a_second_run_encodes_what_changed_wherever_it_moved(corpus: Path, tmp_p
     encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=4)
     again = FakeEncoder()
     assert encode_corpus(again, corpus, tmp_path / "out", shard_size=4).encoded == 0
-    write(corpus, [{"text": "new"}, *ROWS[:5], *ROWS[6:]])
+    moved = [*ROWS[:3], ROWS[9], *ROWS[6:9], *ROWS[3:5]]
+    write(corpus, [{"text": "new"}, *moved])
     done = encode_corpus(again, corpus, tmp_path / "out", shard_size=4)
     assert again.texts == ["new"]
     assert (done.encoded, done.texts) == (1, 10)
     texts = table(tmp_path / "out")["text"].to_pylist()
-    assert texts == ["new", *(row["text"] for row in [*ROWS[:5], *ROWS[6:]])]
+    assert texts == ["new", *(row["text"] for row in moved)]
     found = np.array(table(tmp_path / "out")["embedding"].to_pylist(), "f4")
     np.testing.assert_array_equal(found, vectors(texts))
 
