@@ -10,8 +10,8 @@ import typer
 
 from .. import aliases
 from ..cards import how_to_open
-from ..corpus import published
 from ..settings import NAMES, EncoderSettings
+from ..shards import published
 from . import options
 from .options import folder_size, megabytes, note, open_model
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..corpus import published
 from ..errors import StoreExistsError
 from ..readers import TEXT_COLUMN, Rows, read_rows
+from ..shards import published
 from . import options
 from .options import note, open_model, print_table
 from .terminal import escaped, message
@@ -24,7 +24,7 @@ def index(
     texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv or .parquet.")],
     store: Annotated[Path, typer.Argument(help="Folder of the store.")],
     model: options.Model = options.DEFAULT_MODEL,
-    text_column: options.TextColumn = TEXT_COLUMN,
+    text_column: Annotated[str, typer.Option("--text-column")] = TEXT_COLUMN,
     id_column: Annotated[str | None, typer.Option(help="Column of the id, a text. Default: TEXTS:LINE.")] = None,
     kind: Annotated[
         str, typer.Option(help="flat is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string.")
