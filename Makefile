@@ -64,17 +64,18 @@ clean:
 	rm -rf $(VENV) $(BOUNDS) $(DATABASES) $(DOCS) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first, pinned: left to the resolver, it could be another version with gigabytes of GPU libraries.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt models/smollm2/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("python3 >= 3.10 is needed" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --editable models/smollm2
 	touch $(READY)
 
 $(BOUNDS_READY): pyproject.toml constraints-bounds.txt
 	$(PYTHON) -m venv $(BOUNDS)
 	$(BOUNDS)/bin/python -m pip install --quiet --constraint constraints-bounds.txt torch
-	$(BOUNDS)/bin/python -m pip install --quiet --constraint constraints-bounds.txt --editable ".[train]" \
+	$(BOUNDS)/bin/python -m pip install --quiet --constraint constraints-bounds.txt --editable ".[cli,train]" \
 		pytest pytest-asyncio hypothesis faiss-cpu
 	touch $(BOUNDS_READY)
 

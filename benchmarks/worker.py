@@ -323,7 +323,7 @@ class Limit:
         torch = self.torch
         width = weight.shape[1]
         if self.kind == "int8":
-            from st_llm2vec.kernels import Int8Product, _round
+            from st_llm2vec.backend.int8 import Int8Product, _round
 
             whole = Int8Product(*zip(*[(_round(weight)[0], None)], strict=True), scales=[_round(weight)[1]])
             arguments = (

@@ -3,59 +3,38 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
-import torch
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from stdlib_docs import passages
 
-import st_llm2vec
-from st_llm2vec.training import MNTPDataCollator, MNTPLoss, add_lora, chunk_texts, merge_lora
+from st_llm2vec.training import TrainingSettings, train_stage
 
 MODEL = "llm2vec-tiny"
 OUTPUT = "build/mntp"
-STEPS, BATCH, LENGTH = 150, 16, 64
-LEARNING_RATE = 1e-3
+HELD_OUT = Path("build/held-out.txt")
 
 # 1. Plain text: docstrings of the standard library, one in ten held out.
 texts = [passage.text for passage in passages()]
 random.Random(0).shuffle(texts)
-held_out = len(texts) // 10
+n = len(texts) // 10
+HELD_OUT.parent.mkdir(exist_ok=True)
+HELD_OUT.write_text("\n".join(texts[:n]), encoding="utf-8")
 
-# 2. The encoder, and its text in chunks of equal length.
-model = st_llm2vec.load(MODEL)
-train = chunk_texts(texts[held_out:], model.tokenizer, LENGTH)
-test = chunk_texts(texts[:held_out], model.tokenizer, LENGTH)
-
-# 3. sentence-transformers' own trainer; ours are the loss and the collator that masks.
-add_lora(model, "mntp")
-trainer = SentenceTransformerTrainer(
-    model=model,
-    args=SentenceTransformerTrainingArguments(
-        output_dir=f"{OUTPUT}/checkpoints",
-        max_steps=STEPS,
-        per_device_train_batch_size=BATCH,
-        learning_rate=LEARNING_RATE,
-        logging_steps=50,
-        save_steps=STEPS,
-        save_total_limit=1,
-        use_cpu=not torch.accelerator.is_available(),
-        report_to=[],
-    ),
-    train_dataset=train,
-    eval_dataset=test,
-    loss=MNTPLoss(model),
-    data_collator=MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer),
+# 2. One stage, from rows to a saved encoder: chunks of equal length, masks, LoRA, the host's trainer, merging.
+settings = TrainingSettings(
+    "mntp",
+    model=MODEL,
+    data={"docstrings": texts[n:]},
+    output=OUTPUT,
+    eval_file=str(HELD_OUT),
+    max_steps=150,
+    batch_size=16,
+    max_seq_length=64,
+    learning_rate=1e-3,
 )
+result = train_stage(settings, log=print)
 
-# 4. Loss on the held-out text, the same masks both times: before, and after.
-torch.manual_seed(0)
-before = trainer.evaluate()["eval_loss"]
-trainer.train()
-torch.manual_seed(0)
-after = trainer.evaluate()["eval_loss"]
-print(f"held-out MNTP loss: {before:.3f} before, {after:.3f} after {STEPS} steps")
-
-# 5. Merge the adapter and save a folder that sentence-transformers opens.
-merge_lora(model)
-model.save_pretrained(OUTPUT)
+# 3. The loss on the held-out text, the same masks both times; the curve lies in OUTPUT/training.
+before, after = result.before["eval_loss"], result.after["eval_loss"]
+print(f"held-out MNTP loss: {before:.3f} before, {after:.3f} after {result.steps} steps")
 print(f"saved to {OUTPUT}; next: train_simcse.py or train_supervised.py with MODEL = {OUTPUT!r}")

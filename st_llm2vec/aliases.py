@@ -2,7 +2,7 @@
 
 The first use of a name downloads and merges what it stands for (`st_llm2vec.loading` does that) and keeps a portable
 folder; later uses open the folder and touch no network. A local folder of the same name always wins; then come
-`register_alias`, the user's file, and the table below.
+`register_alias`, the user's file, installed packages and the table below.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .vetting import read_json, require_below
 
 PREFIX = "llm2vec-"
 _FORMAT = 1  # of a kept folder; another number makes it anew
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 CONTENTS = "alias.json"
 
@@ -95,6 +97,9 @@ ALIASES: dict[str, Alias] = {
         for ending, adapter in STAGES.items()
     },
 }
+# Entry points of installed packages: the name is the alias, the object an `Alias` or a function that returns one.
+GROUP = "st_llm2vec.aliases"
+PACKAGES = {"llm2vec-smollm2": "st-llm2vec-smollm2"}  # ours: what to install where such a name is not known
 _registered: dict[str, Alias] = {}
 
 
@@ -167,7 +172,47 @@ def known() -> dict[str, Alias]:
     Raises:
         InvalidInputError: The user's file cannot be understood.
     """
-    return ALIASES | _from_file(config_file()) | _registered
+    return {name: alias for name in names() if (alias := _meaning(name)) is not None}
+
+
+def names() -> list[str]:
+    """Every name, sorted; no package is imported for it."""
+    return sorted({*ALIASES, *_packaged(), *_from_file(config_file()), *_registered})
+
+
+def _meaning(name: str) -> Alias | None:
+    """What a name stands for: said in this process, in the user's file, by a package, or in our table."""
+    for given in (_registered, _from_file(config_file())):
+        if name in given:
+            return given[name]
+    if package := _packaged().get(name):
+        return _of_package(package)
+    return ALIASES.get(name)
+
+
+def _where(name: str) -> str:
+    package = next((package for start, package in PACKAGES.items() if name.startswith(start)), None)
+    return f"It comes with a package of its own: pip install {package}. " if package else ""
+
+
+def _packaged() -> dict[str, EntryPoint]:
+    """Names of installed packages; none takes the place of one in our table."""
+    points = entry_points(group=GROUP)
+    return {point.name: point for point in points if _NAME.fullmatch(point.name) and point.name not in ALIASES}
+
+
+def _of_package(point: EntryPoint) -> Alias:
+    source = f"The package {point.dist.name if point.dist else point.module!r}, which gives the name {point.name!r},"
+    try:
+        found = point.load()
+        alias = found() if callable(found) else found
+    except LLM2VecError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(f"{source} cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(alias, Alias):
+        raise InvalidInputError(f"{source} gave a {type(alias).__name__} in place of a st_llm2vec.aliases.Alias.")
+    return alias
 
 
 def find(name: str) -> Alias | None:
@@ -179,13 +224,14 @@ def find(name: str) -> Alias | None:
     """
     if not name or "/" in name or os.sep in name or Path(name).is_dir():
         return None
-    names = known()
-    if name not in names and name.startswith(PREFIX):
+    alias = _meaning(name)
+    if alias is None and name.startswith(PREFIX):
         raise ModelNotFoundError(
-            f"{name!r} is no folder here and no encoder that st_llm2vec knows. Known: {', '.join(sorted(names))}. "
+            f"{name!r} is no folder here and no encoder that st_llm2vec knows. {_where(name)}Known: "
+            f"{', '.join(names())}. "
             "Any decoder can be loaded by its folder or hub id: st_llm2vec.load('owner/name')."
         )
-    return names.get(name)
+    return alias
 
 
 def _from_file(path: Path) -> dict[str, Alias]:
@@ -205,7 +251,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
 
 
 def _require_name(name: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInputError(
             f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, no dot first."
         )

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Architecture(NamedTuple):
-    """What is known of a `model_type`: the attention kernels that its audit runs through in the tests."""
+    """What is known of a `model_type`: the attention implementations that its audit runs through in the tests."""
 
-    kernels: tuple[str, ...]
+    implementations: tuple[str, ...]
 
 
-# The architectures that open with each set of kernels.
+# The architectures that open with each set of implementations.
 _OPENS: dict[tuple[str, ...], str] = {
     ("sdpa", "eager", "flex_attention"): """
         apertus arcee biogpt bitnet cohere cohere2 ctrl cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma
@@ -24,14 +24,14 @@ _OPENS: dict[tuple[str, ...], str] = {
     """,
     ("sdpa", "eager"): "falcon gpt2 gpt_bigcode olmoe persimmon stablelm",
     ("sdpa", "flex_attention"): "modernbert-decoder",
-    ("eager", "flex_attention"): "gemma2 vaultgemma",  # soft-capped scores: no sdpa kernel
+    ("eager", "flex_attention"): "gemma2 vaultgemma",  # soft-capped scores: no sdpa implementation
     ("eager",): "bloom codegen gpt_neox_japanese gpt_oss gptj xglm",
 }
 
 # Audited in the tests, every row. Other decoders are audited when they are loaded, and accepted if they pass.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: Architecture(kernels)
-    for name, kernels in sorted((name, kernels) for kernels, names in _OPENS.items() for name in names.split())
+    name: Architecture(opens_with)
+    for name, opens_with in sorted((name, opens_with) for opens_with, names in _OPENS.items() for name in names.split())
 }
 _STAYS_CAUSAL = {
     "a recurrence over the tokens before": "bamba granitemoehybrid jamba mamba nemotron_h recurrent_gemma rwkv xlstm",

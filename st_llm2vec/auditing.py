@@ -20,16 +20,16 @@ from .architectures import ARCHITECTURES
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
 
 AUDIT_TOKENS = 8
-PACKED = "packed_"  # stands before the kernel's name in the config of a model that takes rows (packing.py)
+PACKED = "packed_"  # stands before the implementation's name in the config of a model that takes packed sequences
 PADDINGS = ("none", "left", "right")
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One decoder layer under one attention kernel: do earlier positions see the last token?"""
+    """One decoder layer under one attention implementation: do earlier positions see the last token?"""
 
     layer: int
-    kernel: str
+    implementation: str
     padding: str  # "none", "left" or "right"
     bidirectional: bool
 
@@ -51,10 +51,10 @@ class Audit:
 
     def __str__(self) -> str:
         lines = [f"{self.model_type}: {'bidirectional' if self else 'NOT bidirectional'}"]
-        lines.append(f"{'layer':>5}  {'kernel':<20}  {'padding':<7}  attention")
+        lines.append(f"{'layer':>5}  {'implementation':<20}  {'padding':<7}  attention")
         for row in self.rows:
             seen = "bidirectional" if row.bidirectional else "CAUSAL"
-            lines.append(f"{row.layer:>5}  {row.kernel:<20}  {row.padding:<7}  {seen}")
+            lines.append(f"{row.layer:>5}  {row.implementation:<20}  {row.padding:<7}  {seen}")
         return "\n".join(lines)
 
 
@@ -67,9 +67,9 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
         paddings: Where the three rows of eight tokens are padded; one forward pass each.
 
     Returns:
-        One row per layer and padding, for the attention kernel in use.
+        One row per layer and padding, for the attention implementation in use.
     """
-    layers, kernel = decoder_layers(model), kernel_of(model)
+    layers, implementation = decoder_layers(model), attn_implementation_of(model)
     depth = len(layers)
     # Beside or inside an attention that sees everything (falcon_h1, zaya): half of such a layer is still causal.
     one_sided = {
@@ -86,7 +86,8 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
             if padding != "none":
                 mask[:, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
             seen = _audit_pass(model, layers, mask.to(model.device), gradients)
-            rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]
+            both = [seen.get(i, False) and i not in one_sided for i in range(depth)]
+            rows += [LayerAudit(i, implementation, padding, sees_all) for i, sees_all in enumerate(both)]
     finally:
         model.train(was_training)
     return Audit(text_config(model).model_type, tuple(rows))
@@ -118,7 +119,7 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
             noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
             noise *= hidden[0].abs().mean().clamp_min(1e-3) / 4
             # Both ways: a key that one of them turns away from every query would not be seen. The third row is
-            # the first once more, and shows what the kernel itself makes different.
+            # the first once more, and shows what the implementation itself makes different.
             hidden[:, last] += torch.stack([-noise, noise, -noise])
         inputs[index] = hidden
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
@@ -137,8 +138,8 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
             seen[index] = all(bool(g.abs().max() > 0) for g in moved)
         else:
             moved, unmoved = ((hidden[0, earlier] - hidden[i, earlier]).abs().amax(-1) for i in (1, 2))
-            # A causal layer gives exactly the same numbers, but for kernels that split rows unevenly. A sharp and
-            # local head of a trained decoder is seen by little more than that.
+            # A causal layer gives exactly the same numbers, but for implementations that split a batch unevenly. A
+            # sharp and local head of a trained decoder is seen by little more than that.
             seen[index] = bool(moved.min() > 8 * unmoved.max())
 
     ids = torch.arange(3, 3 + AUDIT_TOKENS, device=mask.device).remainder(text_config(model).vocab_size).expand(3, -1)
@@ -190,6 +191,6 @@ def text_config(model: PreTrainedModel) -> PretrainedConfig:
     return model.config.get_text_config(decoder=True)
 
 
-def kernel_of(model: PreTrainedModel) -> str:
-    """The attention kernel in use: "sdpa", "eager", ..."""
+def attn_implementation_of(model: PreTrainedModel) -> str:
+    """The attention implementation in use: "sdpa", "eager", ..."""
     return str(model.config._attn_implementation).removeprefix(PACKED)

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .architectures import ARCHITECTURES, REFUSED, Architecture
-from .auditing import PACKED, PADDINGS, Audit, LayerAudit, audit, decoder_layers, kernel_of, text_config
+from .auditing import PACKED, PADDINGS, Audit, LayerAudit, attn_implementation_of, audit, decoder_layers, text_config
 from .errors import StillCausalError, UnsupportedArchitectureError
 
 __all__ = [
@@ -28,19 +28,20 @@ __all__ = [
     "Architecture",
     "Audit",
     "LayerAudit",
+    "attn_implementation_of",
     "audit",
     "decoder_layers",
     "enable_bidirectional_attention",
     "has_twin",
     "is_bidirectional",
     "is_bidirectional_by_design",
-    "kernel_of",
     "needs_module_flags",
     "refuse_encoders",
     "restore_causal_attention",
     "twin",
 ]
 
+kernel_of = attn_implementation_of  # its name until 2026
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -99,7 +100,7 @@ def _proven(model: PreTrainedModel) -> Audit:
     except (AttributeError, TypeError) as error:  # mpt: its code asks the mask that is no longer there
         raise UnsupportedArchitectureError(
             f"model_type {model.config.model_type!r} cannot run without its causal mask with the "
-            f"{kernel_of(model)!r} kernel ({error}). Choose another with "
+            f"{attn_implementation_of(model)!r} attention implementation ({error}). Choose another with "
             "model_kwargs={'attn_implementation': ...}, or load it as it is with attention='causal'."
         ) from error
     if not report:
@@ -107,8 +108,8 @@ def _proven(model: PreTrainedModel) -> Audit:
         raise StillCausalError(
             f"model_type {report.model_type!r} was asked to attend in both directions, but layers "
             f"{report.causal_layers} of {text_config(model).num_hidden_layers} still cannot see later tokens with the "
-            f"{kernel_of(model)!r} kernel: {why}. Use another decoder, for example one of: "
-            f"{', '.join(ARCHITECTURES)}; or load it as it is with attention='causal'."
+            f"{attn_implementation_of(model)!r} attention implementation: {why}. Use another decoder, for "
+            f"example one of: {', '.join(ARCHITECTURES)}; or load it as it is with attention='causal'."
         )
     return report
 
@@ -212,8 +213,8 @@ def _set_window(model: PreTrainedModel, config: PretrainedConfig, window: int | 
 
 
 def _set_module_flags(model: PreTrainedModel, *, is_causal: bool) -> None:
-    # Some architectures drop the config's flag on the way to the kernel (stablelm, nemotron); the kernel then reads
-    # the attention module's own.
+    # Some architectures drop the config's flag on the way to the attention implementation (stablelm, nemotron), which
+    # then reads the attention module's own.
     for module in model.modules():
         if _has_flag(module):
             module.is_causal = is_causal

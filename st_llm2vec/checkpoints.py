@@ -15,19 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
 from .aliases import PUBLISHED
-from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
-from .settings import EncoderSettings, as_flag, is_original, translated
-from .vetting import leaves, read_json, require_below, require_safe
+from .errors import InvalidCheckpointError
+from .hub import Hub, folder_of, repository_of
+from .settings import EncoderSettings, is_original, translated
+from .vetting import leaves, read_json, require_below
 
 SETTINGS_FILE = "llm2vec_config.json"
-# What a snapshot needs; code and pickles stay on the hub, and so does a second copy of the weights in another layout.
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "README.md", "LICENSE*"]
-_NOT_FILES = ["consolidated*", "original/*"]
-
 # The published second stages, and the MNTP stage that each belongs on: their own files name the raw decoder.
 SECOND_STAGES: dict[str, str] = {
     f"{mntp}-{stage}": mntp
@@ -36,33 +30,6 @@ SECOND_STAGES: dict[str, str] = {
 }
 # Ends the name of a decoder with merged stages that is in no folder; an adapter on top of it carries that name.
 NOT_SAVED = "-merged-but-not-saved"
-
-
-@dataclass(frozen=True)
-class Hub:
-    """How the hub is reached.
-
-    Args:
-        cache_folder: Where downloads are kept; default: the hub's own cache.
-        token: For repositories that are private or gated; default: the one that `hf auth login` stored.
-        local_files_only: Touch no network.
-
-    Raises:
-        InvalidInputError: A value of the wrong type.
-    """
-
-    cache_folder: str | os.PathLike[str] | None = None
-    token: str | bool | None = None
-    local_files_only: bool = False
-
-    def __post_init__(self) -> None:
-        as_flag("local_files_only", self.local_files_only)
-        for name, kinds in (("cache_folder", (str, os.PathLike)), ("token", (str, bool))):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kinds):
-                allowed = " or ".join(kind.__name__ for kind in kinds)
-                shown = "..." if name == "token" else repr(value)
-                raise InvalidInputError(f"{name}={shown} is a {type(value).__name__}; {name} must be a {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -120,15 +87,15 @@ def resolve(
             not belong on top of one another.
     """
     hub = Hub(cache_folder, token, local_files_only)
-    top = _folder(name, revision, hub)
-    second = [] if adapter is None else [_folder(adapter, None, hub)]
+    top = folder_of(name, revision, hub)
+    second = [] if adapter is None else [folder_of(adapter, None, hub)]
     if second and not _is_adapter(second[0]):
         raise InvalidCheckpointError(
             f"adapter={adapter!r} has no adapter_config.json, but weights of its own; load it alone."
         )
     settings = read_settings(second[0] if second else top)
     sources = tuple(_source(folder) for folder in (top, *second))
-    repository = _repository(top)
+    repository = repository_of(top)
 
     if not _is_adapter(top):
         if base is not None:
@@ -169,71 +136,19 @@ def _is_originals_adapter(folder: Path) -> bool:
     return _published_id(folder) in known or bool(re.search(r"(Bi|Encoder)(Model|ForMNTP)$", str(trained_on)))
 
 
-def require_no_revision(name: str, revision: str | None) -> None:
-    """Raises `InvalidInputError` where a revision was given for something on this machine."""
-    if revision is not None:
-        raise InvalidInputError(
-            f"revision={revision!r} cannot be used: {name!r} is on this machine, and only repositories on the hub have "
-            "revisions. Leave it out."
-        )
-
-
-def _folder(name: str, revision: str | None, hub: Hub) -> Path:
-    """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
-    if Path(name).is_dir():
-        require_no_revision(name, revision)
-        require_safe(Path(name))
-        return Path(name)
-    if not name or Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ModelNotFoundError(f"There is no folder {name!r}. Check the path; hub ids look like 'owner/name'.")
-    repository, _, pinned = name.partition("@")
-    if pinned and revision:
-        raise ModelNotFoundError(f"{name!r} was given with revision={revision!r}, a second one. Give one of them.")
-    revision = revision or pinned or None
-    try:
-        found = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=_FILES,
-            ignore_patterns=_NOT_FILES,
-            local_files_only=hub.local_files_only,
-            cache_dir=None if hub.cache_folder is None else os.fspath(hub.cache_folder),
-            token=hub.token,
-        )
-    except HFValidationError as error:
-        raise ModelNotFoundError(f"{name!r} is neither a folder nor a hub id ('owner/name').") from error
-    except (OSError, ValueError) as error:
-        where = "the local cache (local_files_only=True)" if hub.local_files_only else "the hub or its cache"
-        where = f"{where} at revision {revision!r}" if revision else where
-        answer = " ".join(str(error).split()).rstrip(".") + "."
-        raise ModelNotFoundError(
-            f"{name!r} is no folder here and could not be read from {where}: {type(error).__name__}: {answer} Gated "
-            f"repositories need their licence accepted at https://huggingface.co/{repository} and a token: "
-            "hf auth login."
-        ) from error
-    require_safe(Path(found))
-    return Path(found)
-
-
-def _repository(folder: Path) -> str | None:
-    """The hub id of a snapshot in the hub's cache: models--owner--name/snapshots/commit."""
-    name = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return name if folder.parent.name == "snapshots" else None
-
-
 def _published_id(folder: Path) -> str | None:
     """The hub id of a snapshot, or of a published stage's clone in a folder of its name."""
     published = {stage.rpartition("/")[2]: stage for pair in SECOND_STAGES.items() for stage in pair}
-    return _repository(folder) or published.get(folder.name)
+    return repository_of(folder) or published.get(folder.name)
 
 
 def _shown(folder: Path) -> str:
-    repository = _repository(folder)
+    repository = repository_of(folder)
     return f"{repository} at {folder.name[:12]}" if repository else str(folder)
 
 
 def _source(folder: Path) -> dict[str, str | None]:
-    repository = _repository(folder)  # no local paths on cards
+    repository = repository_of(folder)  # no local paths on cards
     return {"name": repository or folder.name, "commit": folder.name if repository else None}
 
 
@@ -243,12 +158,12 @@ def _is_first_stage(folder: Path) -> bool:
 
 def _base_of(folder: Path) -> str:
     """What an adapter belongs on: by the table if it is a published second stage, by its files if it is a first one."""
-    local = _repository(folder) is None
+    local = repository_of(folder) is None
     stage = SECOND_STAGES.get(_published_id(folder) or "")
     if stage is not None:
         beside = folder.parent / stage.rpartition("/")[2]
         return str(beside) if local and beside.is_dir() else stage
-    shown = _repository(folder) or str(folder)
+    shown = repository_of(folder) or str(folder)
     remedy = f"Say what it belongs on: load({shown!r}, base='<the MNTP stage or decoder>')."
     if not _is_first_stage(folder):
         raise InvalidCheckpointError(
@@ -287,7 +202,7 @@ def _is_adapter(folder: Path) -> bool:
 
 def _require_order(decoder: Path, adapters: Sequence[Path]) -> None:
     """A first stage, then at most one second stage, each on what it was trained on, as far as their files can tell."""
-    shown = [_repository(folder) or str(folder) for folder in adapters]
+    shown = [repository_of(folder) or str(folder) for folder in adapters]
     if len(adapters) > 2:
         raise InvalidCheckpointError(
             f"{' + '.join(shown)} are {len(adapters)} adapters, and the last two exclude each other: an encoder is a "

@@ -13,7 +13,7 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from .packing import Row, batches, one_ahead
+from .backend.packing import PackedBatch, batches, one_ahead
 from .tokenization import TokenizedText
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def run_batch(
     """
     transformer = model[0]
     features = transformer.collate(texts, prompt_length)
-    row = Row.of(features["attention_mask"]).to(place)
-    features = {**batch_to_device(features, place), "row": row}
+    packed_batch = PackedBatch.of(features["attention_mask"]).to(place)
+    features = {**batch_to_device(features, place), "packed_batch": packed_batch}
     with _in_use(transformer, waiting):
         vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
-    transformer.tokens_encoded += sum(row.lengths)
+    transformer.tokens_encoded += sum(packed_batch.lengths)
     return vectors
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import aliases, gguf_files, kernels
-from .checkpoints import NOT_SAVED, Checkpoint, Hub, resolve
-from .equivalence import PROBES as PROBE_TEXTS
-from .equivalence import SHORT_PROBES, off
+from . import aliases, gguf_files
+from .backend.accelerating import accelerate
+from .checkpoints import NOT_SAVED, Checkpoint, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
+from .hub import Hub
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
 from .modules import LLM2VecPooling, LLM2VecTransformer
@@ -76,10 +76,10 @@ def load(
         attention: "bidirectional" or "causal" (the ordinary decoder); default: as it was saved, else bidirectional.
         prompts: Texts to put before others, by name; "query" and "document" are those of `encode_query` and
             `encode_document`. Default: those that were saved.
-        dtype: On a CPU, one that is given also lays the weights out for the processor (`kernels.prepack`). Default
-            float32 on a CPU, the checkpoint's own elsewhere and where its weights are int8.
-        quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32
-            (`kernels.quantize`); the rest is in `dtype`, by default bfloat16 where the processor has it.
+        dtype: On a CPU, one that is given also prepacks the weights for the processor. Default float32
+            on a CPU, the checkpoint's own elsewhere and where its weights are int8.
+        quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32; the
+            rest is in `dtype`, by default bfloat16 where the processor has it.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         compile: Compile the layers, for packed texts, with `torch.compile` (`compilation.compile_layers`): faster, the
             same vectors; loading takes seconds longer, and on a CPU needs a C++ compiler. Said where it cannot be done.
@@ -114,7 +114,7 @@ def load(
         with opening(checkpoint.decoder):
             model = _build(checkpoint, asked, opened.runtime)
         opened.label(model)
-    return _run(model, runtime)
+    return accelerate(model, runtime)
 
 
 def convert(
@@ -315,45 +315,6 @@ def _dtype(runtime: Runtime, config: Any) -> torch.dtype | str:
         return runtime.stored_dtype
     on_cpu = runtime.device == "cpu" or (runtime.device is None and not torch.accelerator.is_available())
     return torch.float32 if on_cpu and not getattr(config, "quantization_config", None) else AUTO
-
-
-def _run(model: LLM2Vec, runtime: Runtime) -> LLM2Vec:
-    """The encoder, run as it was asked for."""
-    model[0].packing = runtime.packing
-    if runtime.quantize or (runtime.dtype is not None and model.device.type == "cpu"):
-        _use_kernels(model.eval(), runtime)
-    if runtime.compile:
-        model[0].compiles = True
-        model.encode(PROBES, show_progress_bar=False)
-        if not (compiled := model[0].status["compiled"]):
-            reason = compiled.reason or model[0].status["packed"].reason
-            log.warning("compile=True was left out: %s. The vectors are the same, encoding takes longer.", reason)
-    return model
-
-
-def _use_kernels(model: LLM2Vec, runtime: Runtime) -> None:
-    """Lays the weights out for the processor, in int8 on request; what it cannot do is said."""
-    decoder, quantize = model[0].model, runtime.quantize
-    if quantize and (model.device.type != "cpu" or getattr(decoder, "is_quantized", False)):
-        what = f"on {model.device}" if model.device.type != "cpu" else "int8 already, or quantized in another way"
-        raise InvalidInputError(f"quantize={quantize!r} is for float weights on a CPU; these are {what}. Leave it out.")
-    if quantize and not (missing := kernels.lacks("int8")):
-        probes: dict[str, Any] = {"prompt": "", "convert_to_tensor": True, "show_progress_bar": False}
-        dtype = runtime.dtype if isinstance(runtime.dtype, torch.dtype) else None
-        texts = PROBE_TEXTS + SHORT_PROBES
-        status = kernels.quantize(decoder, lambda: model.encode(texts, **probes), dtype=dtype)
-        model[0].status["quantized"] = status
-        return
-    if quantize:
-        log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
-        model[0].status["quantized"] = off(missing)
-    if not kernels.lacks("bfloat16"):
-        kernels.keep_residual_in_float32(decoder)
-    status = model[0].status["prepacked"] = kernels.prepack(decoder, model.tokenizer)
-    if status.reason and status.reason == kernels.lacks("bfloat16") and decoder.dtype == torch.bfloat16:
-        log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", status.reason)
-    elif not status:
-        log.info("The linear layers run without prepacked weights: %s.", status.reason)
 
 
 def _path(name: str, value: Any, *, required: bool = False) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -19,11 +19,20 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from .backend.equivalence import Status, off
+from .backend.packing import (
+    PackedBatch,
+    disable_packing,
+    enable_packing,
+    is_packing,
+    packed,
+    packed_checkpoints,
+    recomputes_elsewhere,
+)
+from .backend.prepacked import is_prepacked, prepack
+from .backend.residual import keep_residual_in_float32, round_residual
 from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
-from .equivalence import Status, off
 from .errors import InvalidCheckpointError, InvalidInputError
-from .kernels import is_prepacked, prepack, round_residual
-from .packing import Row, disable_packing, enable_packing, is_packing, packed
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
 from .tokenization import TokenizedText, require_unicode, split_input, tokenize
@@ -139,8 +148,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             return False
         if torch.compiler.is_compiling():  # it would be compiled again for every row
             return False
-        # A checkpointed layer runs again when the row is gone.
-        if self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+        if self.training and recomputes_elsewhere(self.model):
             return False
         config = self.model.config  # weights of attention are those of a padded batch
         if getattr(config, "output_attentions", False):
@@ -149,12 +157,22 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         if not features["attention_mask"][:, 0].all():
             return False
         if self.status["packed"].on is None or (self.status["packed"] and not is_packing(self.model)):
-            self.status["packed"] = enable_packing(self.model, self.tokenizer)
+            self.status["packed"] = self._prove_packing()
         if self.compiles and self.status["compiled"].on is None and torch.is_inference_mode_enabled():
-            from .compilation import compile_layers  # the compiler takes a second to import
+            from .backend.compilation import compile_layers  # the compiler takes a second to import
 
             self.status["compiled"] = compile_layers(self.model, self.tokenizer)
         return bool(self.status["packed"])
+
+    def _prove_packing(self) -> Status:
+        # Training rounds the residual stream, and a pretrained decoder makes much of every rounding (equivalence.py):
+        # what can be seen of another layout is seen without it.
+        kept = self.training and keep_residual_in_float32(self.model)
+        try:
+            return enable_packing(self.model, self.tokenizer)
+        finally:
+            if kept:
+                round_residual(self.model)
 
     def expect(self, tokens: int) -> None:
         """Prepack the weights once the work repays it: in float32 on a CPU, where the vectors stay the same.
@@ -394,7 +412,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         """
         # The decoder would be handed every feature that it does not refuse.
         pooling_mask = features.pop("pooling_mask", None)
-        row = features.pop("row", None)
+        row = features.pop("packed_batch", None)
         if pooling_mask is None and features.get("attention_mask") is not None:
             if self.text_template and self.keep_suffix:
                 raise InvalidInputError(
@@ -413,12 +431,12 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 features["attention_mask"] = pooling_mask
         return features
 
-    def _forward_packed(self, features: dict[str, Any], row: Row | None, **kwargs: Any) -> None:
+    def _forward_packed(self, features: dict[str, Any], row: PackedBatch | None, **kwargs: Any) -> None:
         ids = features["input_ids"]
-        row = row or Row.of(features["attention_mask"])
+        row = row or PackedBatch.of(features["attention_mask"])
         # No attention mask: every token of the packed sequence is one.
         inputs = {"input_ids": row.gather(ids), "position_ids": row.position_ids, "attention_mask": None}
-        with packed(row):
+        with packed(row), packed_checkpoints(self.model, row) if self.training else nullcontext():
             found = super().forward({**inputs, "modality": "text"}, **kwargs)
         for name in found.keys() - inputs.keys() - {"modality"}:
             value = found[name]  # (1, total, hidden), or one for every layer

@@ -67,7 +67,7 @@ def _init_of(host: type, original: Callable[..., None]) -> Callable[..., None]:
         name = os.fspath(model_name_or_path) if isinstance(model_name_or_path, os.PathLike) else model_name_or_path
         folder = None
         if isinstance(name, str) and aliases.find(name):
-            from .checkpoints import Hub
+            from .hub import Hub
             from .loading import alias_folder
 
             hub = {key: kwargs[key] for key in ("cache_folder", "token", "local_files_only") if key in kwargs}

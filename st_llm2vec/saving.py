@@ -19,9 +19,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .backend.equivalence import LIMITS, precision
 from .bidirectional import needs_module_flags
+from .cards import complete_card
 from .checkpoints import SETTINGS_FILE, weight_files
-from .equivalence import LIMITS, precision
 from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .modules import LLM2VecPooling
@@ -68,21 +69,11 @@ def write_folder(
         SentenceTransformer.save(saved, str(folder), *args, **kwargs)
     for file in ("config.json", "tokenizer_config.json", "processor_config.json", "sentence_bert_config.json"):
         _tidy(folder / file)
-    if (card := folder / "README.md").is_file() and model.provenance.get("lora"):
-        card.write_text(card.read_text(encoding="utf-8") + _adapted(model), encoding="utf-8")
+    complete_card(folder, model)
     settings = {"format": 1, **model.settings(), "provenance": model.provenance}
     if audit := model[0].audit:
         settings["audit"] = {"bidirectional": bool(audit), "layers": [asdict(row) for row in audit.rows]}
     (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _adapted(model: LLM2Vec) -> str:
-    """The model card's section on what each stage trained."""
-    head = "\n## LoRA\n\n| stage | r | alpha | adapted |\n| --- | --- | --- | --- |\n"
-    rows = (
-        [stage["stage"], stage["r"], stage["alpha"], ", ".join(stage["targets"])] for stage in model.provenance["lora"]
-    )
-    return head + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def _stored_dtype(model: LLM2Vec) -> torch.dtype | None:
@@ -109,7 +100,7 @@ def _weights(decoder: PreTrainedModel, dtype: torch.dtype | None, *, rounded: bo
     own = decoder.dtype
     if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):
         dtype = own
-    # One dtype already? bfloat16 decoders have a few vectors in float32 here (kernels.keep_residual_in_float32).
+    # One dtype already? bfloat16 decoders have a few vectors in float32 here (backend/residual.py).
     if dtype is None or all(p.dtype == dtype for p in decoder.parameters() if p.is_floating_point()):
         return None
     if getattr(decoder, "is_quantized", False):

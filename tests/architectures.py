@@ -20,7 +20,7 @@ from st_llm2vec.bidirectional import ARCHITECTURES, REFUSED, audit, enable_bidir
 from st_llm2vec.errors import StillCausalError, UnsupportedArchitectureError
 from st_llm2vec.training.lora import lora_targets
 
-KERNELS = ("sdpa", "eager", "flex_attention")
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
 INTRO = """\
 <!-- python tests/architectures.py > docs/architectures.md -->
 # Architectures
@@ -30,8 +30,8 @@ are audited in the tests as well, on tiny models: in every layer, without paddin
 earlier token must see the last one, by a perturbation and by the gradient (flex_attention has none on a CPU). The table
 holds for the newest transformers that is tested (constraints.txt); with an older one the audit refuses some of them.
 
-`yes`: every layer is bidirectional. `-`: transformers has no such kernel for this architecture (gpt_oss: none on a
-CPU; modernbert-decoder: eager cannot run without a mask). flex_attention runs uncompiled here.
+`yes`: every layer is bidirectional. `-`: transformers has no such implementation for this architecture (gpt_oss: none
+on a CPU; modernbert-decoder: eager cannot run without a mask). flex_attention runs uncompiled here.
 
 | model_type | sdpa | eager | flex_attention |
 | --- | --- | --- | --- |"""
@@ -67,10 +67,10 @@ def uncompiled_flex() -> Iterator[None]:
         yield
 
 
-def opens_in_place(model: PreTrainedModel, kernel: str) -> bool:
+def opens_in_place(model: PreTrainedModel, implementation: str) -> bool:
     """Opens every layer of a decoder; whether both audits find it so."""
     enable_bidirectional_attention(model)
-    return bool(audit(model)) and (kernel == "flex_attention" or bool(audit(model, gradients=True)))
+    return bool(audit(model)) and (implementation == "flex_attention" or bool(audit(model, gradients=True)))
 
 
 def causal_layers(model_type: str) -> str:
@@ -98,13 +98,13 @@ def lora_row(model_type: str) -> str:
 def rows() -> Iterator[str]:
     """The rows of the table; `table_row` has the cells that the table of the package claims."""
     for model_type, row in ARCHITECTURES.items():
-        wrong = [kernel for kernel in row.kernels if not opens_in_place(tiny_decoder(model_type, kernel), kernel)]
+        wrong = [name for name in row.implementations if not opens_in_place(tiny_decoder(model_type, name), name)]
         assert not wrong, f"{model_type} stays causal with {wrong}"
         yield table_row(model_type)
 
 
 def table_row(model_type: str) -> str:
-    cells = ("yes" if kernel in ARCHITECTURES[model_type].kernels else "-" for kernel in KERNELS)
+    cells = ("yes" if name in ARCHITECTURES[model_type].implementations else "-" for name in IMPLEMENTATIONS)
     return f"| {model_type} | {' | '.join(cells)} |"
 
 

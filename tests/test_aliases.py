@@ -165,7 +165,7 @@ def test_a_kept_name_needs_no_hub_cache(made: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ST_LLM2VEC_HOME", str(made))
     for name in ("snapshot_download", "hf_hub_download", "HfApi.model_info", "HfApi.repo_info"):
         monkeypatch.setattr(f"huggingface_hub.{name}", fail)
-    monkeypatch.setattr("st_llm2vec.checkpoints.snapshot_download", fail)
+    monkeypatch.setattr("st_llm2vec.hub.snapshot_download", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     a = SentenceTransformer("llm2vec-mistral", device="cpu").encode(TEXTS)
@@ -306,6 +306,54 @@ def test_a_registered_name_and_its_settings(home: Path, decoder: Path) -> None:
     assert aliases.find("mine") is None
     with pytest.raises(InvalidInputError, match="not registered"):
         st_llm2vec.unregister_alias("mine")
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str, *names: str) -> None:
+    """A package that gives names, as pip would leave it in a folder of sys.path."""
+    facts = folder / "encoders_of_others-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: encoders-of-others\nVersion: 1.0\n")
+    points = "\n".join(f"{name} = encoders_of_others:alias" for name in names)
+    (facts / "entry_points.txt").write_text(f"[{aliases.GROUP}]\n{points}\n")
+    (folder / "encoders_of_others.py").write_text(body)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "encoders_of_others", raising=False)
+
+
+def test_an_installed_package_gives_names(
+    home: Path, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"from st_llm2vec.aliases import Alias\ndef alias():\n    return Alias({str(decoder)!r})\n"
+    install(tmp_path / "site", monkeypatch, body, "llm2vec-others", "llm2vec-tiny", "\x1b]0;x")
+    assert aliases.names() == sorted([*ALIASES, "llm2vec-others"])
+    assert "encoders_of_others" not in sys.modules, "listing names imports no package"
+    assert aliases.find("llm2vec-tiny") == ALIASES["llm2vec-tiny"], "no package takes the place of our own names"
+    model = SentenceTransformer("llm2vec-others", device="cpu")
+    same = st_llm2vec.load(str(decoder), device="cpu")
+    assert np.abs(model.encode(TEXTS) - same.encode(TEXTS)).max() <= 1e-5
+    st_llm2vec.register_alias("llm2vec-others", str(decoder), prompts={"query": "find: "})
+    assert aliases.find("llm2vec-others").prompts == {"query": "find: "}, "what this process says comes first"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("import not_there", "ModuleNotFoundError"), ("alias = 'owner/name'", "gave a str"), ("", "AttributeError")],
+)
+def test_a_broken_package_is_named_and_disturbs_no_other_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str
+) -> None:
+    install(tmp_path / "site", monkeypatch, body, "llm2vec-others")
+    with pytest.raises(InvalidInputError, match=f"encoders-of-others.*llm2vec-others.*{said}"):
+        SentenceTransformer("llm2vec-others", device="cpu")
+    assert SentenceTransformer("llm2vec-tiny", device="cpu").get_embedding_dimension() == 256
+
+
+def test_a_name_of_a_package_that_is_not_installed_says_what_to_type(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aliases, "entry_points", lambda group: [])
+    with pytest.raises(ModelNotFoundError, match="pip install st-llm2vec-smollm2"):
+        SentenceTransformer("llm2vec-smollm2", device="cpu")
 
 
 def test_an_encoders_folder_is_opened_where_it_lies(home: Path, decoder: Path, tmp_path: Path) -> None:

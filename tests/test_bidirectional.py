@@ -33,7 +33,7 @@ from st_llm2vec.bidirectional import (
 from st_llm2vec.errors import StillCausalError, UnsupportedArchitectureError
 
 IDS = torch.arange(3, 20)[None]
-CASES = [(name, kernel) for name, row in ARCHITECTURES.items() for kernel in row.kernels]
+CASES = [(name, implementation) for name, row in ARCHITECTURES.items() for implementation in row.implementations]
 
 
 def hidden(model: PreTrainedModel, ids: Tensor, padded: bool) -> Tensor:
@@ -56,16 +56,18 @@ def _uncompiled_flex() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("model_type", "kernel"), CASES)
-def test_every_layer_opens_and_closes_again(model_type: str, kernel: str) -> None:
-    model = tiny_decoder(model_type, kernel)
+@pytest.mark.parametrize(("model_type", "implementation"), CASES)
+def test_every_layer_opens_and_closes_again(model_type: str, implementation: str) -> None:
+    model = tiny_decoder(model_type, implementation)
     before, config = hidden(model, IDS, False), model.config.to_dict()
     layers = list(range(model.config.num_hidden_layers))
-    for gradients in (False, True) if kernel != "flex_attention" else (False,):  # flex has no backward pass on a CPU
+    for gradients in (
+        (False, True) if implementation != "flex_attention" else (False,)
+    ):  # flex has no backward pass on a CPU
         report = audit(model, gradients=gradients)
         assert report.causal_layers == layers
         assert len(report.rows) == 3 * len(layers)  # no padding, left, right
-    assert opens_in_place(model, kernel)
+    assert opens_in_place(model, implementation)
     assert not torch.equal(hidden(model, IDS, False), before)
     restore_causal_attention(model)
     assert torch.equal(hidden(model, IDS, False), before)
@@ -89,7 +91,7 @@ def test_a_refusal_names_the_layers_that_stay_causal(model_type: str) -> None:
     assert causal_layers(model_type) == REFUSED_LAYERS.get(model_type, "all")
 
 
-@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if "sdpa" in row.kernels])
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if "sdpa" in row.implementations])
 def test_only_attention_mixes_tokens(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the audit cannot see: a recurrence beside an attention that is open.
     if model_type == "falcon":

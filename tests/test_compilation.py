@@ -1,4 +1,4 @@
-"""Compiled layers give the vectors of the layers as they are, for rows of any length, and only there."""
+"""Compiled layers give the vectors of the layers as they are, for packed sequences of any length, and only there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
-from st_llm2vec import compilation, kernels
+from st_llm2vec.backend import compilation
+from st_llm2vec.backend.compilation import compile_layers
+from st_llm2vec.backend.packing import PackedBatch, enable_packing, packed
+from st_llm2vec.backend.prepacked import prepack
 from st_llm2vec.bidirectional import decoder_layers, enable_bidirectional_attention
-from st_llm2vec.compilation import compile_layers
-from st_llm2vec.packing import Row, enable_packing, packed
 
 # torch's compiler imports what torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -36,10 +37,10 @@ TEXTS = ["", "a", "seven wizards", WORDS, "the quick brown fox " * 40, "search a
 
 
 def hidden_states(model: Any, lengths: list[int]) -> torch.Tensor:
-    row = Row.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    batch = PackedBatch.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
     ids = torch.arange(3, 3 + sum(lengths))[None] % 300
-    with torch.inference_mode(), packed(row):
-        hidden: torch.Tensor = model(input_ids=ids, position_ids=row.position_ids)[0]
+    with torch.inference_mode(), packed(batch):
+        hidden: torch.Tensor = model(input_ids=ids, position_ids=batch.position_ids)[0]
     return hidden
 
 
@@ -49,11 +50,11 @@ def test_same_hidden_states(model_type: str) -> None:
     model = tiny_decoder(model_type).eval()
     enable_bidirectional_attention(model)
     assert enable_packing(model)
-    kernels.prepack(model)
-    rows = [[1], [2], [1, 7, 7, 19, 30], [50, 3, 3]]
-    before = [hidden_states(model, lengths) for lengths in rows]
+    prepack(model)
+    batches = [[1], [2], [1, 7, 7, 19, 30], [50, 3, 3]]
+    before = [hidden_states(model, lengths) for lengths in batches]
     assert compile_layers(model)
-    for hidden, lengths in zip(before, rows, strict=True):
+    for hidden, lengths in zip(before, batches, strict=True):
         assert torch.allclose(hidden_states(model, lengths), hidden, atol=1e-5 * float(hidden.abs().max()))
 
 
@@ -66,7 +67,7 @@ def test_a_causal_window_is_compiled() -> None:
     assert torch.allclose(hidden_states(model, [1, 4, 5, 6, 40]), before, atol=1e-5)
 
 
-def test_a_kernel_that_is_not_compiled() -> None:
+def test_an_implementation_that_is_not_compiled() -> None:
     model = tiny_decoder("llama", "eager").eval()
     assert "takes no packed sequences" in str(compile_layers(model))
     assert enable_packing(model)

@@ -130,7 +130,7 @@ def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert main(["doctor", str(folder), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True
-    assert {row["kernel"] for row in found["layers"]} == {"sdpa", "eager"}
+    assert {row["implementation"] for row in found["layers"]} == {"sdpa", "eager"}
     assert len(found["layers"]) == 3 * 3 * 2
 
     monkeypatch.setattr("st_llm2vec.evaluation.diagnosis.TOLERANCES", {torch.float32: 0.0})

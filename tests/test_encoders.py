@@ -132,7 +132,7 @@ def test_downloads_get_the_token_and_the_cache(monkeypatch: pytest.MonkeyPatch, 
         asked.append((repository, options["token"], options["cache_dir"]))
         return str(next((cache / f"models--{repository.replace('/', '--')}" / "snapshots").iterdir()))
 
-    monkeypatch.setattr("st_llm2vec.checkpoints.snapshot_download", download)
+    monkeypatch.setattr("st_llm2vec.hub.snapshot_download", download)
     st_llm2vec.load(hub.MISTRAL, adapter=f"{hub.MISTRAL}-supervised", token="hf_x", cache_folder="c", device="cpu")
     names = (hub.MISTRAL, f"{hub.MISTRAL}-supervised", hub.DECODER)
     assert sorted(asked) == sorted((name, "hf_x", "c") for name in names)

@@ -12,13 +12,26 @@ from unittest import mock
 
 import pytest
 import torch
+from processors import needs
 from tiny_models import tiny_decoder
 from transformers import AutoConfig, AutoModel, AutoTokenizer, MistralConfig, MistralModel, PreTrainedModel
 
-from st_llm2vec import kernels, packing
+from st_llm2vec.backend import packing
+from st_llm2vec.backend.equivalence import (
+    LIMITS,
+    PROBES,
+    SLACK,
+    Move,
+    Status,
+    alone,
+    judge,
+    own_noise,
+    precision,
+    probe_ids,
+)
+from st_llm2vec.backend.packing import PackedBatch, enable_packing, is_packing
+from st_llm2vec.backend.prepacked import Product, prepack
 from st_llm2vec.bidirectional import enable_bidirectional_attention
-from st_llm2vec.equivalence import LIMITS, PROBES, SLACK, Move, Status, alone, judge, own_noise, precision, probe_ids
-from st_llm2vec.packing import Row, enable_packing, is_packing
 
 REAL = os.environ.get("REAL_MODEL")
 MODELS = ["tiny", *(["real"] if REAL else [])]
@@ -39,15 +52,19 @@ def decoder(name: str, **changes: Any) -> tuple[PreTrainedModel, Any]:
     return model, AutoTokenizer.from_pretrained(REAL)
 
 
-def shorter(kernel: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packing._mask) -> Any:
-    return mask(kernel, query, causal, window and window - 1)
+def shorter(
+    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packing._mask
+) -> Any:
+    return mask(implementation, query, causal, window and window - 1)
 
 
-def lost(kernel: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packing._mask) -> Any:
-    return mask(kernel, query, causal, None)
+def lost(
+    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packing._mask
+) -> Any:
+    return mask(implementation, query, causal, None)
 
 
-def blind(kernel: str, query: Any, causal: bool, window: int | None) -> Any:
+def blind(implementation: str, query: Any, causal: bool, window: int | None) -> Any:
     """One token of longer texts does not see the one before."""
     length = query.shape[2]
     seen = torch.ones(length, length, dtype=torch.bool)
@@ -56,15 +73,15 @@ def blind(kernel: str, query: Any, causal: bool, window: int | None) -> Any:
     return seen[None, None]
 
 
-def touching(row: Row) -> list[tuple[int, int]]:
+def touching(batch: PackedBatch) -> list[tuple[int, int]]:
     """The two shortest texts attend to each other."""
-    return [(1, sum(row.lengths[:2])), *((1, n) for n in row.lengths[2:])]
+    return [(1, sum(batch.lengths[:2])), *((1, n) for n in batch.lengths[2:])]
 
 
-def positions(change: Callable[[torch.Tensor], torch.Tensor], of: Any = Row.of) -> Callable[[Any], Row]:
-    def broken(mask: Any) -> Row:
-        row: Row = of(mask)
-        return Row(row.positions, change(row.position_ids), row.lengths)
+def positions(change: Callable[[torch.Tensor], torch.Tensor], of: Any = PackedBatch.of) -> Callable[[Any], PackedBatch]:
+    def broken(mask: Any) -> PackedBatch:
+        batch: PackedBatch = of(mask)
+        return PackedBatch(batch.positions, change(batch.position_ids), batch.lengths)
 
     return broken
 
@@ -97,8 +114,8 @@ def test_a_wrong_window_is_refused(name: str, fault: Callable[..., Any]) -> None
     "fault",
     [
         pytest.param((packing, "_mask", blind), id="one token unseen"),
-        pytest.param((Row, "runs", property(touching)), id="texts see each other"),
-        pytest.param((Row, "of", positions(lambda ids: ids * 2)), id="positions doubled"),
+        pytest.param((PackedBatch, "runs", property(touching)), id="texts see each other"),
+        pytest.param((PackedBatch, "of", positions(lambda ids: ids * 2)), id="positions doubled"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
@@ -117,19 +134,19 @@ def test_positions_that_do_not_restart_are_refused(model_type: str) -> None:
     """Where positions are absolute; rotary ones are relative, and a text anywhere has the same vectors."""
     running = positions(lambda ids: torch.arange(ids.numel())[None])
     model = tiny_decoder(model_type)
-    with mock.patch.object(Row, "of", running):
+    with mock.patch.object(PackedBatch, "of", running):
         assert not enable_packing(model)
     assert enable_packing(model)
 
 
-@pytest.mark.skipif(bool(kernels.lacks("float32")), reason=f"this is {kernels.lacks('float32')}")
+@needs["float32"]
 @pytest.mark.parametrize("name", MODELS)
 def test_a_wrong_product_is_refused(name: str) -> None:
     model, tokenizer = decoder(name)
-    multiply = kernels.Product.multiply
-    with mock.patch.object(kernels.Product, "multiply", lambda *args: multiply(*args) * 1.0005):
-        assert "moves the vectors" in str(kernels.prepack(model, tokenizer))
-    assert kernels.prepack(model, tokenizer)
+    multiply = Product.multiply
+    with mock.patch.object(Product, "multiply", lambda *args: multiply(*args) * 1.0005):
+        assert "moves the vectors" in str(prepack(model, tokenizer))
+    assert prepack(model, tokenizer)
 
 
 def test_the_rule() -> None:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import st_llm2vec
-from st_llm2vec import gguf_files
+from st_llm2vec import gguf_configs
 from st_llm2vec.errors import (
     InvalidCheckpointError,
     InvalidInputError,
@@ -82,7 +82,7 @@ def test_every_row_gives_the_decoders_own_ids_and_vectors(
             expected.tokenizer(text)["input_ids"] for text in TEXTS
         ]
         assert np.abs(model.encode(TEXTS) - expected.encode(TEXTS)).max() <= 1e-5
-    assert {architecture for architecture, *_ in ROWS} == gguf_files._ARCHITECTURES.keys()
+    assert {architecture for architecture, *_ in ROWS} == gguf_configs._ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("pre", ["smollm", "starcoder", "gpt-2"])

@@ -295,7 +295,7 @@ def test_texts_are_cut_where_the_positions_end() -> None:
 def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:
     expected = st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS)
     eager = st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attn_implementation": "eager"})
-    assert {row.kernel for row in eager[0].audit.rows} == {"eager"}
+    assert {row.implementation for row in eager[0].audit.rows} == {"eager"}
     mapped = st_llm2vec.load(str(decoder), model_kwargs={"device_map": "cpu"}, dtype=torch.float32)
     assert mapped.device.type == "cpu"
     for model in (eager, mapped):

@@ -1,4 +1,4 @@
-"""A row gives the vectors of its texts alone: over architectures, poolings, prompts, precisions and lengths."""
+"""A packed sequence gives the vectors of its texts alone: architectures, poolings, prompts, precisions and lengths."""
 
 from __future__ import annotations
 
@@ -15,45 +15,49 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
-from st_llm2vec import encoding, modules, packing
-from st_llm2vec.bidirectional import ARCHITECTURES, enable_bidirectional_attention, kernel_of
+from st_llm2vec import encoding, modules
+from st_llm2vec.backend import packing
+from st_llm2vec.backend.packing import PackedBatch, batches, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.backend.residual import keeps_residual_in_float32
+from st_llm2vec.bidirectional import ARCHITECTURES, attn_implementation_of, enable_bidirectional_attention
 from st_llm2vec.errors import LLM2VecError
-from st_llm2vec.packing import Row, batches, disable_packing, enable_packing, is_packing, packed
-from st_llm2vec.training import MNTPDataCollator, MNTPLoss
+from st_llm2vec.training import MNTPDataCollator, MNTPLoss, attention_dropout
 
-# Their attention never asks transformers for a function, so there is nothing to hand a row to.
+# Their attention never asks transformers for a function, so there is nothing to hand a packed sequence to.
 UNPACKED = {"bloom", "codegen", "falcon", "gpt_neox_japanese", "gptj", "xglm"}
 TEXTS = ["", "a", "seven wizards", WORDS, "the quick brown fox " * 40, "search and find", "compress files", "é ∑ 编码"]
 
 
 def hidden_states(model: Any, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(alone, in one row), both (total tokens, hidden), in the order of `ids`."""
+    """(alone, in one sequence), both (total tokens, hidden), in the order of `ids`."""
     longest = max(map(len, ids))
     mask = torch.arange(longest) < torch.tensor([len(text) for text in ids])[:, None]
     padded = torch.zeros(mask.shape, dtype=torch.long)
     padded[mask] = torch.cat(ids)
-    row = Row.of(mask)
+    batch = PackedBatch.of(mask)
     with torch.no_grad():
         alone = torch.cat([model(input_ids=text[None])[0][0] for text in ids])
-        with packed(row):
-            together = model(input_ids=row.gather(padded), position_ids=row.position_ids)[0]
-    return alone, row.scatter(together, mask.shape)[mask]
+        with packed(batch):
+            together = model(input_ids=batch.gather(padded), position_ids=batch.position_ids)[0]
+    return alone, batch.scatter(together, mask.shape)[mask]
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_architecture(model_type: str, kernel: str, attention: str) -> None:
+def test_architecture(model_type: str, implementation: str, attention: str) -> None:
     try:
-        model = tiny_decoder(model_type, kernel)
+        model = tiny_decoder(model_type, implementation)
         if attention == "bidirectional":
             enable_bidirectional_attention(model)
     except (ValueError, LLM2VecError):
-        return  # no such kernel, as docs/architectures.md says and test_bidirectional.py checks
+        return  # no such implementation, as docs/architectures.md says and test_bidirectional.py checks
     status = enable_packing(model)
     if model_type in UNPACKED or (model_type == "llama4_text" and attention == "causal"):
         assert not status
@@ -64,6 +68,16 @@ def test_architecture(model_type: str, kernel: str, attention: str) -> None:
     torch.manual_seed(1)
     alone, together = hidden_states(model, [torch.randint(3, 300, (n,)) for n in (1, 7, 7, 19, 2, 30)])
     assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_a_batch_is_laid_out_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = st_llm2vec.load(str(folder), device="cpu")
+    model.encode(TEXTS)  # packing is proven here
+    made = []
+    of = PackedBatch.of
+    monkeypatch.setattr(PackedBatch, "of", lambda mask: made.append(mask.shape) or of(mask))
+    model.encode(TEXTS[1:4])
+    assert len(made) == 1
 
 
 def test_causal_window() -> None:
@@ -80,8 +94,8 @@ def test_float64_stays_float64() -> None:
     assert torch.allclose(alone, together, rtol=0, atol=1e-12)
 
 
-def without_positions(row: Row) -> Row:
-    return Row(row.positions, torch.zeros_like(row.position_ids), row.lengths)
+def without_positions(batch: PackedBatch) -> PackedBatch:
+    return PackedBatch(batch.positions, torch.zeros_like(batch.position_ids), batch.lengths)
 
 
 @pytest.mark.parametrize("fault", ["leaks", "ignores positions", "is not called"])
@@ -89,8 +103,10 @@ def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
     model = tiny_decoder("llama")
     enable_bidirectional_attention(model)
     patch = {
-        "leaks": mock.patch.object(Row, "runs", property(lambda row: [(1, sum(row.lengths))])),
-        "ignores positions": mock.patch.object(Row, "of", lambda mask, of=Row.of: without_positions(of(mask))),
+        "leaks": mock.patch.object(PackedBatch, "runs", property(lambda batch: [(1, sum(batch.lengths))])),
+        "ignores positions": mock.patch.object(
+            PackedBatch, "of", lambda mask, of=PackedBatch.of: without_positions(of(mask))
+        ),
         "is not called": mock.patch.dict(
             packing.ALL_ATTENTION_FUNCTIONS._global_mapping,
             {"packed_sdpa": packing.ALL_ATTENTION_FUNCTIONS["sdpa"]},
@@ -123,7 +139,7 @@ def test_load_says_so(model: st_llm2vec.LLM2Vec, padded: st_llm2vec.LLM2Vec) -> 
     assert model[0].packing
     assert model[0].status["packed"]
     assert is_packing(model[0].model)
-    assert kernel_of(model[0].model) == "sdpa"
+    assert attn_implementation_of(model[0].model) == "sdpa"
     assert not padded[0].packing
     assert str(padded[0].status["packed"]) == "no: packing=False"
     assert not is_packing(padded[0].model)
@@ -284,16 +300,95 @@ def test_the_proof_leaves_training_mode_as_it_was(training: bool) -> None:
     assert model.training is training
 
 
-def test_checkpointed_layers_are_padded(folder: Path) -> None:
+# Windows, caps, sinks, parallel blocks, experts, learned positions; the last two take no packed sequence.
+TRAINED = ("llama", "qwen3", "gemma2", "gpt_neox", "mixtral", "gpt_oss", "opt", "falcon", "gptj")
+
+
+def contrastive(
+    source: str, packing: bool = True, checkpointing: dict[str, Any] | None = None
+) -> tuple[float, torch.Tensor, bool]:
+    """Loss and gradients of all weights where the loss knows nothing of packing; and whether the model packs."""
+    model = st_llm2vec.load(source, device="cpu", packing=packing)
+    model.train()
+    if checkpointing:
+        name = "activation" if hasattr(model[0].model, "activation_checkpointing_enable") else "gradient"
+        getattr(model[0].model, f"{name}_checkpointing_enable")(checkpointing)
+        model[0].model.enable_input_require_grads()
+    columns = [model.preprocess(texts) for texts in (TEXTS[1:4], TEXTS[-1:-4:-1], ["a", *TEXTS[2:4]])]
+    loss = MultipleNegativesRankingLoss(model)(columns, torch.arange(3))
+    loss.backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(gradients), bool(model[0].status["packed"])
+
+
+@pytest.mark.parametrize("model_type", TRAINED)
+def test_contrastive_gradients(model_type: str, tmp_path: Path) -> None:
+    without = {"dropout": 0.0} if model_type == "opt" else {}  # by default it draws, in each pass another
+    source = str(save_decoder(tmp_path / model_type, model_type, **without))
+    loss, gradient, packs = contrastive(source)
+    expected_loss, expected, _ = contrastive(source, packing=False)
+    assert packs == (model_type not in UNPACKED)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "falcon"])
+def test_gradients_of_checkpointed_layers(model_type: str, reentrant: bool, tmp_path: Path) -> None:
+    """A layer that runs again in the backward pass reads the packed sequence that it has read before."""
+    source = str(save_decoder(tmp_path / model_type, model_type))
+    _, gradient, packs = contrastive(source, checkpointing={"use_reentrant": reentrant})
+    _, expected, _ = contrastive(source, packing=False)
+    assert packs == (model_type not in UNPACKED)
+    assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_checkpoint_that_cannot_take_the_packed_sequence_along_is_padded(folder: Path) -> None:
     model = st_llm2vec.load(str(folder), device="cpu")
-    decoder = model[0].model
-    name = "activation" if hasattr(decoder, "activation_checkpointing_enable") else "gradient"
-    getattr(decoder, f"{name}_checkpointing_enable")()
+    layers = model[0].model.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
     with mock.patch.object(modules, "packed", side_effect=AssertionError):
         losses(model)
 
 
-def test_switching_off_gives_the_plain_kernel_back(folder: Path, tmp_path: Path) -> None:
+def test_dropout_of_attention_is_drawn_in_packed_sequences_too(folder: Path) -> None:
+    """SimCSE: two passes differ, and over many of them the mean and the spread are those of padded batches."""
+
+    def passes(packing: bool) -> torch.Tensor:
+        model = st_llm2vec.load(str(folder), device="cpu", packing=packing)
+        features = model.preprocess(TEXTS[1:4])
+        model.train()
+        torch.manual_seed(0)
+        with attention_dropout(model, 0.3), torch.no_grad():
+            return torch.stack([model(dict(features))["sentence_embedding"] for _ in range(300)])
+
+    found, expected = passes(True), passes(False)
+    spread = expected.std(0)
+    assert spread.min() > 0
+    assert float(((found.mean(0) - expected.mean(0)) / spread).abs().max()) < 0.4  # 0.08 is one deviation of this
+    assert float((found.std(0) / spread - 1).abs().mean()) < 0.05
+
+
+def test_bfloat16_is_proven_for_training_without_its_own_rounding(folder: Path) -> None:
+    """Training rounds the residual stream again, which the proof leaves out, and the weights stay as they were."""
+    model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rounded = []
+    prove = modules.enable_packing
+    with mock.patch.object(
+        modules, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
+    ):
+        losses(model)
+    assert rounded == [True]
+    assert model[0].status["packed"]
+    assert not keeps_residual_in_float32(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_switching_off_gives_the_plain_implementation_back(folder: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(folder), device="cpu")
     packed_vectors = model.encode(TEXTS)
     model.save_pretrained(str(tmp_path / "saved"))
@@ -317,8 +412,8 @@ def test_worker_process(model: st_llm2vec.LLM2Vec, pool: dict[str, Any]) -> None
 
 
 def test_a_single_text_is_a_row_like_any_other() -> None:
-    whole = Row.of(torch.ones(1, 4))
-    padded = Row.of(torch.tensor([[1, 1, 1, 1, 0]]))
+    whole = PackedBatch.of(torch.ones(1, 4))
+    padded = PackedBatch.of(torch.tensor([[1, 1, 1, 1, 0]]))
     assert whole.positions.tolist() == padded.positions.tolist() == [0, 1, 2, 3]
     assert whole.position_ids.tolist() == padded.position_ids.tolist() == [[0, 1, 2, 3]]
     assert whole.lengths == padded.lengths == [4]
@@ -328,13 +423,13 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
     with torch.inference_mode():
         alone = model(input_ids=ids)[0]
         with packed(whole):
-            row = model(input_ids=ids, position_ids=whole.position_ids)[0]
-    assert torch.allclose(row, alone, atol=1e-5 * float(alone.abs().max()))
+            batch = model(input_ids=ids, position_ids=whole.position_ids)[0]
+    assert torch.allclose(batch, alone, atol=1e-5 * float(alone.abs().max()))
 
 
 def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
-    row = Row.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
-    found = packing._flash_arguments(row, torch.device("cpu"))
+    batch = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
+    found = packing._flash_arguments(batch, torch.device("cpu"))
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
@@ -359,13 +454,13 @@ def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: Any, **optio
 def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window: int | None) -> None:
     """Only a GPU has the real one; what it is asked for can be compared here."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
-    row = Row.of(torch.arange(9)[None] < torch.tensor([9, 1, 4, 4])[:, None])
+    batch = PackedBatch.of(torch.arange(9)[None] < torch.tensor([9, 1, 4, 4])[:, None])
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
-    with packed(row):
+    with packed(batch):
         expected = packing._attend(q, k, v, 0.3, causal, window)
     with mock.patch.object(varlen, "varlen_attn", flash):
-        assert torch.allclose(packing._varlen(row, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+        assert torch.allclose(packing._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])

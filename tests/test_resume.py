@@ -15,35 +15,27 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import WORDS, save_decoder, tiny_tokenizer
 
-from st_llm2vec.cli.stages import Settings, last_checkpoint
+from st_llm2vec.training import DataSet, TrainingSettings
+from st_llm2vec.training.run import last_checkpoint
 
 TEXTS = [f"{a} {b} compress {c}" for a in ("the", "seven") for b in WORDS.split()[:6] for c in ("files", "dog")]
-SETTINGS = Settings(
-    stage="",
-    model="",
-    columns=(),
-    full=False,
-    lora_r=4,
-    max_steps=7,
-    batch_size=8,  # three steps an epoch: the run goes on in the middle of the second
-    mini_batch_size=None,
-    learning_rate=2e-3,
-    max_seq_length=16,
-    save_steps=2,
-    query_prompt=None,
-    document_prompt=None,
-    dtype=None,
-    bf16=False,
-    cpu=True,
-    seed=7,
-)
+SETTINGS = {
+    "lora_r": 4,
+    "max_steps": 7,
+    "batch_size": 8,  # three steps an epoch: the run goes on in the middle of the second
+    "learning_rate": 2e-3,
+    "max_seq_length": 16,
+    "save_steps": 2,
+    "cpu": True,
+    "seed": 7,
+}
 
 
-def run(settings: Settings, texts: Path, output: Path, resume: bool, killed_in: int | None) -> None:
+def run(settings: TrainingSettings, resume: bool, killed_in: int | None) -> None:
     """In a process of its own: one run, which ends itself as `kill -9` does in the middle of a step."""
     from sentence_transformers import SentenceTransformerTrainer as Trainer
 
-    from st_llm2vec.cli import stages
+    from st_llm2vec.training import train_stage
 
     step, calls = Trainer.training_step, []
 
@@ -55,12 +47,12 @@ def run(settings: Settings, texts: Path, output: Path, resume: bool, killed_in: 
         return loss
 
     Trainer.training_step = training_step
-    stages.run(settings, texts, None, output, resume=resume)
+    train_stage(settings, resume=resume)
 
 
 def start(*args: Any) -> int | None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["st_llm2vec.cli.stages"])
+    context.set_forkserver_preload(["st_llm2vec.training.run"])
     process = context.Process(target=run, args=args)
     process.start()
     process.join()
@@ -86,13 +78,15 @@ def test_a_killed_run_resumes_to_the_weights_of_a_straight_one(
     stage: str, full: bool, dtype: str, data: Path, tmp_path: Path
 ) -> None:
     # The decoder lies in `dtype`; full training keeps it, LoRA on a CPU computes in float32 and trains in float32.
-    settings = replace(SETTINGS, stage=stage, full=full, model=str(data / dtype), dtype=dtype if full else None)
-    texts = data / ("pairs.jsonl" if stage == "supervised" else "texts.jsonl")
-    assert start(settings, texts, tmp_path / "straight", False, None) == 0
-    assert start(settings, texts, tmp_path / "killed", False, 6) == -signal.SIGKILL
+    own = {"full": True, "dtype": dtype, "lora_r": None} if full else {}
+    rows = {"rows": DataSet(data / ("pairs.jsonl" if stage == "supervised" else "texts.jsonl"))}
+    told = TrainingSettings(stage, str(data / dtype), rows, **{**SETTINGS, **own})
+    straight, killed = (replace(told, output=str(tmp_path / name)) for name in ("straight", "killed"))
+    assert start(straight, False, None) == 0
+    assert start(killed, False, 6) == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     assert str(last_checkpoint(tmp_path / "killed" / "checkpoints")).endswith("checkpoint-4")
-    assert start(settings, texts, tmp_path / "killed", True, None) == 0
+    assert start(killed, True, None) == 0
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
     first = load_file(data / dtype / "model.safetensors")
     assert straight.keys() == resumed.keys()

@@ -18,7 +18,7 @@ from tiny_models import KIT, save_decoder
 
 import st_llm2vec
 from st_llm2vec.aliases import CONTENTS as KEPT
-from st_llm2vec.build_folder import VARIABLE, use_build_folder
+from st_llm2vec.backend.build_folder import VARIABLE, use_build_folder
 from st_llm2vec.checkpoints import resolve
 from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError, LLM2VecError
 from st_llm2vec.loading import convert
@@ -467,7 +467,7 @@ def test_a_folder_that_others_can_write_leaves_compiling_out(
     planted.mkdir()
     planted.chmod(0o777)
     monkeypatch.setenv(VARIABLE, str(planted))
-    from st_llm2vec.compilation import compile_layers
+    from st_llm2vec.backend.compilation import compile_layers
 
     model = st_llm2vec.load(str(decoder), device="cpu")
     model.encode("a")

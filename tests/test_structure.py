@@ -20,27 +20,29 @@ ORDER = [
     "vetting",
     "templates",
     "settings",
+    "presets",
+    "recipes",
+    "recipe_files",
+    "readers",
     "runtime",
     "hosts",
     "aliases",
-    "build_folder",
-    "attention",
     "architectures",
     "auditing",
     "bidirectional",
-    "equivalence",
-    "packing",
+    "backend",
     "tokenization",
     "prompts",
-    "kernels",
-    "compilation",
     "modules",
+    "hub",
     "checkpoints",
     "host_folders",
     "gguf_tokenizers",
+    "gguf_configs",
     "gguf_files",
     "planning",
     "merging",
+    "cards",
     "saving",
     "encoding",
     "model",
@@ -49,7 +51,6 @@ ORDER = [
     "encoders",
     "words",
     "plugin",
-    "readers",
     "chunking",
     "ingestion",
     "shards",
@@ -58,6 +59,7 @@ ORDER = [
     "evaluation",
     "serving",
     "cli",
+    "__main__",
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
@@ -86,8 +88,8 @@ def test_imports_point_down(file: Path) -> None:
     if part == "model":
         allowed.add("loading")  # where names that lived here are
     if part == "plugin":
-        allowed |= {"model", "loading", "checkpoints"}
-    if part in ("saving", "encoding", "gguf_files"):
+        allowed |= {"model", "loading", "hub"}
+    if part in ("backend", "cards", "saving", "encoding", "gguf_files"):
         allowed.add("model")  # as a type only
     if part == "cli":
         allowed |= set(st_llm2vec.__all__)
@@ -113,6 +115,21 @@ def test_the_old_spelling_of_the_base_error_still_catches() -> None:
     with pytest.warns(DeprecationWarning, match="LLM2VecError"):
         old = st_llm2vec.Llm2VecError
     assert old is st_llm2vec.LLM2VecError
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_line_says_what_it_needs(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['st-llm2vec', 'models']; import runpy; "
+    code += "runpy.run_module('st_llm2vec', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f'Error: the command line needs {missing}. Type: pip install "st-llm2vec[cli]"\n'
+
+
+def test_a_library_needs_no_terminal_kit() -> None:
+    heavy = "st_llm2vec.loading", "st_llm2vec.training", "st_llm2vec.evaluation", "st_llm2vec.serving.batcher"
+    code = "import sys; sys.modules['typer'] = sys.modules['click'] = None\n" + "\n".join(f"import {m}" for m in heavy)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_file_takes_the_name_of_a_library() -> None:

@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import st_llm2vec
 from st_llm2vec.architectures import ARCHITECTURES
+from st_llm2vec.backend.prepacked import lacks
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.kernels import lacks
 from st_llm2vec.templates import Template
 from st_llm2vec.tokenization import tokenize
 from st_llm2vec.training import (

@@ -6,10 +6,11 @@ python recipes/tiny/pretrain.py --data DIR --out build/tiny     # resumes where 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
-from settings import MODEL, SEED, SPECIAL_TOKENS, adamw, rows
+from settings import MODEL, SEED, SPECIAL_TOKENS, adamw
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -22,6 +23,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 from words import token_vectors
+
+sys.path.append(str(Path(__file__).parents[1]))
+from prepare import rows
 
 LENGTH, BATCH = 256, 16
 EMBEDDING_SCALE, NORM_SCALE = 0.5, 0.125  # the residual stream starts as the token vectors; logits start near 1

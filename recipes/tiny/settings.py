@@ -1,4 +1,4 @@
-"""Every number of the llm2vec-tiny recipe, and the rows that each stage may read.
+"""Every number of the pre-training of llm2vec-tiny; those of the steps after it are in llm2vec-tiny.toml.
 
 Only data under CC BY, CC BY-SA, CC0 or MIT reaches the weights. No split of STS-B and no MRPC row is used: their
 sentences are in the test.
@@ -6,11 +6,6 @@ sentences are in the test.
 
 from __future__ import annotations
 
-import json
-import lzma
-import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,15 +38,3 @@ def adamw(model: torch.nn.Module, learning_rate: float, **settings: Any) -> torc
     return torch.optim.AdamW(
         [{"params": fast, "lr": learning_rate}, {"params": slow, "lr": EMBEDDING_LR * learning_rate}], **settings
     )
-
-
-def rows(data: Path, name: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of one split, from `<data>/<name>/<split>.jsonl.xz` or its numbered shards."""
-    files = sorted(
-        f for f in (data / name).glob(f"{split}*.jsonl.xz") if re.fullmatch(rf"{split}(-\d\d)?", f.name[:-9])
-    )
-    if not files:
-        raise SystemExit(f"no file {split}.jsonl.xz in {data / name}; give the data folder with --data")
-    for file in files:
-        with lzma.open(file, "rt", encoding="utf-8") as lines:
-            yield from map(json.loads, lines)

@@ -1,11 +1,11 @@
 """`st-llm2vec`, the command line: convert, train, encode, index, search and eval without writing Python.
 
     terminal.py   texts from files as they are shown: control characters escaped
-    files.py      texts from .txt, .jsonl, .csv and .parquet; files that appear complete or not at all
+    files.py      files that appear complete or not at all
     options.py    options that several commands share, and how a model is opened
     convert.py    convert
     models.py     models, models remove
-    train.py      train mntp, train simcse, train supervised; stages.py is what each of them does
+    train.py      train mntp, train simcse, train supervised, train all
     encode.py     encode
     store.py      index, search
     explore.py    explore, with the page explore.html

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
+from ..cards import how_to_open
 from ..settings import NAMES, EncoderSettings
 from ..shards import published
 from . import options
@@ -74,6 +75,7 @@ def convert(
         f"{target}: {encoder[0].config.model_type}, {encoder.get_embedding_dimension()} dimensions, "
         f"{encoder.pooling_mode} pooling, {len(layers)} layers audited, {megabytes(folder_size(target))}."
     )
+    note(how_to_open(target))
 
 
 def _write(name: str, alias: aliases.Alias, target: Path) -> None:
@@ -87,3 +89,4 @@ def _write(name: str, alias: aliases.Alias, target: Path) -> None:
     else:
         write_alias(name, alias, target)
     note(f"{target}: {megabytes(folder_size(target))}.")
+    note(how_to_open(target))

@@ -1,45 +1,94 @@
-"""`eval`: scores on tasks that lie in plain files."""
+"""`eval`: scores on tasks that lie in plain files, with intervals, and the baselines below them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options
-from .options import open_model, print_table
+from .options import note, open_model, print_table
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Alias, folder or hub id of the encoder.")],
-    data: Annotated[Path, typer.Option(help="Folder with one folder per task.", exists=True, file_okay=False)],
-    tasks: Annotated[str, typer.Option(help="Names, with commas between them.")] = "stsb",
+    models: Annotated[list[str], typer.Argument(help="Aliases, folders or hub ids; the first is compared with all.")],
+    data: Annotated[Path, typer.Option(help="A file, the folder of one task, or a folder of tasks.", exists=True)],
+    tasks: Annotated[str, typer.Option(help="Names of tasks in a folder of tasks, with commas between them.")] = "",
     split: Annotated[str, typer.Option(help="test to report, dev to choose settings.")] = "test",
-    static_floor: Annotated[
-        bool, typer.Option("--static-floor", help="Also score the mean of the model's own input embeddings.")
-    ] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="What your own files are, of the kinds below. Default: by their columns.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=YOURS", help="A column with another name: sentence1=question. May be given again."),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also score BM25 and the models' own input embeddings.")
+    ] = True,
+    prompt_eol: Annotated[
+        str | None, typer.Option(metavar="DECODER", help="Also score this decoder untrained, asked for one word.")
+    ] = None,
+    static_floor: Annotated[bool, typer.Option("--static-floor", hidden=True)] = False,
     as_json: options.AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:
-    """Score a model: Spearman correlation for similarity, nDCG@10 for retrieval.
+    """Score models on your own files or on public sets: values, 95 % intervals, and what they must beat.
+
+    Files end in .jsonl, .jsonl.xz, .csv, .tsv or .parquet. By their columns they are:
+
+    \b
+      sts                  test.*: sentence1, sentence2, score
+      pair_classification  test.*: sentence1, sentence2, label (1 or 0)
+      retrieval            corpus.*: _id, title, text; queries.*: _id, text;
+                           qrels-test.*: query_id, corpus_id, score
+                           (or BEIR's qrels/test.tsv); or pairs: query, document
+      reranking            test.*: query, positive, negative
+      classification       train.*, test.*: text, label (of one file, half trains)
+      clustering           test.*: text, cluster
 
     \b
     Examples:
+      st-llm2vec eval my-encoder --data pairs.csv
+      st-llm2vec eval my-encoder other-encoder --data my-corpus/ --json
+      st-llm2vec eval my-encoder --data faq.csv --column query=question --column document=answer
       st-llm2vec eval llm2vec-tiny --tasks stsb,scifact --data data
-      st-llm2vec eval my-encoder --tasks stsb --data data --static-floor --json
     """
     from ..evaluation import evaluate as evaluate_tasks
+    from ..evaluation import prompt_eol as open_prompt_eol
+    from ..evaluation.tasks import find
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    scores = evaluate_tasks(
-        open_model(model, dtype=dtype, device=device), names, data, split=split, static_floor=static_floor
+    columns = _columns(column or [])
+    find(
+        data, names, split=split, kind=kind, columns=columns
+    )  # what is wrong with them is said before a model is loaded
+    given = {name: open_model(name, dtype=dtype, device=device) for name in dict.fromkeys(models)}
+    if prompt_eol:
+        given[f"PromptEOL, {prompt_eol} untrained"] = open_prompt_eol(prompt_eol, dtype=dtype, device=device)
+    report = evaluate_tasks(
+        given,
+        names,
+        data,
+        split=split,
+        kind=kind,
+        columns=columns,
+        baselines=baselines or static_floor,
+        on_score=lambda score: note(f"{score.task}, {score.model}: {score.value:.4f} {score.metric}"),
     )
     if as_json:
-        typer.echo(json.dumps([asdict(score) for score in scores], indent=2))
-        return
-    rows = [(score.task, score.metric, f"{score.value:.4f}", str(score.n)) for score in scores]
-    print_table(("task", "metric", "value", "n"), rows)
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    elif markdown:
+        typer.echo(report.to_markdown())
+    else:
+        print_table(*report.table())
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    for text in given:
+        if not all(text.partition("=")[::2]):
+            raise typer.BadParameter(f"{text!r} is not OURS=YOURS, such as sentence1=question", param_hint="'--column'")
+    return {text.partition("=")[0]: text.partition("=")[2] for text in given}

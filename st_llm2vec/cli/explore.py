@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from ..errors import InvalidInputError, MissingExtraError
-from .files import published
+from ..shards import published
 from .options import note
 from .store import read_condition
 from .terminal import escaped_all

@@ -1,27 +1,75 @@
-"""`train`: the three steps of LLM2Vec, each from a file of texts to a saved encoder."""
+"""`train`: the steps of LLM2Vec, each from files to a saved encoder; every setting of a recipe is an option."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..recipe_files import Recipe, read_recipe
+from ..recipes import FIELDS, OBJECTIVES, DataSet, TrainingSettings
+from .options import note
 
-class StageName(str, Enum):
-    """The steps, in the order of the paper."""
-
-    mntp = "mntp"
-    simcse = "simcse"
-    supervised = "supervised"
+ALL = "all"
+StageName = Enum("StageName", {name: name for name in (*OBJECTIVES, ALL)}, type=str)  # type: ignore[misc]
 
 
+def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for every field of `TrainingSettings`; it takes those that were said, as `said`."""
+    signature = inspect.signature(command, eval_str=True)
+    rows = {name: row.metadata for name, row in FIELDS.items() if row.metadata["kind"]}
+    options = {name: _option(name, row["kind"], row["help"], row["only"]) for name, row in rows.items()}
+    kept = [parameter for parameter in signature.parameters.values() if parameter.name != "said"]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        said = {name: given.pop(name) for name in options}
+        said = {name: _listed(rows[name]["kind"], value) for name, value in said.items() if value is not None}
+        command(**given, said=said)
+
+    del with_options.__wrapped__
+    with_options.__signature__ = signature.replace(parameters=[*kept, *options.values()])  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in (*kept, *options.values())}
+    return with_options
+
+
+def _option(name: str, kind: type, said: str, only: tuple[str, ...]) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    said = said if only == OBJECTIVES else f"{', '.join(only)}: {said[0].lower()}{said[1:]}"
+    names = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    metavar = "A,B" if kind is list else None
+    one = str if kind is list else kind
+    annotation: Any = Annotated[one | None, typer.Option(names, help=said, metavar=metavar)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _listed(kind: type, value: Any) -> Any:
+    if kind is not list:
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+@_with_fields
 def train(
-    stage: Annotated[StageName, typer.Argument(help="mntp, simcse or supervised.", show_default=False)],
-    model: Annotated[str, typer.Argument(help="Alias, folder or hub id to start from.")],
-    texts: Annotated[Path, typer.Argument(help=".txt, .jsonl, .csv or .parquet.")],
-    output: Annotated[Path, typer.Argument(help="Folder of the trained encoder and its checkpoints.")],
+    stage: Annotated[StageName, typer.Argument(help=f"{', '.join(OBJECTIVES)}; all: a recipe's.", show_default=False)],
+    model: Annotated[str | None, typer.Argument(help="Alias, folder or hub id to start from.")] = None,
+    texts: Annotated[Path | None, typer.Argument(help=".txt, .jsonl, .csv or .parquet.")] = None,
+    output: Annotated[Path | None, typer.Argument(help="Folder of the trained encoder and its checkpoints.")] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option("--config", "-c", help="Recipe (TOML) in place of the arguments; a later one adds to it."),
+    ] = None,
+    recipe_model: Annotated[str | None, typer.Option("--model", "-m", help="In place of the recipe's model.")] = None,
+    recipe_output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="In place of the recipe's: a folder of stages.")
+    ] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Where the recipe's data files lie.")] = None,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -30,39 +78,16 @@ def train(
             help="mntp, simcse: the text's column (text). supervised: anchor,positive,negatives (all, in their order).",
         ),
     ] = None,
-    eval_file: Annotated[
-        Path | None,
-        typer.Option(help="Columns sentence1, sentence2, score: Spearman. Otherwise as TEXTS: the loss on it."),
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
-    lora_r: Annotated[int, typer.Option("--lora-r", min=1, help="Rank of LoRA.")] = 16,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Default: the paper's 1000.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 32, 128, 64, by stage.")] = None,
-    mini_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="simcse, supervised: rows in memory at once (GradCache).")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 5e-5, 3e-5, 2e-4, by stage.")] = None,
-    max_seq_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per row in training; the encoder keeps its own length.")
-    ] = None,
-    query_prompt: Annotated[
-        str | None, typer.Option(help="supervised: before each anchor; saved as the query prompt.")
-    ] = None,
-    document_prompt: Annotated[
-        str | None, typer.Option(help="supervised: before each positive and negative; saved as the document prompt.")
-    ] = None,
-    save_steps: Annotated[int | None, typer.Option(min=1, help="Default: a checkpoint every 200 steps.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUTPUT.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16, keep the weights' dtype.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 42,
+    *,
+    said: dict[str, Any],
 ) -> None:
-    """Train one step; the next one starts from its OUTPUT.
+    """Train one step, or all steps of a recipe; the next one starts from its OUTPUT.
 
     mntp: masked next-token prediction on plain text.
     simcse: each text is its own positive.
     supervised: pairs, or triplets with hard negatives.
+    all: the stages of a recipe in their order; with --resume, those that are finished are skipped.
 
     \b
     Examples:
@@ -70,26 +95,37 @@ def train(
       st-llm2vec train simcse step2 sentences.txt step3 --eval-file sts-dev.jsonl
       st-llm2vec train supervised step2 pairs.jsonl step3 --columns question,answer
       st-llm2vec train mntp Qwen/Qwen3-0.6B wiki.txt step2 --resume
+      st-llm2vec train all --config recipe.toml --output encoders
     """
-    from .stages import Settings, run
+    named = [value for value in (model, texts, output, columns) if value is not None]
+    if config:
+        if named:
+            raise typer.BadParameter(
+                "MODEL, TEXTS, OUTPUT and --columns are in the recipe; replace them with --model and --output",
+                param_hint="'--config'",
+            )
+        said |= {"model": recipe_model, "output": recipe_output, "data_folder": data_folder}
+        recipe = read_recipe(config, said, only=None if stage.value == ALL else stage.value)
+    elif stage.value == ALL:
+        raise typer.BadParameter("all takes a recipe, such as --config recipe.toml", param_hint="'STAGE'")
+    elif model is None or texts is None or output is None:
+        raise typer.BadParameter("give MODEL TEXTS OUTPUT, or a recipe with --config", param_hint="'STAGE'")
+    elif recipe_model or recipe_output or data_folder:
+        raise typer.BadParameter("--model, --output and --data-folder go with --config", param_hint="'STAGE'")
+    else:
+        names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+        data = {texts.stem: DataSet(str(texts), names or None)}
+        settings = TrainingSettings(stage.value, model, data, str(output), **said)
+        recipe = Recipe({stage.value: settings}, {stage.value: None})
+    _run(recipe, resume)
 
-    settings = Settings(
-        stage=stage.value,
-        model=model,
-        columns=tuple(name.strip() for name in (columns or "").split(",") if name.strip()),
-        full=full,
-        lora_r=lora_r,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        mini_batch_size=mini_batch_size,
-        learning_rate=learning_rate,
-        max_seq_length=max_seq_length,
-        save_steps=save_steps,
-        query_prompt=query_prompt,
-        document_prompt=document_prompt,
-        dtype=dtype,
-        bf16=bf16,
-        cpu=cpu,
-        seed=seed,
-    )
-    run(settings, texts, eval_file, output, resume=resume)
+
+def _run(recipe: Recipe, resume: bool) -> None:
+    from transformers.utils import logging
+
+    from ..training import train_all
+
+    logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
+    for name, result in train_all(recipe, resume=resume, log=note).items():
+        for score, after in result.after.items():
+            typer.echo(f"{name}: {score} {result.before[score]:.4f} before, {after:.4f} after {result.steps} steps")

@@ -17,8 +17,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 
-from ..bidirectional import ARCHITECTURES, Audit, audit, kernel_of, twin
-from ..kernels import keep_residual_in_float32, keeps_residual_in_float32
+from ..backend.residual import keep_residual_in_float32, keeps_residual_in_float32
+from ..bidirectional import ARCHITECTURES, Audit, attn_implementation_of, audit, twin
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
@@ -97,21 +97,23 @@ def doctor(model: SentenceTransformer) -> Report:
 
 
 def _audits(decoder: Any) -> Iterator[Audit]:
-    current = kernel_of(decoder)
-    known = ARCHITECTURES[decoder.config.model_type].kernels if decoder.config.model_type in ARCHITECTURES else ()
+    current = attn_implementation_of(decoder)
+    row = ARCHITECTURES.get(decoder.config.model_type)
     # flex is compiled for minutes on a CPU, so it is examined where it is in use.
-    for kernel in dict.fromkeys([current, *(kernel for kernel in known if kernel != "flex_attention")]):
+    others = [name for name in (row.implementations if row else ()) if name != "flex_attention"]
+    for implementation in dict.fromkeys([current, *others]):
         examined = decoder
-        if kernel != current:
+        if implementation != current:
             examined = twin(decoder)
-            examined.set_attn_implementation(kernel)
+            examined.set_attn_implementation(implementation)
         yield audit(examined)
 
 
 def _attention(result: Audit) -> Row:
     depth, causal = len({row.layer for row in result.rows}), result.causal_layers
     found = f"layers {causal} of {depth} cannot see later tokens" if causal else f"all {depth} layers see later tokens"
-    return Row(f"attention, {result.rows[0].kernel}", found, bool(result), "without padding, and padded left or right")
+    implementation = result.rows[0].implementation
+    return Row(f"attention, {implementation}", found, bool(result), "without padding, and padded left or right")
 
 
 def _encode(model: SentenceTransformer, texts: list[str], batch_size: int = 32) -> Any:

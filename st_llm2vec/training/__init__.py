@@ -5,6 +5,12 @@ simcse.py       step 3, without labels: the same text twice under dropout
 supervised.py   step 3, with pairs or triplets: in-batch and hard negatives
 head.py         the causal LM's head, which MNTP predicts with
 lora.py         which weights train: LoRA, stage by stage; or all of them
+run.py          one stage from rows to a saved encoder; all stages of a recipe
+objectives.py   the objectives as rows of a table
+data.py         rows from files, checked and hashed
+arguments.py    a stage's settings as the host's arguments
+scoring.py      scores before, while and after it trains
+records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """
 
 from __future__ import annotations
@@ -18,22 +24,33 @@ if find_spec("datasets") is None or find_spec("accelerate") is None:
         'st_llm2vec.training needs datasets and accelerate. Install them with: pip install "st-llm2vec[train]"'
     )
 
+from ..recipe_files import Recipe, read_recipe
+from ..recipes import DataSet, TrainingSettings
 from . import mntp, simcse, supervised
 from .head import language_model_head
 from .lora import add_lora, merge_lora
 from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
+from .records import Result
+from .run import train_all, train_stage
 from .simcse import attention_dropout, simcse_pairs
 
 __all__ = [
+    "DataSet",
     "MNTPDataCollator",
     "MNTPLoss",
+    "Recipe",
+    "Result",
+    "TrainingSettings",
     "add_lora",
     "attention_dropout",
     "chunk_texts",
     "language_model_head",
     "merge_lora",
     "mntp",
+    "read_recipe",
     "simcse",
     "simcse_pairs",
     "supervised",
+    "train_all",
+    "train_stage",
 ]

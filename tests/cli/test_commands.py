@@ -182,12 +182,28 @@ def test_eval(command: Command, encoder: Path, tmp_path: Path) -> None:
     ]
     write_jsonl(tmp_path / "stsb" / "test.jsonl", rows)
     options = ("--tasks", "stsb", "--data", tmp_path, "--device", "cpu")
-    done = command("eval", encoder, *options, "--static-floor", "--json")
+    done = command("eval", encoder, *options, "--json")
     assert done.code == 0, done.err
-    scores = json.loads(done.out)
-    assert [score["task"] for score in scores] == ["stsb", "stsb (static floor)"]
-    assert scores[0]["n"] == len(rows)
-    assert "Spearman" in command("eval", encoder, *options).out
+    found = json.loads(done.out)
+    assert [score["model"] for score in found["scores"]] == ["static-embedding baseline", str(encoder)]
+    assert {score["n"] for score in found["scores"]} == {len(rows)}
+    assert [each["against"] for each in found["differences"]] == ["static-embedding baseline"]
+    assert "Spearman" in command("eval", encoder, *options, "--no-baselines").out
+    own = tmp_path / "own.csv"
+    own.write_text("question,answer\n" + "".join(f"{text},{text}\n" for text in SENTENCES))
+    columns = ("--column", "query=question", "--column", "document=answer")
+    done = command("eval", encoder, "--data", own, *columns, "--prompt-eol", encoder, "--markdown", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert [line.split(" | ")[1] for line in done.out.splitlines()[2:]] == [
+        "BM25",
+        f"static-embedding baseline of {encoder}",
+        str(encoder),
+        f"PromptEOL, {encoder} untrained",
+    ]
+    wrong = command("eval", "no-such-model", "--data", own, "--column", "query=", "--device", "cpu")
+    assert wrong.code == 2
+    assert "sentence1=question" in wrong.err
+    assert "of no known kind" in command("eval", "no-such-model", "--data", own).err  # before any model is opened
     unknown = command("eval", encoder, "--tasks", "nonsense", "--data", tmp_path, "--device", "cpu")
     assert unknown.code == 1
     assert "nonsense" in unknown.err

@@ -50,9 +50,9 @@ def test_three_stages(command: Command, decoder: Path, texts: Path, pairs: Path,
     assert SentenceTransformer(str(three)).prompts == {"query": "query:", "document": "passage:"}
 
     assert weights(one) != weights(two) != weights(three)
-    assert not list(three.glob("adapter*"))
-    settings = json.loads((three / "checkpoints" / "train.json").read_text())
-    assert settings["lora_r"] == 4
+    assert not list(three.glob("adapter_*"))
+    state = json.loads((three / "checkpoints" / "train.json").read_text())
+    assert state["settings"]["lora_r"] == 4
 
 
 @pytest.mark.parametrize("weights_option", [(), ("--full",)], ids=["lora", "full"])
@@ -71,7 +71,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert "--resume" in refused.err
     other = command("train", "simcse", encoder, pairs, resumed, "--max-steps", "4", *options, "--resume")
     assert other.code == 1
-    assert "stage='supervised', not 'simcse'" in other.err
+    assert "objective='supervised', not 'simcse'" in other.err
 
     done = command("train", "supervised", encoder, pairs, resumed, "--max-steps", "4", *options, "--resume")
     assert done.code == 0, done.err
@@ -90,3 +90,71 @@ def test_what_cannot_be_trained_is_one_message(command: Command, encoder: Path, 
     assert "--columns question,answer" in one_column.err
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+RECIPE = """
+model = "{model}"
+output = "{output}"
+batch_size = 4
+max_seq_length = 8
+cpu = true
+lora_r = 4
+max_steps = 2
+
+[mntp]
+data.texts = "texts.txt"
+
+[simcse]
+data.texts = {{ file = "texts.txt", limit = 6 }}
+
+[supervised]
+after = "mntp"
+mini_batch_size = 2
+data.pairs = "pairs.jsonl"
+"""
+
+
+def test_a_recipe_is_trained_from_the_command_line(
+    command: Command, decoder: Path, texts: Path, pairs: Path, tmp_path: Path
+) -> None:
+    recipe, output = tmp_path / "recipe.toml", tmp_path / "stages"
+    recipe.write_text(RECIPE.format(model=decoder, output=output))
+    early = command("train", "supervised", "--config", recipe)
+    assert early.code == 1
+    assert "mntp" in early.err
+
+    done = command("train", "all", "--config", recipe, "--max-steps", "1")
+    assert done.code == 0, done.err
+    stages = {name: json.loads((output / name / "llm2vec_config.json").read_text())["provenance"]["stages"]
+              for name in ("mntp", "simcse", "supervised")}  # fmt: skip
+    assert stages == {"mntp": ["mntp"], "simcse": ["mntp", "simcse"], "supervised": ["mntp", "supervised"]}
+
+    (output / "supervised" / "checkpoints" / "train.json").unlink()
+    before = (output / "mntp" / "model.safetensors").stat().st_mtime_ns
+    again = command("train", "all", "--config", recipe, "--max-steps", "1", "--resume")
+    assert again.code == 0, again.err
+    assert again.err.count("is finished") == 2
+    assert (output / "mntp" / "model.safetensors").stat().st_mtime_ns == before
+    longer = command("train", "all", "--config", recipe, "--max-steps", "2", "--resume")
+    assert longer.code == 1
+    assert "began from a 'mntp' that is to be trained further" in longer.err
+    alone = command("train", "simcse", "--config", recipe, "--model", decoder, "-o", tmp_path / "other")
+    assert alone.code == 0, alone.err
+    assert (tmp_path / "other" / "simcse" / "modules.json").is_file()
+
+
+def test_a_wrong_recipe_or_command_is_one_message(command: Command, decoder: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(model=decoder, output=tmp_path / "out").replace("batch_size", "batchsize", 1))
+    done = command("train", "all", "--config", recipe)
+    assert (done.code, "Did you mean 'batch_size'" in done.err) == (1, True)
+    for wrong in (
+        ("train", "all"),
+        ("train", "mntp", decoder),
+        ("train", "mntp", decoder, texts, tmp_path / "out", "--config", recipe),
+        ("train", "mntp", decoder, texts, tmp_path / "out", "--model", decoder),
+    ):
+        assert command(*wrong).code == 2
+    other = command("train", "mntp", decoder, texts, tmp_path / "out", "--scale", "20")
+    assert (other.code, "scale is for simcse and supervised" in other.err) == (1, True)
+    assert not (tmp_path / "out").exists()

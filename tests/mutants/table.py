@@ -276,7 +276,7 @@ MUTANTS: list[Mutant] = [
         ('if model.get("dropout"):', "if False:"),
     ),
     *_rows(
-        "st_llm2vec/build_folder.py",
+        "st_llm2vec/backend/build_folder.py",
         "tests/test_strangers.py -k 'compiled or others_can'",
         ('return f"{place} belongs to another user"', "pass"),
         ('return f"{place} can be written by other users"', "pass"),

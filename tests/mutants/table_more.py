@@ -14,7 +14,8 @@ def _rows(file: str, *changes: tuple[str, str, str]) -> list[Mutant]:
 
 
 _EQUIVALENCE = "tests/test_equivalence.py"
-_KERNELS = "tests/test_kernels.py"
+_INT8 = "tests/test_int8.py"
+_PREPACKED = "tests/test_prepacked.py"
 _PACKING = "tests/test_packing.py --deselect tests/test_packing.py::test_architecture"
 _SAVING = "tests/test_saving.py"
 _GGUF = "tests/test_gguf_files.py"
@@ -30,7 +31,7 @@ _KINDS = "tests/faiss_llm2vec/test_kinds.py"
 
 MUTANTS: list[Mutant] = [
     *_rows(
-        "st_llm2vec/equivalence.py",
+        "st_llm2vec/backend/equivalence.py",
         (
             "return min(max(self.floor, SLACK * noise), self.ceiling)",
             "return max(self.floor, SLACK * noise)",
@@ -52,8 +53,8 @@ MUTANTS: list[Mutant] = [
             _EQUIVALENCE,
         ),
         (
-            'key = (precision(model), kernel_of(model), getattr(text_config(model), "is_causal", True))',
-            "key = (precision(model), kernel_of(model))",
+            'key = (precision(model), attn_implementation_of(model), getattr(text_config(model), "is_causal", True))',
+            "key = (precision(model), attn_implementation_of(model))",
             _EQUIVALENCE,
         ),
         (
@@ -63,7 +64,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/packing.py",
+        "st_llm2vec/backend/packing.py",
         (
             "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
             "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
@@ -74,7 +75,7 @@ MUTANTS: list[Mutant] = [
             "seen = (ahead <= 0) & (ahead >= -window) if causal else ahead.abs() <= window",
             f"{_PACKING} -k window",
         ),
-        ("longest = row.lengths[-1]", "longest = row.lengths[0]", f"{_PACKING} -k flash"),
+        ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
         (
             "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
             "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
@@ -98,36 +99,39 @@ MUTANTS: list[Mutant] = [
         ("model.train(was_training)", "pass", f"{_PACKING} -k mode"),
     ),
     *_rows(
-        "st_llm2vec/kernels.py",
-        ("if last is None or last[0] is not x:", "if last is None:", f"{_KERNELS} -k turns"),
+        "st_llm2vec/backend/int8.py",
         (
             "return (weight / scale).round_().to(torch.int8), scale",
             "return (weight / scale).to(torch.int8), scale",
-            f"{_KERNELS} -k int8_product",
+            f"{_INT8} -k int8_product",
         ),
         (
             "quantized = (flat * scale.float().reciprocal_()).round_().to(torch.int8).view(torch.uint8)",
             "quantized = (flat * scale.float().reciprocal_()).to(torch.int8).view(torch.uint8)",
-            f"{_KERNELS} -k int8_product",
+            f"{_INT8} -k int8_product",
         ),
         (
             "return product if self.bias is None else product.add_(self.bias.to(x.dtype))",
             "return product",
-            f"{_KERNELS} -k int8",
+            f"{_INT8} -k int8",
         ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/prepacked.py",
+        ("if last is None or last[0] is not x:", "if last is None:", f"{_PREPACKED} -k turns"),
         (
             'if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):',
             "if torch.is_grad_enabled():",
-            f"{_KERNELS} -k needs",
+            f"{_PREPACKED} -k needs",
         ),
-        ("if has_twin(model):  # whose layers would find no weights", "if False:", f"{_KERNELS} -k twin"),
-        ("if times[id(layer)] > 1 or (", "if (", f"{_KERNELS} -k ordinary"),
+        ("if has_twin(model):  # whose layers would find no weights", "if False:", f"{_PREPACKED} -k twin"),
+        ("if times[id(layer)] > 1 or (", "if (", f"{_PREPACKED} -k ordinary"),
         (
             "and (owners[id(weight)] > 1 or (weight.dtype != x.dtype and type(layer) is not MixedLinear))",
             "and (weight.dtype != x.dtype and type(layer) is not MixedLinear)",
-            f"{_KERNELS} -k ordinary",
+            f"{_PREPACKED} -k ordinary",
         ),
-        ("if not is_twin:", "if False:", f"{_KERNELS} -k edited"),
+        ("if not is_twin:", "if False:", f"{_PREPACKED} -k edited"),
     ),
     *_rows(
         "st_llm2vec/encoding.py",
@@ -136,8 +140,8 @@ MUTANTS: list[Mutant] = [
             "budget = token_budget(model, place)",
             f"{_PACKING} -k bounds",
         ),
-        ("transformer.tokens_encoded += sum(row.lengths)", "pass", f"{_KERNELS} -k prepack"),
-        ("if not _running.get(transformer):", "if True:", f"{_KERNELS} -k threads"),
+        ("transformer.tokens_encoded += sum(packed_batch.lengths)", "pass", f"{_PREPACKED} -k prepack"),
+        ("if not _running.get(transformer):", "if True:", f"{_PREPACKED} -k threads"),
     ),
     *_rows(
         "st_llm2vec/saving.py",
@@ -306,8 +310,8 @@ MUTANTS: list[Mutant] = [
             "tests/test_bidirectional.py -k earlier_position",
         ),
         (
-            "rows += [LayerAudit(i, kernel, padding, seen.get(i, False) and i not in one_sided) for i in range(depth)]",
-            "rows += [LayerAudit(i, kernel, padding, seen.get(i, False)) for i in range(depth)]",
+            "both = [seen.get(i, False) and i not in one_sided for i in range(depth)]",
+            "both = [seen.get(i, False) for i in range(depth)]",
             "tests/test_bidirectional.py -k refusal",
         ),
     ),

@@ -26,4 +26,4 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def gguf_file(smollm2: Path) -> Path:
-    return smollm2 / real_model.GGUF
+    return smollm2 / real_model.FILE

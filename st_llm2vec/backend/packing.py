@@ -1,12 +1,12 @@
-"""Runs a batch without padding: the texts stand one after another in a single row, and attention stays within each.
+"""Runs a batch without padding: the texts become one packed sequence, with attention within each of them only.
 
-No architecture's code is copied. For each kernel ("sdpa", "eager", flash attention) an attention function and a mask
-function are registered with transformers under `packed_<kernel>`: inside `packed(row)` they give each text to the
-kernel of that name, elsewhere they are that kernel. Importing this module registers them, so a worker process that
-unpickles a model has them.
+No architecture's code is copied. For each attention implementation ("sdpa", "eager", flash attention) an attention
+function and a mask function are registered with transformers under `packed_<implementation>`: inside `packed(batch)`
+they give each text to the implementation of that name, elsewhere they are that implementation. Importing this module
+registers them, so a worker process that unpickles a model has them.
 
-Some architectures take the setting and never ask for the function, or mix the tokens of a row in another way (falcon,
-gptj, bloom): `enable_packing` therefore believes nothing that it has not seen (reference: DESIGN, "Speed").
+Some architectures take the setting and never ask for the function, or mix the tokens of a sequence in another way
+(falcon, gptj, bloom): `enable_packing` therefore believes nothing that it has not seen.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention import attend
-from .bidirectional import PACKED, kernel_of
+from ..bidirectional import PACKED, attn_implementation_of
+from .cpu_attention import attend
 from .equivalence import Status, alone, judge, off, own_noise, precision, probe_ids
 
-KERNELS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 # torch's bfloat16 attention on a CPU takes 1.05 to 1.7 times as long as float32's, but for AMX (2 Zen 4 cores).
 _IN_FLOAT32 = not getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 _lock = threading.Lock()
 
 
 @dataclass
-class Row:
-    """Where the tokens of a batch stand in one row, shortest text first.
+class PackedBatch:
+    """Where the tokens of a batch stand in one packed sequence, shortest text first.
 
     Attributes:
-        positions: (total,) place of each of the row's tokens in the flattened (n, length) batch.
+        positions: (total,) place of each of the sequence's tokens in the flattened (n, length) batch.
         position_ids: (1, total), from 0 in every text.
         lengths: Tokens of each text, ascending.
-        calls: How often an attention layer has asked for this row.
+        calls: How often an attention layer has asked for this batch.
     """
 
     positions: Tensor
@@ -57,8 +57,8 @@ class Row:
     calls: int = 0
 
     @classmethod
-    def of(cls, attention_mask: Tensor) -> Row:
-        """The row of a batch with this mask, (n, length), padded on either side."""
+    def of(cls, attention_mask: Tensor) -> PackedBatch:
+        """Pack a batch with this mask, (n, length), padded on either side."""
         mask = attention_mask.bool()
         if len(mask) == 1 and bool(mask.all()):  # a single query should not wait for what it does not need
             places = torch.arange(mask.shape[1], device=mask.device)
@@ -74,23 +74,23 @@ class Row:
         return [(len(list(texts)), length) for length, texts in groupby(self.lengths)]
 
     @cached_property
-    def starts(self) -> Tensor:
-        """Where each text begins, and the row ends: int64 (texts + 1), on the CPU."""
+    def cu_seqlens(self) -> Tensor:
+        """Where each text begins, and the last one ends: int64 (texts + 1), on the CPU."""
         return torch.tensor([*accumulate(self.lengths, initial=0)])
 
-    def to(self, device: torch.device | str) -> Row:
-        """The same row on another device."""
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
         positions, position_ids = (t.to(device, non_blocking=True) for t in (self.positions, self.position_ids))
-        return Row(positions, position_ids, self.lengths)
+        return PackedBatch(positions, position_ids, self.lengths)
 
     def gather(self, batch: Tensor) -> Tensor:
-        """Values of a batch, (n, length), in the row: (1, total)."""
+        """Values of a padded batch, (n, length), in the packed sequence: (1, total)."""
         return batch.flatten()[self.positions][None]
 
-    def scatter(self, row: Tensor, shape: torch.Size) -> Tensor:
-        """Values of the row, (1, total, width), in a batch of `shape` (n, length): (n, length, width), 0 in pads."""
-        flat = row.new_zeros(shape.numel(), row.shape[-1])
-        return flat.index_copy(0, self.positions, row[0]).view(*shape, -1)
+    def scatter(self, sequence: Tensor, shape: torch.Size) -> Tensor:
+        """Values of the sequence, (1, total, width), in a padded batch of `shape`: (n, length, width), 0 in pads."""
+        flat = sequence.new_zeros(shape.numel(), sequence.shape[-1])
+        return flat.index_copy(0, self.positions, sequence[0]).view(*shape, -1)
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -124,49 +124,79 @@ def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[
         yield values()
 
 
-_current: ContextVar[Row | None] = ContextVar("st_llm2vec_row", default=None)
+_current: ContextVar[PackedBatch | None] = ContextVar("st_llm2vec_packed_batch", default=None)
 
 
-current_row = _current.get
+current_batch = _current.get
 
 
 @contextmanager
-def packed(row: Row) -> Iterator[None]:
-    """While the block runs, the attention layers called in this thread read `row`."""
-    token = _current.set(row)
+def packed(batch: PackedBatch) -> Iterator[None]:
+    """While the block runs, the attention layers called in this thread read `batch`."""
+    token = _current.set(batch)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
+def recomputes_elsewhere(model: nn.Module) -> bool:
+    """Whether layers run again in the backward pass where no packed sequence can be given to them (FSDP's wrapper)."""
+    return any(hasattr(module, "_checkpoint_wrapped_module") for module in model.modules())
+
+
+@contextmanager
+def packed_checkpoints(model: nn.Module, batch: PackedBatch) -> Iterator[None]:
+    """While the block runs, layers under gradient checkpointing take `batch` along, to read it when they run again."""
+
+    def with_batch(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def again(*args: Any, **kwargs: Any) -> Any:  # maybe in a thread of the backward pass
+                with packed(batch):
+                    return function(*args, **kwargs)
+
+            return checkpoint(again, *args, **kwargs)
+
+        return checkpointed
+
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    held = [(layer, found) for layer in layers if (found := getattr(layer, "_gradient_checkpointing_func", None))]
+    try:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = with_batch(checkpoint)
+        yield
+    finally:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = checkpoint
+
+
+def _attention(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # eager is no entry of transformers' table: each architecture has its own, with its caps, sinks and biases
         function: Callable[..., tuple[Tensor, Any]] = (
-            ALL_ATTENTION_FUNCTIONS.get(kernel) or sys.modules[type(module).__module__].eager_attention_forward
+            ALL_ATTENTION_FUNCTIONS.get(implementation) or sys.modules[type(module).__module__].eager_attention_forward
         )
         compiling = torch.compiler.is_compiling()
-        row = None if compiling else _current.get()
-        if row is None and not (compiling and attention_mask is None):
+        batch = None if compiling else _current.get()
+        if batch is None and not (compiling and attention_mask is None):
             return function(module, query, key, value, attention_mask, **kwargs)
         causal, window = _is_causal(module, kwargs), kwargs.get("sliding_window")
         special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-        if kernel == "sdpa" and not special and not kwargs.get("dropout"):
-            run = _attend if row else torch.ops.st_llm2vec.attend
+        if implementation == "sdpa" and not special and not kwargs.get("dropout"):
+            run = _attend if batch else torch.ops.st_llm2vec.attend
             slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
             q, k, v = (x.float() if slow else x for x in (query, key, value))
             return run(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
-        if row is None:
-            raise NotImplementedError(f"attention by {kernel!r} with {special or 'dropout'} is not compiled")
-        row.calls += 1
-        if kernel.startswith("flash"):
-            return function(module, query, key, value, None, **kwargs, **_flash_arguments(row, query.device))
+        if batch is None:
+            raise NotImplementedError(f"attention by {implementation!r} with {special or 'dropout'} is not compiled")
+        batch.calls += 1
+        if implementation.startswith("flash"):
+            return function(module, query, key, value, None, **kwargs, **_flash_arguments(batch, query.device))
         heads = []
-        for q, k, v in _runs(row, query, key, value):
-            mask = _mask(kernel, q, causal, window)
+        for q, k, v in _runs(batch, query, key, value):
+            mask = _mask(implementation, q, causal, window)
             heads.append(function(module, q, k, v, mask, **kwargs)[0].flatten(0, 1))
         return torch.cat(heads)[None], None  # (1, total, heads, dim)
 
@@ -176,19 +206,19 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Any]]:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
 ) -> Tensor:
-    """Attention within each text of the row, by torch: (1, heads, total, dim) to (1, total, heads, dim)."""
+    """Attention within each text of the packed batch, by torch: (1, heads, total, dim) to (1, total, heads, dim)."""
     options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    row = _current.get()
-    if row is None:  # somebody compiled a padded model, and this batch has no pads
+    batch = _current.get()
+    if batch is None:  # somebody compiled a padded model, and this batch has no pads
         whole = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, **options)
         return whole.transpose(1, 2).contiguous()
-    row.calls += 1
+    batch.calls += 1
     if _has_varlen(query, value):
-        return _varlen(row, query, key, value, scaling, is_causal, window)
+        return _varlen(batch, query, key, value, scaling, is_causal, window)
     if query.is_cuda and options.pop("enable_gqa"):  # its kernels without a loss of speed take equal heads
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
     heads = []
-    for q, k, v in _runs(row, query, key, value):
+    for q, k, v in _runs(batch, query, key, value):
         mask = _mask("sdpa", q, is_causal, window)
         alone = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, **options)
         heads.append(alone.transpose(1, 2).flatten(0, 1))
@@ -198,13 +228,13 @@ def _attend(
 def _attend_compiled(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
 ) -> Tensor:
-    """The same as an operator in compiled layers: where the row's texts end is none of the compiler's business."""
+    """The same as an operator in compiled layers: where the texts end is none of the compiler's business."""
     found = None
-    if row := _current.get():
-        found = attend(query, key, value, row.starts, scaling=scaling, is_causal=is_causal, window=window)
-    if row is None or found is None:
+    if batch := _current.get():
+        found = attend(query, key, value, batch.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window)
+    if batch is None or found is None:
         return _attend(query, key, value, scaling, is_causal, window)
-    row.calls += 1
+    batch.calls += 1
     return found
 
 
@@ -214,27 +244,27 @@ _library.impl("attend", _attend_compiled, "CompositeExplicitAutograd")
 _library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]), "Meta")
 
 
-def _runs(row: Row, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _runs(batch: PackedBatch, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Of each run, the (texts, heads, tokens, dim) of tensors that are (1, heads, total, dim); all are views."""
-    if len(row.lengths) == 1:
+    if len(batch.lengths) == 1:
         yield tensors
         return
-    sizes = [texts * length for texts, length in row.runs]
+    sizes = [texts * length for texts, length in batch.runs]
     parts = [torch.split(x[0], sizes, 1) for x in tensors]
-    for (texts, length), *those in zip(row.runs, *parts, strict=True):
+    for (texts, length), *those in zip(batch.runs, *parts, strict=True):
         yield tuple(x.unflatten(1, (texts, length)).transpose(0, 1) for x in those)
 
 
-def _mask(kernel: str, query: Tensor, causal: bool, window: int | None) -> Tensor | None:
-    """What a text may see beyond what the kernel knows: causality in eager, windows in both; (1, 1, tokens, tokens)."""
+def _mask(implementation: str, query: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    """What a text may see, where the function does not know: causality in eager, windows; (1, 1, tokens, tokens)."""
     length = query.shape[2]
     window = window or length
-    if window >= length and not (causal and kernel == "eager"):
+    if window >= length and not (causal and implementation == "eager"):
         return None
     at = torch.arange(length, device=query.device)
     ahead = at[None, :] - at[:, None]  # key minus query
     seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window
-    if kernel == "sdpa":
+    if implementation == "sdpa":
         return seen[None, None]
     return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)[None, None]
 
@@ -244,9 +274,9 @@ def _is_causal(module: nn.Module, options: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if said is None else said)
 
 
-def _flash_arguments(row: Row, device: torch.device) -> dict[str, Any]:
-    starts = row.starts.to(device, torch.int32)
-    longest = row.lengths[-1]
+def _flash_arguments(batch: PackedBatch, device: torch.device) -> dict[str, Any]:
+    starts = batch.cu_seqlens.to(device, torch.int32)
+    longest = batch.lengths[-1]
     return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
 
 
@@ -261,11 +291,17 @@ def _has_varlen(query: Tensor, value: Tensor) -> bool:
 
 
 def _varlen(
-    row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: bool, window: int | None
+    batch: PackedBatch,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    flash = _flash_arguments(row, query.device)
+    flash = _flash_arguments(batch, query.device)
     ends, longest = flash["cu_seq_lens_q"], flash["max_length_q"]
     window = window or longest
     # transformers' causal window counts the token itself, its symmetric one does not
@@ -281,21 +317,21 @@ def _varlen(
     return out[None]
 
 
-def _mask_function(kernel: str) -> Callable[..., Any]:
+def _mask_function(implementation: str) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
-        # Inside a row there is none to make: it would be (total, total).
-        return None if _current.get() is not None else ALL_MASK_ATTENTION_FUNCTIONS[kernel](*args, **kwargs)
+        # A packed batch has none: it would be (total, total).
+        return None if _current.get() is not None else ALL_MASK_ATTENTION_FUNCTIONS[implementation](*args, **kwargs)
 
     return mask
 
 
-for _kernel in KERNELS:
-    AttentionInterface.register(PACKED + _kernel, _attention(_kernel))
-    AttentionMaskInterface.register(PACKED + _kernel, _mask_function(_kernel))
+for _name in IMPLEMENTATIONS:
+    AttentionInterface.register(PACKED + _name, _attention(_name))
+    AttentionMaskInterface.register(PACKED + _name, _mask_function(_name))
 
 
 def is_packing(model: PreTrainedModel) -> bool:
-    """Whether the model's attention layers ask for the row."""
+    """Whether the model's attention layers ask for the packed batch."""
     return str(model.config._attn_implementation).startswith(PACKED)
 
 
@@ -317,22 +353,22 @@ def enable_packing(model: PreTrainedModel, tokenizer: Any = None) -> Status:
         # glibc keeps blocks up to the size of the largest one ever freed, 32 MiB at most, and fetches larger ones anew
         # for every layer (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory.
         torch.empty(31 * 2**20, dtype=torch.uint8)
-        kernel = kernel_of(model)
-        if kernel not in KERNELS:
-            return off(f"the {kernel!r} attention implementation takes no packed sequences")
+        implementation = attn_implementation_of(model)
+        if implementation not in IMPLEMENTATIONS:
+            return off(f"the {implementation!r} attention implementation takes no packed sequences")
         before = [(config, config._attn_implementation) for config in _configs(model)]
         status = off("its code failed")
         was_training = model.training
         model.eval()
         try:
-            status = _probe(model, PACKED + kernel, probe_ids(model, tokenizer))
+            status = _probe(model, PACKED + implementation, probe_ids(model, tokenizer))
         except Exception as error:  # third-party code, called in a way that it may not be made for
             status = off(f"its code takes no packed sequences ({type(error).__name__}: {str(error)[:200]})")
         finally:
             model.train(was_training)
             if not status:
-                for config, implementation in before:
-                    config._attn_implementation_internal = implementation
+                for config, name in before:
+                    config._attn_implementation_internal = name
         _proven[model] = status
         return status
 
@@ -341,9 +377,9 @@ _proven: weakref.WeakKeyDictionary[PreTrainedModel, Status] = weakref.WeakKeyDic
 
 
 def disable_packing(model: PreTrainedModel) -> None:
-    """Gives the model its plain kernel back."""
+    """Give the model its plain attention implementation back."""
     for config in _configs(model):
-        config._attn_implementation_internal = kernel_of(model)
+        config._attn_implementation_internal = attn_implementation_of(model)
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
@@ -351,12 +387,12 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())
 
 
-def _probe(model: PreTrainedModel, packed_kernel: str, texts: Sequence[Sequence[int]]) -> Status:
-    """Whether packed texts have the vectors that they have alone; leaves the model with `packed_kernel`."""
+def _probe(model: PreTrainedModel, implementation: str, texts: Sequence[Sequence[int]]) -> Status:
+    """Whether packed texts have the vectors that they have alone; leaves the model with `implementation`."""
     before = alone(model, texts)
     noise = own_noise(model, texts, before)
     for part in _configs(model):
-        part._attn_implementation_internal = packed_kernel
+        part._attn_implementation_internal = implementation
     together, calls = _together(model, texts)
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     if not calls or calls % depth:  # diffllama asks twice in each layer
@@ -376,8 +412,9 @@ def _together(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> tuple[l
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.tensor([*chain.from_iterable(texts)])
-    row, ids = Row.of(mask).to(model.device), ids.to(model.device)
-    with packed(row):
-        hidden = model(input_ids=row.gather(ids), position_ids=row.position_ids, use_cache=False)[0]
-    batch = row.scatter(hidden, mask.shape).float()
-    return [states[: len(text)] for states, text in zip(batch, texts, strict=True)], row.calls
+    packed_batch, ids = PackedBatch.of(mask).to(model.device), ids.to(model.device)
+    with packed(packed_batch):
+        inputs = {"input_ids": packed_batch.gather(ids), "position_ids": packed_batch.position_ids}
+        hidden = model(**inputs, use_cache=False)[0]
+    padded = packed_batch.scatter(hidden, mask.shape).float()
+    return [states[: len(text)] for states, text in zip(padded, texts, strict=True)], packed_batch.calls

@@ -1,4 +1,4 @@
-"""Our attention kernel computes what torch's does, text by text."""
+"""Our attention on a CPU computes what torch's does, text by text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_decoder
 
-from st_llm2vec import attention, packing
+from st_llm2vec.backend import cpu_attention, packing
+from st_llm2vec.backend.packing import PackedBatch, packed
 from st_llm2vec.bidirectional import enable_bidirectional_attention
-from st_llm2vec.packing import Row, packed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler imports what torch itself deprecates
@@ -27,18 +27,18 @@ pytestmark = [
             and shutil.which(os.environ.get("CXX", "g++"))
             and Path(sysconfig.get_path("include"), "Python.h").is_file()
         ),
-        reason="the kernel needs AVX512, a C++ compiler and Python.h",
+        reason="it needs AVX512, a C++ compiler and Python.h",
     ),
 ]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def built() -> None:
-    attention._library.cache_clear()  # it remembers that a test of what is missing had no compiler
+    cpu_attention._library.cache_clear()  # it remembers that a test of what is missing had no compiler
 
 
-def row_of(lengths: Sequence[int]) -> Row:
-    return Row.of(torch.arange(max(lengths)) < torch.tensor(sorted(lengths))[:, None])
+def batch_of(lengths: Sequence[int]) -> PackedBatch:
+    return PackedBatch.of(torch.arange(max(lengths)) < torch.tensor(sorted(lengths))[:, None])
 
 
 def heads(total: int, number: int, dim: int) -> torch.Tensor:
@@ -68,59 +68,61 @@ def test_equals_torch(
     scaling: float | None,
 ) -> None:
     torch.manual_seed(0)
-    row, total = row_of(lengths), sum(lengths)
+    batch, total = batch_of(lengths), sum(lengths)
     query, key, value = heads(total, keys * shared, dim), heads(total, keys, dim), heads(total, keys, width)
-    with packed(row):
+    with packed(batch):
         expected = packing._attend(query, key, value, scaling, is_causal, window)
-    found = attention.attend(query, key, value, row.starts, scaling=scaling, is_causal=is_causal, window=window)
+    found = cpu_attention.attend(
+        query, key, value, batch.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window
+    )
     assert found is not None
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_long_texts_and_large_scores() -> None:
-    row = row_of([700, 3])
+    batch = batch_of([700, 3])
     query, key, value = heads(703, 2, 64) * 30, heads(703, 1, 64), heads(703, 1, 64)
-    with packed(row):
+    with packed(batch):
         expected = packing._attend(query, key, value, None, False, None)
-    found = attention.attend(query, key, value, row.starts)
+    found = cpu_attention.attend(query, key, value, batch.cu_seqlens)
     assert found is not None
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("at", range(3))
 def test_nan_is_not_hidden(at: int) -> None:
-    row = row_of([4, 5])
+    batch = batch_of([4, 5])
     parts = [heads(9, 2, 16) for _ in range(3)]
     parts[at][0, 0, 6, 3] = torch.nan
-    found = attention.attend(*parts, row.starts)
+    found = cpu_attention.attend(*parts, batch.cu_seqlens)
     assert found is not None
     assert found[0, :4].isfinite().all()  # the other text
     assert not found[0, 6, 0].isfinite().all()
 
 
 def test_what_it_cannot_do_is_left_to_torch() -> None:
-    starts = torch.tensor([0, 4, 9])
+    cu_seqlens = torch.tensor([0, 4, 9])
     fitting: Any = [heads(9, 2, 16) for _ in range(3)]
-    assert attention.attend(*fitting, starts) is not None
-    assert attention.attend(*(x.bfloat16() for x in fitting), starts) is None
-    assert attention.attend(*(heads(9, 2, 8) for _ in range(3)), starts) is None
-    assert attention.attend(*fitting, torch.tensor([0, 4, 8])) is None  # another row's
+    assert cpu_attention.attend(*fitting, cu_seqlens) is not None
+    assert cpu_attention.attend(*(x.bfloat16() for x in fitting), cu_seqlens) is None
+    assert cpu_attention.attend(*(heads(9, 2, 8) for _ in range(3)), cu_seqlens) is None
+    assert cpu_attention.attend(*fitting, torch.tensor([0, 4, 8])) is None  # another batch's
 
 
 def test_numbers_that_lie_apart() -> None:
     query, key, value = (torch.randn(1, 2, 16, 9).mT for _ in range(3))
-    starts = torch.tensor([0, 4, 9])
-    expected = attention.attend(query.contiguous(), key.contiguous(), value.contiguous(), starts)
-    found = attention.attend(query, key, value, starts)
+    cu_seqlens = torch.tensor([0, 4, 9])
+    expected = cpu_attention.attend(query.contiguous(), key.contiguous(), value.contiguous(), cu_seqlens)
+    found = cpu_attention.attend(query, key, value, cu_seqlens)
     assert found is not None
     assert expected is not None
     assert torch.equal(found, expected)
 
 
 def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from st_llm2vec.compilation import compile_layers
-    from st_llm2vec.equivalence import probe_ids
+    from st_llm2vec.backend.compilation import compile_layers
+    from st_llm2vec.backend.equivalence import probe_ids
 
     model = tiny_decoder("llama", head_dim=16).eval()
     enable_bidirectional_attention(model)
@@ -129,7 +131,7 @@ def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = packing.vectors_of(model, texts)
     assert compile_layers(model)
     calls: list[Any] = []
-    monkeypatch.setattr(packing, "attend", lambda *a, **k: calls.append(attention.attend(*a, **k)) or calls[-1])
+    monkeypatch.setattr(packing, "attend", lambda *a, **k: calls.append(cpu_attention.attend(*a, **k)) or calls[-1])
     after = packing.vectors_of(model, texts)
     assert len(calls) == model.config.num_hidden_layers
     assert all(call is not None for call in calls)

@@ -1,8 +1,9 @@
-"""Compiles the layers of a decoder for rows without padding: one loop for all that stands between two matrix products.
+"""Compiles the layers of a decoder for packed sequences: one loop for all that stands between two matrix products.
 
 `torch.compile` reads the architecture's own code, one layer of it, and uses the result for every layer alike. The
-products (kernels.py) and the attention within each text (packing.py) stay the operators that they are. A row of any
-length runs through the same code; what is no row (training, gradients, padded batches) runs as before.
+products (prepacked.py, int8.py) and the attention within each text (packing.py) stay the operators that they are. A
+sequence of any length runs through the same code; what is not packed (training, gradients, padded batches) runs as
+before.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from transformers import PreTrainedModel
 
-from .bidirectional import decoder_layers, kernel_of
+from ..bidirectional import attn_implementation_of, decoder_layers
 from .build_folder import use_build_folder
 from .equivalence import Status, judge, off, own_noise, precision, probe_ids
-from .packing import current_row, is_packing, vectors_of
+from .packing import current_batch, is_packing, vectors_of
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -42,8 +43,8 @@ def compile_layers(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     """
     if not is_packing(model):
         return off("it takes no packed sequences")
-    if kernel_of(model) != "sdpa":
-        return off(f"the {kernel_of(model)!r} attention implementation is not compiled")
+    if attn_implementation_of(model) != "sdpa":
+        return off(f"the {attn_implementation_of(model)!r} attention implementation is not compiled")
     if reason := use_build_folder():
         return off(reason)
     with _lock:
@@ -77,9 +78,9 @@ def _compile(model: PreTrainedModel, layers: list[Any], texts: list[list[int]]) 
 
 
 def _run(compiled: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
-    row = current_row()
+    batch = current_batch()
     # A single token would be compiled once more, as a constant.
-    if row is None or len(row.positions) < 2 or not torch.is_inference_mode_enabled():
+    if batch is None or len(batch.positions) < 2 or not torch.is_inference_mode_enabled():
         return layer._call_impl(*args, **kwargs)
     try:
         return compiled(layer, *args, **kwargs)

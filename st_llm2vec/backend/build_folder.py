@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from .aliases import cache_folder
+from ..aliases import cache_folder
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own; what the user set stays, if it is safe
 

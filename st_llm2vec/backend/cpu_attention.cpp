@@ -1,4 +1,5 @@
-// Attention within each text of a row, softmax(scale * Q K^T) V, in float32; built and called by attention.py.
+// Attention within each text of a packed sequence, softmax(scale * Q K^T) V, in float32; built and called by
+// cpu_attention.py.
 //
 // A block is up to 32 queries of one text, of all heads that share a key. Its scores lie with one query in each lane of
 // a vector, so that keys are read as they are and a softmax is the same operation on every lane.
@@ -162,17 +163,17 @@ static void block(const Shape& shape, const float* q, const float* k, const floa
     }
 }
 
-// starts: where each of the texts begins, and the number of tokens; out: (tokens, heads, width), without gaps.
-extern "C" void attend(const float* q, const float* k, const float* v, float* out, const int64_t* starts, int64_t texts,
+// cu_seqlens: where each of the texts begins, and the number of tokens; out: (tokens, heads, width), without gaps.
+extern "C" void attend(const float* q, const float* k, const float* v, float* out, const int64_t* cu_seqlens, int64_t texts,
                        const Shape* shape) {
     struct Task {
         int64_t start, length, head, first;
     };
     std::vector<Task> tasks;
     for (int64_t t = 0; t < texts; t++)
-        for (int64_t head = 0, length = starts[t + 1] - starts[t]; head < shape->heads; head += shape->shared)
+        for (int64_t head = 0, length = cu_seqlens[t + 1] - cu_seqlens[t]; head < shape->heads; head += shape->shared)
             for (int64_t first = 0; first < shape->shared * length; first += BLOCK)
-                tasks.push_back({starts[t], length, head, first});
+                tasks.push_back({cu_seqlens[t], length, head, first});
 #pragma omp parallel
     {
         std::vector<float> memory;

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .auditing import kernel_of, text_config
+from ..auditing import attn_implementation_of, text_config
 
 # From one word to a page, prose, code, figures, other scripts.
 PROBES = [
@@ -124,7 +124,7 @@ def off(reason: str) -> Status:
 
 
 def precision(model: PreTrainedModel) -> str:
-    """The row of `LIMITS` that a model is held to."""
+    """The entry of `LIMITS` that a model is held to."""
     return "int8" if getattr(model, "is_quantized", False) else str(model.dtype).removeprefix("torch.")
 
 
@@ -135,7 +135,7 @@ def judge(before: Sequence[Tensor] | Tensor, after: Sequence[Tensor] | Tensor, n
         before: Token vectors of each probe text on the plain path, (tokens, hidden).
         after: The same by the mechanism.
         noise: `own_noise` of the plain path.
-        kind: The row of `LIMITS`: `precision` of the model, or "quantizing" where its weights are being rounded.
+        kind: The entry of `LIMITS`: `precision` of the model, or "quantizing" where its weights are being rounded.
     """
     move, limit = Move.between(before, after), LIMITS.get(kind, LIMITS["float32"])
     for name, moved, own, bound in (
@@ -181,7 +181,7 @@ def probe_ids(model: PreTrainedModel, tokenizer: Any = None) -> list[list[int]]:
 def alone(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Token vectors of each text by itself, on the plain path: float32 (tokens, hidden)."""
     ids = (torch.tensor([text], device=model.device) for text in texts)
-    return [model(input_ids=row, use_cache=False)[0][0].float() for row in ids]
+    return [model(input_ids=text, use_cache=False)[0][0].float() for text in ids]
 
 
 @torch.no_grad()
@@ -191,8 +191,8 @@ def _padded(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[Tens
     width = min(longest + 1, getattr(text_config(model), "max_position_embeddings", None) or longest + 1)
     ids = torch.zeros(len(texts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts[::-1]):
-        ids[row, : len(text)], mask[row, : len(text)] = torch.tensor(text), 1
+    for i, text in enumerate(texts[::-1]):
+        ids[i, : len(text)], mask[i, : len(text)] = torch.tensor(text), 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     hidden = model(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
     return [states[: len(text)] for states, text in zip(hidden.flip(0), texts, strict=True)]
@@ -206,7 +206,7 @@ def own_noise(model: PreTrainedModel, texts: Sequence[Sequence[int]], before: Se
 
     Measured once for a model, a dtype and a direction of attention.
     """
-    key = (precision(model), kernel_of(model), getattr(text_config(model), "is_causal", True))
+    key = (precision(model), attn_implementation_of(model), getattr(text_config(model), "is_causal", True))
     known = _known.get(model)
     if known and known[0] == key:
         return known[1]

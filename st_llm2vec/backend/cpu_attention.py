@@ -1,4 +1,4 @@
-"""Attention within each text of a row on a CPU, in float32: a kernel of our own for compiled layers (attention.cpp).
+"""Attention within each text of a packed sequence, in float32 on a CPU with AVX512 (cpu_attention.cpp).
 
 torch's takes texts of equal length at a time, and two to four times as long (docs/performance.md).
 """
@@ -32,19 +32,19 @@ class _Shape(ctypes.Structure):
 
 @lru_cache
 def _library() -> Any:
-    """The built kernel; None where there is no AVX512 or it cannot be built."""
+    """The built library; None where there is no AVX512 or it cannot be built."""
     if not getattr(torch.cpu, "_is_avx512_supported", bool)():
         return None
     if reason := use_build_folder():
-        log.info("attention.cpp was not built, torch's attention is used: %s.", reason)
+        log.info("cpu_attention.cpp was not built, torch's attention is used: %s.", reason)
         return None
     try:
         from torch._inductor.codecache import CppCodeCache  # keeps what it built on the disk
 
-        source = Path(__file__).with_name("attention.cpp").read_text(encoding="utf-8")
+        source = Path(__file__).with_name("cpu_attention.cpp").read_text(encoding="utf-8")
         return CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
     except Exception as error:  # torch's own: a compiler that it cannot use, a version without it
-        log.info("attention.cpp was not built, torch's attention is used: %s", str(error).strip()[:200])
+        log.info("cpu_attention.cpp was not built, torch's attention is used: %s", str(error).strip()[:200])
         return None
 
 
@@ -52,7 +52,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     *,
     scaling: float | None = None,
     is_causal: bool = False,
@@ -62,18 +62,18 @@ def attend(
 
     Args:
         query, key, value: float32 (1, heads, total, dim), of keys and values as many heads or a divisor of them.
-        starts: int64 (texts + 1), where each text begins in the row, and `total`.
+        cu_seqlens: int64 (texts + 1), where each text begins in the sequence, and `total`.
         scaling: Of the scores; default: 1 / sqrt(dim).
         is_causal: A token sees none after itself.
         window: Tokens at most that it sees, itself among them, if causal; else so many on either side, too.
 
     Returns:
-        (1, total, heads, dim); None where this kernel cannot do it.
+        (1, total, heads, dim); None where it cannot do it.
     """
     heads, total, dim = query.shape[1:]
     width = value.shape[-1]
     fits = query.device.type == "cpu" and query.dtype == torch.float32 and min(dim, width) >= LANES
-    if not fits or int(starts[-1]) != total or (library := _library()) is None:
+    if not fits or int(cu_seqlens[-1]) != total or (library := _library()) is None:
         return None
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out = query.new_empty(total, heads, width)
@@ -84,6 +84,6 @@ def attend(
         *((reach - 1, 0) if is_causal else (reach, reach)),
         dim**-0.5 if scaling is None else scaling,
     )
-    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (query, key, value, out, starts))
-    library.attend(*pointers, ctypes.c_int64(len(starts) - 1), ctypes.byref(shape))
+    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (query, key, value, out, cu_seqlens))
+    library.attend(*pointers, ctypes.c_int64(len(cu_seqlens) - 1), ctypes.byref(shape))
     return out[None]

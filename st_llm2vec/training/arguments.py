@@ -1,0 +1,81 @@
+"""The settings of a stage as arguments of the host's trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+
+from ..errors import InvalidInputError
+from ..recipes import TrainingSettings
+from .scoring import Scoring
+
+SAVE_STEPS = 200
+
+
+def arguments(
+    settings: TrainingSettings,
+    datasets: Mapping[str, Dataset],
+    scoring: Scoring,
+    *,
+    batch_sampler: BatchSamplers,
+    checkpoints: Path,
+) -> SentenceTransformerTrainingArguments:
+    """Return the trainer's arguments for a stage."""
+    evaluates = scoring != Scoring()
+    batch = settings["batch_size"]
+    given: dict[str, Any] = {
+        "per_device_train_batch_size": batch,
+        "per_device_eval_batch_size": batch,
+        "gradient_accumulation_steps": settings["gradient_accumulation"] or 1,
+        "learning_rate": settings["learning_rate"],
+        "weight_decay": settings["weight_decay"] or 0.0,
+        "lr_scheduler_type": settings["scheduler"],
+        "eval_strategy": "steps" if evaluates else "no",
+        "save_total_limit": 2,
+        "seed": settings["seed"],
+        "bf16": bool(settings["bf16"]),
+        "use_cpu": bool(settings["cpu"]) or not torch.accelerator.is_available(),
+        "batch_sampler": batch_sampler,
+        "prompts": _prompts(settings, datasets),
+        "report_to": [],
+        "disable_tqdm": True,
+        **_steps(settings),
+    }
+    if settings["keep_best"]:
+        if settings.save_steps not in (None, given["eval_steps"]):
+            raise InvalidInputError(
+                f"keep_best needs a checkpoint where it scores: save_steps={settings.save_steps} must be "
+                f"eval_steps={given['eval_steps']}. Leave save_steps out."
+            )
+        given["save_steps"] = given["eval_steps"]
+    return SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **given)
+
+
+def _steps(settings: TrainingSettings) -> dict[str, Any]:
+    """How long a stage trains, and how often it is logged, saved and scored."""
+    steps, warmup = settings["max_steps"], settings["warmup_steps"] or 0
+    every = {name: settings[name] or SAVE_STEPS for name in ("eval_steps", "save_steps")}
+    if steps is None:
+        return {"num_train_epochs": settings.epochs, "warmup_steps": warmup, "logging_steps": 50, **every}
+    logging = settings["logging_steps"] or max(1, min(50, steps // 20))
+    every = {name: min(value, steps) for name, value in every.items()}
+    return {"max_steps": steps, "warmup_steps": warmup, "logging_steps": logging, **every}
+
+
+def _prompts(settings: TrainingSettings, datasets: Mapping[str, Dataset]) -> Any:
+    """Prompts by column, of several data sets by name, too; None where there are none."""
+    found = {}
+    for name, data in (settings.data or {}).items():
+        query = settings["query_prompt"] if data.query_prompt is None else data.query_prompt
+        document = settings["document_prompt"] if data.document_prompt is None else data.document_prompt
+        columns = datasets[name].column_names
+        found[name] = {column: (document if i else query) or "" for i, column in enumerate(columns)}
+    if not any(prompt for prompts in found.values() for prompt in prompts.values()):
+        return None
+    return found if len(found) > 1 else next(iter(found.values()))

@@ -1,0 +1,242 @@
+"""One training stage from rows to a saved encoder, without a terminal; and all stages of a recipe, in their order.
+
+A run leaves `OUTPUT/checkpoints/checkpoint-N` (adapter + optimizer, to resume from) and, at its end, the merged encoder
+in OUTPUT, with what records.py lists. Killed at any point, it ends with the same weights after `resume=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..errors import InvalidInputError
+from ..loading import load
+from ..model import LLM2Vec
+from ..recipe_files import Recipe
+from ..recipes import TrainingSettings
+from .arguments import arguments
+from .data import Source, read_source
+from .lora import add_lora, merge_lora
+from .objectives import OBJECTIVES, Objective
+from .records import Result, Run, keep_share, take_checkpoint
+from .scoring import Scoring, read_scoring
+
+Log = Callable[[str], None]
+
+
+def train_stage(
+    settings: TrainingSettings,
+    *,
+    resume: bool = False,
+    log: Log | None = None,
+    evaluator: SentenceEvaluator | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Result:
+    """Train one stage and save the merged encoder, its adapter and its record.
+
+    Args:
+        settings: With model, data and output.
+        resume: Go on from the last checkpoint in the output; with the same settings and data.
+        log: Takes one line of text for each thing to know, such as a logged step.
+        evaluator: One of the host's, in place of `eval_file`.
+        callbacks: More of the host's callbacks.
+
+    Returns:
+        Where the encoder lies, and its scores.
+
+    Raises:
+        InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume.
+        FileExistsError: The output has something in it, and resume was not asked for.
+    """
+    settings.require("model", "data", "output")
+    log = log or (lambda line: None)
+    objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
+    run = Run(output, settings, resume=resume)
+    sources, scoring = _read(settings, evaluator)
+    run.take_data({name: source.record() for name, source in sources.items()}, scoring.sha256)
+    if run.finished:
+        log(f"{output} is finished and left as it is.")
+        return run.result()
+    last = last_checkpoint(run.checkpoints, log) if resume else None
+    if resume:
+        log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
+    model = _model(settings, objective)
+    own_length = model.max_seq_length
+    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
+    model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
+    model.max_seq_length = settings["max_seq_length"] or own_length
+    trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
+    if run.before is None:
+        before = scoring.score(trainer, own_length)
+        run.begin(before, scoring.best(), write=trainer.is_world_process_zero())
+    if settings["keep_best"]:
+        trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
+    model.train()
+    set_seed(settings["seed"])  # whatever was scored before
+    with objective.around(model, settings):
+        trainer.train(resume_from_checkpoint=last)
+    best = trainer.state.best_model_checkpoint if settings["keep_best"] else None
+    if best is not None:
+        take_checkpoint(model, Path(best))
+        log(f"The best on the evaluation data: step {trainer.state.best_global_step}.")
+    if settings["share"]:
+        keep_share(model, first, settings["share"])
+    if settings["full"]:
+        model.provenance.setdefault("stages", []).append(settings.objective)
+    else:
+        run.save_adapter(model, own_length, write=trainer.is_world_process_zero())
+        merge_lora(model)
+    after = scoring.score(trainer, own_length)
+    model.max_seq_length = own_length
+    result = run.end(model, trainer.state, after, write=trainer.is_world_process_zero())
+    log(f"{output}: {settings.objective}, {result.steps} steps on {result.rows} rows.")
+    return result
+
+
+def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -> dict[str, Result]:
+    """Train the stages of a recipe, each from the result of the one that it is after; finished ones are skipped.
+
+    Raises:
+        As `train_stage`.
+    """
+    said = log or (lambda line: None)
+    unfinished = set()
+    for name, settings in recipe.stages.items():  # all files, before the first stage trains for hours
+        run, start = Run(Path(settings["output"]), settings, resume=resume), recipe.after[name]
+        if run.state and start in unfinished:
+            raise InvalidInputError(
+                f"The run in {run.output} began from a {start!r} that is to be trained further. Remove that folder, "
+                f"or give {start!r} the length that it had."
+            )
+        if not run.finished:
+            unfinished.add(name)
+        _read(settings)
+        said(f"{name}: {settings.objective} from {settings['model']}.")
+    return {name: train_stage(settings, resume=resume, log=log) for name, settings in recipe.stages.items()}
+
+
+class _Log(TrainerCallback):  # type: ignore[misc]
+    """Hands what the trainer logs to the caller's function."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        skipped = ("epoch", "total_flos", "runtime", "per_second")
+        shown = [f"{key} {value:.4g}" for key, value in (logs or {}).items() if not key.endswith(skipped)]
+        if shown:
+            self.log(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}")
+
+
+def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None) -> tuple[dict[str, Source], Scoring]:
+    """All files of a stage, before its model is loaded."""
+    pairs = OBJECTIVES[settings.objective].pairs
+    data = settings.data or {}
+    sources = {name: read_source(name, each, pairs=pairs, seed=settings["seed"]) for name, each in data.items()}
+    scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, pairs=pairs)
+    if settings["keep_best"] and scoring == Scoring():
+        raise InvalidInputError("keep_best needs eval_file, on which the best checkpoint is chosen.")
+    return sources, scoring
+
+
+def _model(settings: TrainingSettings, objective: Objective) -> LLM2Vec:
+    """The encoder that a stage starts from, with the prompts that it is to have."""
+    model = load(
+        settings["model"],
+        dtype=settings["dtype"] or ("float32" if settings["full"] else None),
+        device="cpu" if settings["cpu"] else None,
+        **{name: settings[name] for name in ("pooling_mode", "template", "attention") if settings[name]},
+    )
+    if late := [stage for stage in model.provenance.get("stages", []) if stage in objective.never_after]:
+        raise InvalidInputError(
+            f"{settings['model']} has been through {late[0]}; {settings.objective} goes before it. Start from the "
+            "decoder or an earlier stage."
+        )
+    prompts = {"query": settings["query_prompt"], "document": settings["document_prompt"]}
+    model.prompts.update({name: prompt for name, prompt in prompts.items() if prompt})
+    return model
+
+
+def _trainer(
+    model: LLM2Vec,
+    settings: TrainingSettings,
+    sources: Mapping[str, Source],
+    scoring: Scoring,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> SentenceTransformerTrainer:
+    """The host's trainer; what cannot be trained is refused before anything is written."""
+    objective = OBJECTIVES[settings.objective]
+    datasets = {name: objective.dataset(model, source) for name, source in sources.items()}
+    if not settings["full"]:
+        add_lora(
+            model,
+            settings.objective,
+            r=settings["lora_r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings["lora_dropout"],
+            target_modules=settings["lora_targets"] and list(settings["lora_targets"]),
+            seed=settings["seed"],
+        )
+    if settings["gradient_checkpointing"]:
+        decoder = model[0].model  # transformers has a new name for it, and warns of the old one
+        getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)(
+            {"use_reentrant": False}
+        )
+    loss = objective.loss(model, settings)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments(settings, datasets, scoring, batch_sampler=objective.batch_sampler, checkpoints=checkpoints),
+        train_dataset=DatasetDict(datasets) if len(datasets) > 1 else next(iter(datasets.values())),
+        eval_dataset=objective.dataset(model, scoring.data) if scoring.data else None,
+        evaluator=scoring.evaluator,
+        loss=loss,
+        data_collator=objective.collator(model, settings),
+        optimizers=(_slow_embeddings(model, loss, settings), None),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _slow_embeddings(model: LLM2Vec, loss: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer | None:
+    """AdamW whose token embeddings have a learning rate of their own; None where that is not asked for."""
+    if settings["embedding_learning_rate"] is None:
+        return None
+    embeddings = set(model[0].model.get_input_embeddings().parameters())
+    others = [parameter for parameter in loss.parameters() if parameter.requires_grad and parameter not in embeddings]
+    groups = [
+        {"params": others, "lr": settings["learning_rate"]},
+        {"params": list(embeddings), "lr": settings["embedding_learning_rate"]},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=settings["weight_decay"] or 0.0)
+
+
+def last_checkpoint(folder: Path, log: Log = lambda line: None) -> str | None:
+    """The last checkpoint that was written to its end: the trainer's state is the last file of each."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        if _is_json(path / TRAINER_STATE_NAME):
+            return str(path)
+        log(f"{path} was not written to its end and is left out.")
+    return None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,173 @@
+"""int8 weights give nearly the vectors of float32, and are saved, reopened and refused as they should."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from processors import cosine, needs, without
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tiny_models import save_decoder
+from torch import nn
+
+import st_llm2vec
+from st_llm2vec.backend import int8
+from st_llm2vec.backend.equivalence import PROBES
+from st_llm2vec.errors import InvalidInputError
+
+TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture(scope="module")
+def int8_model(decoder):
+    return st_llm2vec.load(str(decoder), quantize="int8")
+
+
+@needs["int8"]
+def test_int8_is_close_to_float32(decoder, int8_model):
+    assert cosine(st_llm2vec.load(str(decoder), device="cpu").encode(TEXTS), int8_model.encode(TEXTS)) >= 0.998
+    tiny, small = st_llm2vec.load("llm2vec-tiny", device="cpu"), st_llm2vec.load("llm2vec-tiny", quantize="int8")
+    assert cosine(tiny.encode(PROBES), small.encode(PROBES)) >= 0.999  # trained, not random
+
+
+@needs["int8"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(24, 64)
+    rounded, scale = int8._round(weight)
+    assert rounded.abs().max() in (126, 127)
+    assert ((rounded * scale - weight).abs() <= scale * 0.5001).all()  # to the nearest
+    bias = torch.randn(24)
+    product = int8.Int8Product([rounded], [bias], scales=[scale], smooth=[torch.ones(1, 64)])
+    # the extremes of every size must not wrap round: oneDNN gets bytes
+    x = (torch.randn(200, 64) * torch.logspace(-6, 6, 200)[:, None]).to(dtype)
+    s = (x.abs().amax(1, keepdim=True).float() * int8._ROOM).bfloat16().float()
+    expected = (x.float() / s).round() * s @ (rounded * scale).T + bias
+    got = product(x, 0)
+    assert got.dtype == dtype
+    assert cosine(got, expected) > (0.999999 if dtype == torch.float32 else 0.9999)
+    x[3, 5] = torch.nan
+    assert product(x, 0)[3].isnan().all()
+    assert not product(x, 0)[4].isnan().any()
+    assert product(x[:0], 0).shape == (0, 24)
+
+
+@needs["int8"]
+def test_a_model_that_rounds_badly_is_refused(tmp_path):
+    folder = save_decoder(tmp_path / "bad", tie_word_embeddings=False)
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():  # channels 0 and 1 are the same everywhere,
+        if name.endswith("embed_tokens.weight"):
+            tensor[:, 1] = tensor[:, 0]
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[1] = tensor[0]
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            tensor[:, 0], tensor[:, 1] = 1000.0, -1000.0  # cancel out, and take the whole range of int8
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InvalidInputError, match=r"largest distance to float32 over 15 probe texts is .* at most 0\.1 is allowed"
+    ):
+        st_llm2vec.load(str(folder), quantize="int8")
+
+
+@needs["int8"]
+def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
+    before = int8_model.encode(TEXTS)
+    int8_model.save_pretrained(tmp_path / "int8")
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    name = "layers.0.self_attn.q_proj"
+    assert stored[f"{name}.weight_int8"].dtype == torch.int8
+    assert stored[f"{name}.weight_scale"].shape == (32, 1)
+    assert stored[f"{name}.weight_smooth"].shape == (1, 32)
+    assert f"{name}.weight" not in stored
+    for reopened in (
+        st_llm2vec.load(str(tmp_path / "int8")),
+        SentenceTransformer(str(tmp_path / "int8"), device="cpu"),
+    ):
+        np.testing.assert_array_equal(reopened.encode(TEXTS), before)
+        assert reopened.fingerprint == int8_model.fingerprint
+    reopened.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[key], stored[key]) for key in stored)
+
+
+@needs["int8"]
+def test_plain_sentence_transformers_refuses_an_int8_folder(decoder, tmp_path):
+    # in float32 stock modules over the live model give the same vectors; over the file they could not
+    st_llm2vec.load(str(decoder), quantize="int8", dtype="float32").save_pretrained(tmp_path / "int8")
+    st_llm2vec.disable_plugin()
+    try:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            SentenceTransformer(str(tmp_path / "int8"), device="cpu")
+    finally:
+        st_llm2vec.enable_plugin()
+
+
+@needs["int8"]
+def test_int8_cannot_be_trained_moved_or_rounded_again(int8_model, decoder, tmp_path):
+    model = copy.deepcopy(int8_model)
+    np.testing.assert_array_equal(model.encode(TEXTS), int8_model.encode(TEXTS))
+    with pytest.raises(InvalidInputError, match="runs on CPUs only"):
+        copy.deepcopy(model).to("meta")
+    model.train()
+    with pytest.raises(InvalidInputError, match="cannot be trained"):
+        model(model.preprocess(TEXTS))
+    int8_model.save_pretrained(tmp_path / "int8")
+    with pytest.raises(InvalidInputError, match="int8 already"):
+        st_llm2vec.load(str(tmp_path / "int8"), quantize="int8")
+    with pytest.raises(InvalidInputError, match="'int8'"):
+        st_llm2vec.load(str(decoder), quantize="int4")
+    with pytest.raises(InvalidInputError, match="dtype='auto' is not known"):
+        st_llm2vec.load(str(decoder), quantize="int8", dtype="auto")
+
+
+def test_a_processor_without_int8_products_encodes_in_float32_and_says_so(decoder, monkeypatch, caplog):
+    expected = st_llm2vec.load(str(decoder), device="cpu", dtype="float32").encode(TEXTS)
+    without(monkeypatch, "vnni", "amx_tile")
+    model = st_llm2vec.load(str(decoder), quantize="int8")
+    np.testing.assert_array_equal(model.encode(TEXTS), expected)
+    assert "a processor without VNNI or AMX_TILE instructions; the model encodes in float32" in caplog.text
+
+
+@needs["int8"]
+def test_an_int8_folder_opens_on_a_processor_without_int8_products(int8_model, tmp_path, monkeypatch):
+    before = int8_model.encode(TEXTS)
+    int8_model.save_pretrained(tmp_path / "int8")
+    without(monkeypatch, "vnni", "amx_tile")
+    model = st_llm2vec.load(str(tmp_path / "int8"))
+    assert cosine(model.encode(TEXTS), before) > 0.999
+    assert model.fingerprint == int8_model.fingerprint
+
+
+@needs["int8"]
+def test_a_pickled_int8_model_gives_the_same_vectors(int8_model):
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(int8_model)).encode(TEXTS), int8_model.encode(TEXTS))
+
+
+@needs["int8"]
+def test_an_outlier_channel_is_smoothed():
+    """A channel a thousand times the others would leave them 255 / 1000 of a step in every token."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 48, bias=False), torch.randn(100, 64)
+    x[:, 7] *= 1000
+    layer.weight.data[:, 7] /= 1000
+    expected = layer(x).detach()
+    _, (largest,) = int8._calibrate([[layer]], lambda: layer(x).detach())
+    smooth = (largest / layer.weight.detach().abs().amax(0)).sqrt()[None]
+
+    def rounded(smooth):
+        weight, scale = int8._round(layer.weight * smooth)
+        return int8.Int8Product([weight], [None], scales=[scale], smooth=[smooth])(x, 0)
+
+    assert cosine(rounded(torch.ones(1, 64)), expected) < 0.9
+    assert cosine(rounded(smooth), expected) > 0.999
