@@ -1,4 +1,4 @@
-"""Texts from .txt, .jsonl, .csv and .parquet files, and output files that appear complete or not at all.
+"""Texts from .txt, .jsonl, .csv and .parquet files.
 
 Every complaint names the file and the line.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic import published as published  # noqa: PLC0414  (commands take it from here)
 from ..errors import InvalidInputError, MissingExtraError
 
 TEXT_COLUMN = "text"
@@ -162,18 +159,3 @@ def require_pyarrow() -> Any:
             '.parquet files need pyarrow. Install it with: pip install "st-llm2vec[all]"'
         ) from error
     return pyarrow
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; the file or folder written there takes its name when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from st_llm2vec.cli.files import published, read_rows
+from st_llm2vec.cli.files import read_rows
 from st_llm2vec.errors import InvalidInputError
 
 TEXTS = ["plain", 'a "quoted", one', "naïve café 编码器"]
@@ -63,18 +63,3 @@ def test_complaints_name_file_and_line(tmp_path: Path, name: str, content: bytes
     with pytest.raises(InvalidInputError) as raised:
         read_rows(path).texts("text")
     assert message in str(raised.value)
-
-
-def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
-    path = tmp_path / "vectors.npy"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with published(path) as draft:
-            draft.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
