@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from .atomic import DRAFTS, published
 from .errors import InvalidInputError
 from .ingestion import Passage, Passages
 from .readers import require_pyarrow
@@ -28,7 +25,6 @@ from .readers import require_pyarrow
 MANIFEST = "manifest.json"
 FORMATS = ("parquet", "npy")
 COLUMNS = ("id", "text", "embedding")  # of a shard, beside the metadata
-_DRAFT = ".draft-"
 Schema = list[tuple[str, str, bool]]  # of the metadata: name, type, whether it comes in lists
 
 
@@ -59,7 +55,7 @@ class Shards:
         if folder.exists() and not folder.is_dir():
             raise InvalidInputError(f"{folder} is a file. Give a folder, or a file that ends in .parquet or .npy.")
         manifest = _read_manifest(folder)
-        others = folder.is_dir() and any(not path.name.startswith(_DRAFT) for path in folder.iterdir())
+        others = folder.is_dir() and any(not path.match(DRAFTS) for path in folder.iterdir())
         if manifest is None and others:
             raise InvalidInputError(f"{folder} has files in it, and no {MANIFEST}: choose a new or empty folder.")
         if manifest is None:
@@ -82,8 +78,8 @@ class Shards:
         """
         if _read_manifest(self.folder) is None:
             self._publish_manifest(shards=[], complete=False)
-        for draft in self.folder.glob(f"{_DRAFT}*"):
-            draft.unlink()
+        for draft in self.folder.glob(DRAFTS):  # of a run that was killed
+            shutil.rmtree(draft)
         write = _write_parquet if self.setting["format"] == "parquet" else _write_npy
         schema = [(name, *passages.type_of(name)) for name in passages.fields]
         names = []
@@ -268,32 +264,3 @@ class Known:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()[:16]
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; the file written there takes its name, durably, when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{_DRAFT}{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        yield draft
-        if draft.is_file():
-            _flush(draft)
-        os.replace(draft, path)
-        _flush(path.absolute().parent)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk, where the system lets one."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from fake_encoder import FakeEncoder, vectors
 
-from st_llm2vec import shards
+from st_llm2vec import atomic
 from st_llm2vec.corpus import Embed, encode_corpus
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.ingestion import Records
@@ -91,11 +91,12 @@ def test_a_killed_run_is_gone_on_with_and_leaves_the_same_bytes(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "replace", before(shards.os.replace))
+        patch.setattr(atomic.os, "replace", before(atomic.os.replace))
         patch.setattr(Embed, "__call__", before(Embed.__call__))
         with pytest.raises(Killed):
             encode_corpus(FakeEncoder(), corpus, tmp_path / "out", format=format, shard_size=4)
-    (tmp_path / "out" / ".draft-0-manifest.json").write_bytes(b"half")  # as a kill leaves it
+    (tmp_path / "out" / ".draft-0").mkdir(parents=True)  # as a kill leaves it
+    (tmp_path / "out" / ".draft-0" / "manifest.json").write_bytes(b"half")
     written = len(list((tmp_path / "out").glob(f"0*.{format}")))
     again = FakeEncoder()
     done = encode_corpus(again, corpus, tmp_path / "out", format=format, shard_size=4)
@@ -216,18 +217,3 @@ def test_a_long_run_and_its_end_find_the_encoder_in_one_state(tmp_path: Path) ->
     encode_corpus(small, [{"text": "a"}], tmp_path / "small")
     encode_corpus(large, [{"text": "word " * 10}] * 500, tmp_path / "large")
     assert (small.settled, large.settled) == (0, 1)
-
-
-def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
-    path = tmp_path / "vectors.npy"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with shards.published(path) as draft:
-            draft.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

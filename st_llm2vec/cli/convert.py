@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
+from ..atomic import published
 from ..cards import how_to_open
 from ..settings import NAMES, EncoderSettings
-from ..shards import published
 from . import options
 from .options import folder_size, megabytes, note, open_model
 
