@@ -34,7 +34,6 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder or hub 
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8: round the weights, on a CPU, if the vectors stay close.")
 ]
-TextColumn = Annotated[str, typer.Option("--text-column", help="Column of the text (a .txt file has one: text).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -97,9 +96,20 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+_quiet = False
+
+
+def quiet(wanted: bool | None = None) -> bool:
+    """Whether results and errors only are shown; `wanted` changes it."""
+    global _quiet  # noqa: PLW0603  (of the process, as stderr is)
+    _quiet = _quiet if wanted is None else wanted
+    return _quiet
+
+
 def note(text: str) -> None:
-    """Something to know that is no result: to stderr."""
-    typer.echo(message(text), err=True)
+    """Something to know that is no result: to stderr, unless --quiet."""
+    if not _quiet:
+        typer.echo(message(text), err=True)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

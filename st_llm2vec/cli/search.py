@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..corpus import published
+from ..atomic import published
 from ..errors import StoreExistsError
 from ..readers import TEXT_COLUMN, Rows, read_rows
 from . import options
@@ -24,7 +24,7 @@ def index(
     texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv or .parquet.")],
     store: Annotated[Path, typer.Argument(help="Folder of the store.")],
     model: options.Model = options.DEFAULT_MODEL,
-    text_column: options.TextColumn = TEXT_COLUMN,
+    text_column: Annotated[str, typer.Option("--text-column")] = TEXT_COLUMN,
     id_column: Annotated[str | None, typer.Option(help="Column of the id, a text. Default: TEXTS:LINE.")] = None,
     kind: Annotated[
         str, typer.Option(help="flat is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string.")
@@ -80,7 +80,9 @@ def index(
         total = put(FaissStore.open(store, encoder))
     else:
         with published(store) as draft:
-            total = put(FaissStore.create(draft, encoder, kind=kind, metric=metric, truncate_dim=truncate_dim))
+            total = put(
+                FaissStore.create(draft, encoder, kind=kind, metric=metric, truncate_dim=truncate_dim, model_name=model)
+            )
     rate = len(inputs) / (time.perf_counter() - started)
     note(f"{store}: {len(inputs)} texts added, {total} in all, {rate:.1f} texts/s.")
 
@@ -92,9 +94,15 @@ def _metadata(rows: Rows, *taken: str | None) -> list[dict[str, object]]:
 def search(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")],
     questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
-    model: options.Model = options.DEFAULT_MODEL,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The store's encoder, where it does not know it by name.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Answers per question.")] = 5,
     where: Annotated[str | None, typer.Option(help="Filter on the metadata, as JSON.")] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Look for the words of the questions as well.")] = False,
+    rerank: Annotated[
+        str | None, typer.Option(help="Cross-encoder (folder or hub id) that puts the answers into its own order.")
+    ] = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
@@ -104,15 +112,19 @@ def search(
     Examples:
       st-llm2vec search notes-store "when does the library open?"
       st-llm2vec search papers-store "protein folding" "gene drift" -k 3
+      st-llm2vec search papers-store "error E4217" --hybrid --rerank cross-encoder/ms-marco-MiniLM-L6-v2
       st-llm2vec search papers-store "protein folding" --where '{"year": 2024}' --json
     """
     from faiss_llm2vec import FaissStore
 
     condition = read_condition(where)
     FaissStore.open(store).close()  # before the model, which takes longer to load
-    encoder = open_model(model, device=device)
-    with FaissStore.open(store, encoder) as opened:
-        answers = opened.search(questions, k, where=condition)
+    with FaissStore.open(store, open_model(model, device=device) if model else None) as opened:
+        if model is None:
+            opened.encoder(device=device)
+        answers = opened.search_batch(
+            questions, k, where=condition, mode="hybrid" if hybrid else "dense", rerank=rerank
+        )
     if as_json:
         found = [
             {"question": question, "hits": [asdict(hit) for hit in hits]}
