@@ -10,7 +10,7 @@ import typer
 
 from ..recipes import DataSet
 from . import options
-from .files import published
+from ..atomic import published
 from .options import note, open_model
 
 
