@@ -11,7 +11,7 @@ moved whenever nothing writes to it. It needs a local file system: SQLite's writ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -407,6 +407,19 @@ class FaissStore:
                 Record(id=row.id, text=row.text, metadata=row.labels, vector=vector)
                 for row, vector in zip(rows, vectors, strict=True)
             ]
+
+    def scan(self, size: int = 1024) -> Iterator[list[Record]]:
+        """Yield all documents there are now, oldest first, so many at once: memory stays flat.
+
+        Raises:
+            StoreCorruptedError: A document is damaged, or was deleted meanwhile.
+        """
+        with self._access.reading():
+            docids = self._contents.docids().tolist()
+        for start in range(0, len(docids), size):
+            with self._access.reading():
+                rows = self._contents.database.rows(docids[start : start + size])
+            yield [Record(id=row.id, text=row.text, metadata=row.labels) for row in rows]
 
     def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
         """Return the vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
