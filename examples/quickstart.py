@@ -50,7 +50,7 @@ tokens = sum(min(len(ids), model.max_seq_length) for ids in model.tokenizer(text
 
 # 4. Open the store again, as another process would, and ask.
 with FaissStore.open(STORE, model) as store:
-    for question, hits in zip(QUESTIONS, store.search(QUESTIONS, k=ANSWERS), strict=True):
+    for question, hits in zip(QUESTIONS, store.search_batch(QUESTIONS, k=ANSWERS), strict=True):
         print(f"\n{question}")
         for rank, hit in enumerate(hits, 1):
             print(f"  {rank}. {hit.score:.3f}  {hit.text[:110]}")

@@ -57,6 +57,7 @@ class Access:
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
         self.path = path
+        self.recovers = recover
         self.contents = Contents(path, mmap=mmap, recover=recover)
         self._mutex = threading.RLock()
         self._lock: Lock | None = None
@@ -79,14 +80,18 @@ class Access:
             yield
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Around a whole call that changes the store."""
+    def claimed(self, *, keep: bool = True) -> Iterator[None]:
+        """Around a whole call that changes the store.
+
+        Args:
+            keep: whether the store object stays the writer if the call worked.
+        """
         with self._mutex:
             self._claims += 1
         worked = False
         try:
             yield
-            worked = True
+            worked = keep
         finally:
             with self._mutex:
                 self._claims -= 1

@@ -19,7 +19,7 @@ from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MultipleNegativesRankingLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
@@ -97,7 +97,7 @@ class DistillLoss(EmbedDistillLoss):  # type: ignore[misc]
             super().__init__(model, distance_metric=settings["distance"], projection_dim=dimensions)
         self.weight = settings["contrast_weight"]
         contrast = MultipleNegativesRankingLoss(model, scale=settings["scale"], similarity_fct=cosine)
-        self.contrast: nn.Module | None = contrast if self.weight else None
+        self.contrast: Any = contrast if self.weight else None
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         vectors = [self.model(features)["sentence_embedding"].float() for features in sentence_features]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
@@ -64,44 +65,31 @@ def train_stage(
     settings.require("model", "data", "output", *(("teacher",) if settings.objective == "distill" else ()))
     log = log or (lambda line: None)
     objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
+    processes = PartialState(cpu=bool(settings["cpu"]))
     run = Run(output, settings, resume=resume)
     sources, scoring = _read(settings, evaluator)
     run.take_data({name: source.record() for name, source in sources.items()}, scoring.sha256)
     if run.finished:
         log(f"{output} is finished and left as it is.")
         return run.result()
-    learns = objective.loss_learns(settings)
-    last = last_checkpoint(run.checkpoints, log, LOSS if learns else TRAINER_STATE_NAME) if resume else None
+    processes.wait_for_everyone()  # nothing is written before each has looked
+    last_file = LOSS if objective.loss_learns(settings) else TRAINER_STATE_NAME
+    last = last_checkpoint(run.checkpoints, log, last_file) if resume else None
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
-    sources = {name: objective.prepare(each, settings, run.checkpoints, log) for name, each in sources.items()}
-    if scoring.data:
-        scoring = replace(scoring, data=objective.prepare(scoring.data, settings, run.checkpoints, log))
+    with processes.main_process_first():
+        sources = {name: objective.prepare(each, settings, run.checkpoints, log) for name, each in sources.items()}
+        if scoring.data:
+            scoring = replace(scoring, data=objective.prepare(scoring.data, settings, run.checkpoints, log))
     model = _model(settings, objective)
     own_length = model.max_seq_length
-    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.max_seq_length = settings["max_seq_length"] or own_length
     trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
     if run.before is None:
         before = scoring.score(trainer, own_length)
         run.begin(before, scoring.best(), write=trainer.is_world_process_zero())
-    if settings["keep_best"]:
-        trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
-    model.train()
-    set_seed(settings["seed"])  # whatever was scored before
-    if learns:
-        trainer.add_callback(_LossState(trainer.loss))
-    if learns and last is not None:
-        load_loss(trainer.loss, Path(last))
-    with objective.around(model, settings):
-        trainer.train(resume_from_checkpoint=last)
-    best = trainer.state.best_model_checkpoint if settings["keep_best"] else None
-    if best is not None:
-        take_checkpoint(model, Path(best))
-        log(f"The best on the evaluation data: step {trainer.state.best_global_step}.")
-    if settings["share"]:
-        keep_share(model, first, settings["share"])
+    _train(trainer, run, objective, last, log)
     if settings["full"]:
         model.provenance.setdefault("stages", []).append(settings.objective)
     else:
@@ -110,8 +98,31 @@ def train_stage(
     after = scoring.score(trainer, own_length)
     model.max_seq_length = own_length
     result = run.end(model, trainer.state, after, write=trainer.is_world_process_zero())
+    processes.wait_for_everyone()  # the next stage opens what the first one wrote
     log(f"{output}: {settings.objective}, {result.steps} steps on {result.rows} rows.")
     return result
+
+
+def _train(trainer: SentenceTransformerTrainer, run: Run, objective: Objective, last: str | None, log: Log) -> None:
+    """Train from the last checkpoint on, and leave in the model what the stage is to keep."""
+    settings, model = run.settings, trainer.model
+    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
+    if settings["keep_best"]:
+        trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
+    if objective.loss_learns(settings):
+        trainer.add_callback(_LossState(trainer.loss))
+        if last is not None:
+            load_loss(trainer.loss, Path(last))
+    model.train()
+    set_seed(settings["seed"])  # whatever was scored before
+    with objective.around(model, settings):
+        trainer.train(resume_from_checkpoint=last)
+    best = trainer.state.best_model_checkpoint if settings["keep_best"] else None
+    if best is not None:
+        take_checkpoint(model, Path(best))
+        log(f"The best on the evaluation data: step {trainer.state.best_global_step}.")
+    if settings["share"]:
+        keep_share(model, first, settings["share"])
 
 
 def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -> dict[str, Result]:

@@ -340,7 +340,7 @@ def test_recover_reads_around_a_damaged_page(tmp_path, size):
 
 
 def test_a_newer_format_is_not_read(damaged, monkeypatch):
-    monkeypatch.setattr(database, "FORMAT", 0)
+    monkeypatch.setattr(database, "READABLE", (0,))
     with pytest.raises(StoreError, match="upgrade st-llm2vec"):
         FaissStore.open(damaged.path)
 

@@ -320,9 +320,9 @@ MUTANTS: list[Mutant] = [
         ("    if inside:\n", "    if False:\n"),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/store.py",
+        "integrations/faiss_llm2vec/models.py",
         "tests/faiss_llm2vec/test_models.py",
-        ("self.model, self._stated)", "self.model)"),
+        ("self.encoder, self.stated)", "self.encoder)"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/models.py",
@@ -366,9 +366,9 @@ MUTANTS: list[Mutant] = [
         ("[{} if label is None else label for label", "[label for label"),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/reader.py",
+        "integrations/faiss_llm2vec/searching.py",
         "tests/faiss_llm2vec/test_inputs.py -k effort",
-        ("effort = min(effort, 1e6)", "effort = min(effort, 1e308)"),
+        ("_WIDEST = 1e6", "_WIDEST = 1e308"),
     ),
     *_rows(
         "integrations/llama_index_llm2vec/filters.py",

@@ -481,7 +481,7 @@ MUTANTS: list[Mutant] = [
         "integrations/faiss_llm2vec/database.py",
         ("generation=wanted.generation + 1,", "generation=wanted.generation,", f"{_SHARING} -k generation"),
         ("if not found[docid].sound:", "if False:", f"{_DURABILITY} -k edited"),
-        ("if (found := _format(rows[0][0])) != FORMAT:", "if False:", f"{_DURABILITY} -k newer"),
+        ("if (found := _format(rows[0][0])) not in READABLE:", "if False:", f"{_DURABILITY} -k newer"),
         ("if manifest.count > self.most_rows:", "if False:", f"{_STRANGERS} -k small"),
     ),
     *_rows(
@@ -533,7 +533,7 @@ MUTANTS: list[Mutant] = [
             "return files.folder(path) is not None",
             f"{_SHARING} -k others",
         ),
-        ("files.sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
+        ("sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/rows.py",
@@ -544,13 +544,17 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/reader.py",
+        "integrations/faiss_llm2vec/searching.py",
         (
             "keep = np.flatnonzero((row_found >= 0) & (row_scores >= lowest))",
             "keep = np.flatnonzero((row_found >= 0) & (row_scores > lowest))",
             f"{_STORE} -k threshold",
         ),
-        ("wanted = max(k, fetch_k or max(20, 4 * k))", "wanted = max(20, 4 * k)", f"{_STORE} -k mmr"),
+        (
+            "return max(self.k, self.fetch_k or max(20, 4 * self.k))",
+            "return max(20, 4 * self.k)",
+            f"{_STORE} -k mmr",
+        ),
     ),
     *_rows(
         "integrations/langchain_llm2vec/vectorstores.py",
