@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
-from st_llm2vec.backend import attention, deciding, packing
+from st_llm2vec.backend import attention, deciding
 from st_llm2vec.backend.packed_batch import PackedBatch, batches, packed
 from st_llm2vec.backend.packing import disable_packing, enable_packing, is_packing
 from st_llm2vec.backend.residual import keeps_residual_in_float32
