@@ -15,7 +15,7 @@ DATABASES_READY := $(DATABASES)/.ready
 .PHONY: demo test test-bounds test-databases model test-real lint typecheck docs bench bench-quick bench-training mutants clean
 
 demo: $(READY)
-	$(BIN)/python examples/quickstart.py
+	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
