@@ -16,7 +16,7 @@ from processors import needs
 from tiny_models import tiny_decoder
 from transformers import AutoConfig, AutoModel, AutoTokenizer, MistralConfig, MistralModel, PreTrainedModel
 
-from st_llm2vec.backend import attention, packing
+from st_llm2vec.backend import attention
 from st_llm2vec.backend.equivalence import (
     LIMITS,
     PROBES,
@@ -114,7 +114,7 @@ def test_a_wrong_window_is_refused(name: str, fault: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param((packing, "_mask", blind), id="one token unseen"),
+        pytest.param((attention, "_mask", blind), id="one token unseen"),
         pytest.param((PackedBatch, "runs", property(touching)), id="texts see each other"),
         pytest.param((PackedBatch, "of", positions(lambda ids: ids * 2)), id="positions doubled"),
     ],

@@ -136,7 +136,7 @@ def test_what_is_escaped_in_json_is_what_it_was(text: str) -> None:
 def test_a_wrong_command_line_is_shown_escaped(command: Command, arguments: list[str]) -> None:
     """Names of files come from a pattern such as *.txt, and from whoever made the files."""
     done = command(*arguments)
-    assert done.code == 2
+    assert done.code in (1, 2)
     assert not {char for char in done.err if unicodedata.category(char) in ("Cc", "Cf") and char != "\n"}
 
 
