@@ -446,6 +446,13 @@ class FaissStore:
         with self._access.reading():
             return {**inspection.stats(self._contents), "writer": self._access.writes}
 
+    def __repr__(self) -> str:
+        return f"FaissStore({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what the store is, for notebooks."""
+        return inspection.as_html(self.path, None if self._access.closed else self.stats())
+
     # -- inside --------------------------------------------------------------------------------------------------------
 
     @property
