@@ -470,3 +470,25 @@ def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> N
     seen = attention._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
     assert seen is not None
     assert seen[0, 0, 3].tolist() == [False, not causal, True, True, not causal, not causal]
+
+
+@pytest.mark.parametrize(
+    ("said", "own", "found"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_the_direction_that_a_call_names_comes_before_its_modules(said: Any, own: bool, found: bool) -> None:
+    module = torch.nn.Module()
+    module.is_causal = own
+    assert packing._is_causal(module, {"is_causal": said}) is found
+    assert packing._is_causal(module, {}) is own
+    assert packing._is_causal(torch.nn.Module(), {}) is True
+
+
+@pytest.mark.parametrize(("calls", "packs"), [(0, False), (2, False), (3, True), (4, False), (6, True)])
+def test_every_layer_asks_for_the_attention_as_often(calls: int, packs: bool) -> None:
+    """However close the vectors are: a layer that does not ask would see across texts."""
+    model, texts = tiny_decoder("llama"), [[3, 4, 5], [6, 7]]
+    alone = packing.alone(model, texts)
+    with mock.patch.object(packing, "_together", return_value=(alone, calls)):
+        status = packing._probe(model, attn_implementation_of(model), texts)
+    assert bool(status) is packs
+    assert packs or status.reason == f"{calls} of 3 layers ask for the attention function"

@@ -94,7 +94,7 @@ MUTANTS: list[Mutant] = [
         (
             "if not calls or calls % depth:  # diffllama asks twice in each layer",
             "if not calls:",
-            "tests/test_packing.py -k differ",
+            "tests/test_packing.py -k asks",
         ),
         ("model.train(was_training)", "pass", f"{_PACKING} -k mode"),
     ),
@@ -188,6 +188,19 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/gguf_files.py",
+        ("if held != read:", "if False:", f"{_GGUF} -k place"),
+        ("if missing:", "if False:", f"{_GGUF} -k place"),
+        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
+        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
+        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
+        (
+            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
+            "if False:",
+            "tests/test_gguf_headers.py -k places",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/gguf_configs.py",
         (
             "if key not in known | _OTHER_KEYS and (key not in _MUST_BE or value != _MUST_BE[key])",
             "if key not in known | _OTHER_KEYS and key not in _MUST_BE",
@@ -203,20 +216,10 @@ MUTANTS: list[Mutant] = [
             'rope |= {"rope_type": "linear", "factor": 1.0}',
             f"{_GGUF} -k rotary",
         ),
-        ("if held != read:", "if False:", f"{_GGUF} -k place"),
-        ("if missing:", "if False:", f"{_GGUF} -k place"),
-        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
-        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
         (
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:",
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) is None:",
             f"{_GGUF} -k silence",
-        ),
-        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
-        (
-            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
-            "if False:",
-            "tests/test_gguf_headers.py -k places",
         ),
     ),
     *_rows(
