@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
-from st_llm2vec.backend import attention, deciding
+from st_llm2vec.backend import attention, deciding, packing
 from st_llm2vec.backend.packed_batch import PackedBatch, batches, packed
 from st_llm2vec.backend.packing import disable_packing, enable_packing, is_packing
 from st_llm2vec.backend.residual import keeps_residual_in_float32
@@ -478,9 +478,9 @@ def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> N
 def test_the_direction_that_a_call_names_comes_before_its_modules(said: Any, own: bool, found: bool) -> None:
     module = torch.nn.Module()
     module.is_causal = own
-    assert packing._is_causal(module, {"is_causal": said}) is found
-    assert packing._is_causal(module, {}) is own
-    assert packing._is_causal(torch.nn.Module(), {}) is True
+    assert attention._is_causal(module, {"is_causal": said}) is found
+    assert attention._is_causal(module, {}) is own
+    assert attention._is_causal(torch.nn.Module(), {}) is True
 
 
 @pytest.mark.parametrize(("calls", "packs"), [(0, False), (2, False), (3, True), (4, False), (6, True)])

@@ -77,12 +77,6 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/modules.py",
-        "tests/parity/test_parity.py",
-        ('"mean": lambda mask: mask,', '"mean": lambda mask: mask.cumsum(1) * mask,'),
-        ('"cls": lambda mask: (mask.cumsum(1) == 1) * mask,', '"cls": lambda mask: (mask.cumsum(1) == 2) * mask,'),
-    ),
-    *_rows(
-        "st_llm2vec/modules.py",
         "tests/test_model.py -k 'vectors_do_not or odd_inputs or stock_row'",
         ("start = torch.where(pooled > 0, lengths - pooled, 0)", "start = lengths - pooled"),
         (
@@ -94,27 +88,6 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/modules.py",
         "tests/test_saving.py -k pads_left",
         ('tokenizer.padding_side = "right"', "pass"),
-    ),
-    *_rows(
-        "st_llm2vec/modules.py",
-        "tests/test_model.py -k half_precision",
-        (
-            'tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)',
-            'tokens: Tensor = features["token_embeddings"]',
-        ),
-    ),
-    *_rows(
-        "st_llm2vec/modules.py",
-        "tests/test_host_folders.py -k 'pooling_is_read or host_keeps'",
-        (
-            'model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))',
-            "model[0].keep_suffix = True",
-        ),
-    ),
-    *_rows(
-        "st_llm2vec/modules.py",
-        "tests/test_model.py -k positions_end",
-        ("stored.model_max_length = rebuilt.model_max_length", "pass"),
     ),
     *_rows(
         "st_llm2vec/tokenization.py",
@@ -457,7 +430,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/langchain_llm2vec/vectorstores.py",
         "tests/langchain_llm2vec/test_vectorstores.py -k async",
-        ("return await self.embedding.aembed_query(query)", "return self.embedding.embed_query(query)"),
+        ("else await self.embedding.aembed_query(query)", "else self.embedding.embed_query(query)"),
         ("vectors = await self.embedding.aembed_documents(texts) if texts else None", "vectors = None"),
         ("await run_in_executor(None, self._check_addable, texts, completed, metadatas)", "pass"),
     ),
@@ -479,5 +452,32 @@ MUTANTS: list[Mutant] = [
         ("pooling_mode=self.pooling_mode,", 'pooling_mode="mean",'),
         ("attention=transformer.attention,", 'attention="bidirectional",'),
         ('encode() + sample.astype("<f2").tobytes())', "encode())"),
+    ),
+    *_rows(
+        "st_llm2vec/pooling.py",
+        "tests/parity/test_parity.py",
+        ('"mean": lambda mask: mask,', '"mean": lambda mask: mask.cumsum(1) * mask,'),
+        ('"cls": lambda mask: (mask.cumsum(1) == 1) * mask,', '"cls": lambda mask: (mask.cumsum(1) == 2) * mask,'),
+    ),
+    *_rows(
+        "st_llm2vec/pooling.py",
+        "tests/test_model.py -k half_precision",
+        (
+            'tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)',
+            'tokens: Tensor = features["token_embeddings"]',
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/pooling.py",
+        "tests/test_host_folders.py -k 'pooling_is_read or host_keeps'",
+        (
+            'model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))',
+            "model[0].keep_suffix = True",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/tokenization.py",
+        "tests/test_model.py -k positions_end",
+        ("stored.model_max_length = rebuilt.model_max_length", "pass"),
     ),
 ]
