@@ -66,11 +66,6 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/backend/packing.py",
         (
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
-            f"{_PACKING} -k reaches",
-        ),
-        (
             "if not calls or calls % depth:  # diffllama asks twice in each layer",
             "if not calls:",
             "tests/test_packing.py -k asks",
@@ -156,6 +151,14 @@ MUTANTS: list[Mutant] = [
             f"{_SAVING} -k cut",
         ),
         ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k asked_for"),
+    ),
+    *_rows(
+        "st_llm2vec/model.py",
+        (
+            "self.train(was_training)  # what is encoded on the way (probes, the model card's example) ends that",
+            "pass",
+            f"{_SAVING} -k training",
+        ),
     ),
     *_rows(
         "st_llm2vec/gguf_files.py",
@@ -278,6 +281,10 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
+        "st_llm2vec/encoders.py",
+        ("setattr(encoder, name, value)", "pass", "tests/test_encoders.py -k attribute"),
+    ),
+    *_rows(
         "st_llm2vec/auditing.py",
         (
             "seen[index] = bool(moved.min() > 8 * unmoved.max())",
@@ -298,6 +305,14 @@ MUTANTS: list[Mutant] = [
             "tests/test_bidirectional.py -k window",
         ),
         ("_set_module_flags(stock, is_causal=True)", "pass", "tests/test_model.py -k alone"),
+    ),
+    *_rows(
+        "st_llm2vec/modules.py",
+        (
+            "self.packing = self._packing  # proven for one direction: once more for the other",
+            "pass",
+            f"{_PACKING} -k direction",
+        ),
     ),
     *_rows(
         "st_llm2vec/words.py",
@@ -497,6 +512,14 @@ MUTANTS: list[Mutant] = [
         ("sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
+        "integrations/faiss_llm2vec/rows.py",
+        (
+            'content = f"{docid} {len(id)} {len(text)} {id}{text}{metadata}"',
+            'content = f"{docid} {id}{text}{metadata}"',
+            f"{_STORE} -k elsewhere",
+        ),
+    ),
+    *_rows(
         "integrations/faiss_llm2vec/searching.py",
         (
             "keep = np.flatnonzero(scores >= (-np.inf if self.score_threshold is None else self.score_threshold))",
@@ -520,6 +543,14 @@ MUTANTS: list[Mutant] = [
             '"cosine": lambda score: max(0.0, score),',
             '"cosine": lambda score: (1 + score) / 2,',
             "tests/langchain_llm2vec/test_vectorstores.py -k relevance",
+        ),
+    ),
+    *_rows(
+        "integrations/langchain_llm2vec/embeddings.py",
+        (
+            'options = {"show_progress_bar": self.show_progress, **(self.query_encode_kwargs or self.encode_kwargs)}',
+            'options = {"show_progress_bar": self.show_progress, **self.query_encode_kwargs}',
+            "tests/langchain_llm2vec/test_embeddings.py",
         ),
     ),
     *_rows(
@@ -595,11 +626,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     *_rows(
         "st_llm2vec/backend/packed_batch.py",
         (
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
-            f"{_PACKING} -k reaches",
-        ),
-        (
             "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
             "if batch and len(batch) * lengths[batch[0]] > budget:",
             f"{_PACKING} -k batches",
@@ -607,11 +633,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ),
     *_rows(
         "st_llm2vec/backend/deciding.py",
-        (
-            "self.packing = self._packing  # proven for one direction: once more for the other",
-            "pass",
-            f"{_PACKING} -k direction",
-        ),
         ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
 ]
