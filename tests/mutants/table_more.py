@@ -117,6 +117,13 @@ MUTANTS: list[Mutant] = [
         ("transformer.tokens_encoded += sum(packed_batch.lengths)", "pass", f"{_PREPACKED} -k prepack"),
         ("if not _running.get(transformer):", "if True:", f"{_PREPACKED} -k threads"),
     ),
+    Mutant(
+        "st_llm2vec/saving.py",
+        "return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None",
+        "return _FLOATS.get(kinds.pop())",
+        f"{_SAVING} -k weights",
+        "of several dtypes, one is taken only where it holds every weight exactly: another file, the same vectors",
+    ),
     *_rows(
         "st_llm2vec/saving.py",
         (
@@ -128,11 +135,6 @@ MUTANTS: list[Mutant] = [
             "if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):",
             "if not rounded and dtype is None:",
             f"{_SAVING} -k prepacked",
-        ),
-        (
-            "return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None",
-            "return _FLOATS.get(kinds.pop())",
-            f"{_SAVING} -k weights",
         ),
         ("if not cast[name].isfinite().all():", "if False:", f"{_SAVING} -k cannot"),
         (
