@@ -591,16 +591,6 @@ MUTANTS: list[Mutant] = [
             "tests/llama_index_llm2vec/test_filters.py",
         ),
     ),
-]
-
-# Broken without a wrong result, and why; not run.
-EQUIVALENT: list[tuple[str, str, str, str]] = [
-    (
-        "integrations/faiss_llm2vec/manifest.py",
-        "if self.count > sum(entry.rows for entry in self.segments):",
-        "if False:",
-        "Database.live counts the documents, and _without_vector finds those that no segment has; this says it earlier",
-    ),
     *_rows(
         "st_llm2vec/backend/attention.py",
         (
@@ -636,5 +626,15 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     *_rows(
         "st_llm2vec/backend/deciding.py",
         ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
+    ),
+]
+
+# Broken without a wrong result, and why; not run.
+EQUIVALENT: list[tuple[str, str, str, str]] = [
+    (
+        "integrations/faiss_llm2vec/manifest.py",
+        "if self.count > sum(entry.rows for entry in self.segments):",
+        "if False:",
+        "Database.live counts the documents, and _without_vector finds those that no segment has; this says it earlier",
     ),
 ]
