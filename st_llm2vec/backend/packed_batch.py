@@ -136,7 +136,7 @@ def packed_checkpoints(model: nn.Module, batch: PackedBatch) -> Iterator[None]:
 
         return checkpointed
 
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     held = [(layer, found) for layer in layers if (found := getattr(layer, "_gradient_checkpointing_func", None))]
     try:
         for layer, checkpoint in held:

@@ -43,7 +43,7 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
         drop = self.lora_dropout[name]
         dropped = drop.p if self.training and isinstance(drop, nn.Dropout) else 0.0
         adapter = (self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
-        out: Tensor = _Lora.apply(x, *self._frozen(dtype), *adapter, dropped)
+        out: Tensor = _Lora.apply(x, *self._frozen(dtype), *adapter, dropped)  # type: ignore[no-untyped-call]
         return out
 
     def _plain_adapter(self) -> str | None:
@@ -106,7 +106,7 @@ class _Lora(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         read, weight, down, up, inner, keep = ctx.saved_tensors
         g, g_x = gradient.reshape(-1, gradient.shape[-1]), None
         with torch.autocast(gradient.device.type, enabled=False):
