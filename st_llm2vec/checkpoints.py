@@ -161,8 +161,8 @@ def _base_of(folder: Path) -> str:
     local = repository_of(folder) is None
     stage = SECOND_STAGES.get(_published_id(folder) or "")
     if stage is not None:
-        beside = folder.parent / stage.rpartition("/")[2]
-        return str(beside) if local and beside.is_dir() else stage
+        clone = folder.parent / stage.rpartition("/")[2]
+        return str(clone) if local and clone.is_dir() else stage
     shown = repository_of(folder) or str(folder)
     remedy = f"Say what it belongs on: load({shown!r}, base='<the MNTP stage or decoder>')."
     if not _is_first_stage(folder):

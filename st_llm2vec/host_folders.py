@@ -19,7 +19,8 @@ from transformers import AutoProcessor
 
 from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
-from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecPooling, LLM2VecTransformer
+from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecTransformer
+from .pooling import LLM2VecPooling
 from .settings import OUR_POOLING_MODES, EncoderSettings
 from .templates import Template
 from .vetting import read_json

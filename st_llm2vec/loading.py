@@ -22,8 +22,9 @@ from .host_folders import require_same_tokens
 from .hub import Hub
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
-from .modules import LLM2VecPooling, LLM2VecTransformer
+from .modules import LLM2VecTransformer
 from .planning import Plan, plan_encoder, read_config, template_of
+from .pooling import LLM2VecPooling
 from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
 from .settings import POOLING_MODES, EncoderSettings

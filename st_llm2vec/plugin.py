@@ -7,6 +7,7 @@ cross and multi-vector encoders open our names as the folders that they stand fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -31,9 +32,19 @@ def enable_plugin() -> None:
     _enabled = True
     if _HOST in sys.modules and hasattr(sys.modules[_HOST], "SentenceTransformer"):
         _patch(sys.modules[_HOST])
-    elif not getattr(enable_plugin, "waiting", False):
+    if not getattr(enable_plugin, "waiting", False):
         enable_plugin.waiting = True  # type: ignore[attr-defined]
         wrapt.register_post_import_hook(_patch, _HOST)  # our own import stays light
+        wrapt.register_post_import_hook(_name_in_mteb, "mteb")
+
+
+def _name_in_mteb(module: ModuleType) -> None:
+    """Lets `mteb.get_model` open our names, where this is an mteb that has a registry as we know it."""
+    if _enabled:
+        with contextlib.suppress(ImportError):
+            from .evaluation.on_mteb import register
+
+            register()
 
 
 def disable_plugin() -> None:

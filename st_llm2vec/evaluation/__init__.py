@@ -8,6 +8,7 @@ kind.py                 what a kind of task is
 files.py                the files of a task
 intervals.py            bootstrap intervals, and the paired bootstrap between two models
 baselines.py, bm25.py   BM25, the static-embedding baseline, PromptEOL
+on_mteb.py              our encoders in mteb, and the paper's instructions (instructions.json)
 in_training.py          tasks as the evaluator of a trainer
 diagnosis.py            `doctor`, which examines an encoder
 """

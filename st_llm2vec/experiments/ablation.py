@@ -224,9 +224,9 @@ class _Runner:
             self._compare_layers(node, str(folder if node.stages else self.ablation.model))
         for cell in _cells(node, self.ablation):
             if cell in self.todo:
-                options = {"attention": node.attention, "dtype": self.ablation.dtype}
-                model = load(str(folder if node.stages else self.ablation.model), pooling_mode=cell.pooling, **options)
-                self._score(cell, model)
+                name = str(folder if node.stages else self.ablation.model)
+                dtype = self.ablation.dtype
+                self._score(cell, load(name, pooling_mode=cell.pooling, attention=node.attention, dtype=dtype))
         for child in _children(node, self.ablation):
             self.visit(child)
         if node.stages and not self.ablation.keep:

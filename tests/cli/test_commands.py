@@ -38,7 +38,17 @@ def test_version(command: Command) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "nonsense", "encode", "encode a.txt b.npy --batch-size 0", "train warmup a b c", "eval m --data nowhere"],
+    [
+        "",
+        "nonsense",
+        "encode",
+        "encode a.txt b.npy --batch-size 0",
+        "train warmup a b c",
+        "eval m --data nowhere",
+        "eval m",
+        "eval m --data . --mteb STS12",
+        "eval m --data . --instructions",
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(command: Command, line: str) -> None:
     assert command(*line.split()).code == 2
