@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # main() below decides what an error looks like
     context_settings=HELP,
 )
-for name, command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
     "train": train.train,
     "encode": encode.encode,
@@ -50,7 +51,8 @@ for name, command in {
     "eval": evaluate.evaluate,
     "doctor": doctor.doctor,
     "serve": serve.serve,
-}.items():
+}
+for name, command in _COMMANDS.items():
     app.command(name, context_settings=HELP)(command)
 app.add_typer(models.app, name="models", context_settings=HELP)
 
