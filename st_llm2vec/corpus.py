@@ -125,6 +125,8 @@ def encode_corpus(
     before = prompt if prompt is not None else encoder.prompts.get(task) or ""
     chunker = Chunker(encoder, chunk_size, chunk_overlap, before, split_rows=chunk_size is not None)
     with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
+        if chunk_overlap and chunk_size is None and "chunk" not in passages.fields:
+            raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
         _check_columns(passages, single)
         embed = Embed(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size, progress=progress)
         embed.settle(passages, before)

@@ -370,3 +370,18 @@ def test_ids_and_columns_that_are_asked_for(here: Path) -> None:
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         Reading(**options)
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        (Reading(text_columns=("abstract",)), "no input has columns, so text_columns names none"),
+        (Reading(id_column="doi"), "no input has columns, so id_column names none"),
+        (Reading(whole_txt=True), r"no input is a \.txt file"),
+        (Reading(metadata=("year",)), "no row has a column 'year'"),
+    ],
+)
+def test_what_has_nothing_to_do_with_the_inputs_is_not_ignored(here: Path, reading: Reading, message: str) -> None:
+    Path("a.md").write_text("text")
+    with pytest.raises(InvalidInputError, match=message):
+        read("a.md", reading=reading)

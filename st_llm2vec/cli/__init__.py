@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # main() below decides what an error looks like
     context_settings=HELP,
 )
-for name, command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
     "train": train.train,
     "mine": mine.mine,
@@ -55,7 +56,8 @@ for name, command in {
     "ablate": ablate.ablate,
     "doctor": doctor.doctor,
     "serve": serve.serve,
-}.items():
+}
+for name, command in _COMMANDS.items():
     app.command(name, context_settings=HELP)(command)
 app.add_typer(models.app, name="models", context_settings=HELP)
 

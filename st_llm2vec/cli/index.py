@@ -81,7 +81,7 @@ def index(
     if upsert and sync:
         raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
     reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=store)
-    settings = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+    settings: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
     name = model or options.DEFAULT_MODEL
     how = {"compile": compile, "device": device}
     if _is_store(store):

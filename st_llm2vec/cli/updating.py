@@ -148,7 +148,7 @@ class Update:
         """Chunks of the passages' documents from when those were longer, or not split."""
         rows = self._sql.execute("SELECT parent, count(*), min(id) FROM passages GROUP BY parent").fetchall()
         for start in range(0, len(rows), self._batch):
-            asked = {}
+            asked: dict[str, tuple[str, int]] = {}
             for parent, count, first in rows[start : start + self._batch]:
                 split = first != parent
                 asked |= {f"{parent}#{count + 1 if split else 1}": (parent, count + 1 if split else 1)}
@@ -173,8 +173,8 @@ class Update:
             return
         for records in self._store.scan():
             moving = self._moving([record.id for record in records])
-            rows = ((_hash(record.text), record.id) for record in records if record.id in moving)
-            self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", rows)
+            texts = ((_hash(record.text), record.id) for record in records if record.id in moving)
+            self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", texts)
         if self._sql.execute("SELECT 1 FROM known LIMIT 1").fetchone() is None:
             return
         for rows in self._passages.numbered(self._batch):

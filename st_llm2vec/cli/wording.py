@@ -16,6 +16,8 @@ REWORDINGS = (
     (r"the store needs its model: FaissStore\.open\([^)]*\)\. Without one, give vectors\.", "name it with --model."),
     (r" If both give the same vectors, say so: fingerprint=.*", ""),
     (r"Make one with FaissStore\.create\([^)]*\)\.?", "Make one with st-llm2vec index."),
+    (r"Leave out txt\.", "Leave out --txt."),
+    (r"\btext_columns\b", "--text-column"),
     (r"Name the column of the text\.", "Name the column of the text with --text-column."),
     (
         r"Choose the columns to keep \(metadata\), or say that it is the id \(id_column\)",

@@ -88,15 +88,25 @@ def read_passages(
         if not len(passages):
             because = f": {report.errors[0]}" if report.errors else "."
             raise InvalidInputError(f"There is no text in {said}{because}")
-        if unseen := [name for name in reading.metadata or () if name not in reader.seen]:
-            raise InvalidInputError(
-                f"no row has a column {unseen[0]!r}, which is to become metadata. There are "
-                f"{', '.join(map(repr, sorted(reader.seen))) or 'none'}."
-            )
+        _refuse_ignored(reading, reader)
         for name in passages.mixed:
             report.note(f"The column {name!r} has values of several types; all are kept as texts.")
         stack.pop_all()
     return passages
+
+
+def _refuse_ignored(reading: Reading, reader: _Reader) -> None:
+    """Raise InvalidInputError for what was asked for and had nothing to do with the inputs."""
+    if unseen := [name for name in reading.metadata or () if name not in reader.seen]:
+        raise InvalidInputError(
+            f"no row has a column {unseen[0]!r}, which is to become metadata. There are "
+            f"{', '.join(map(repr, sorted(reader.seen))) or 'none'}."
+        )
+    columns = {"text_columns": reading.text_columns != (TEXT_COLUMN,), "id_column": reading.id_column is not None}
+    if not reader.tables and (asked := [name for name, given in columns.items() if given]):
+        raise InvalidInputError(f"no input has columns, so {asked[0]} names none. Leave it out.")
+    if reading.whole_txt and not reader.whole:
+        raise InvalidInputError("no input is a .txt file to read as a document. Leave out txt.")
 
 
 class _Reader:
@@ -107,6 +117,7 @@ class _Reader:
         self._report = passages.report
         self._texts = frozenset((*reading.text_columns, *filter(None, [reading.id_column])))
         self.seen: set[str] = set()  # columns
+        self.tables = self.whole = 0  # inputs with rows, and .txt files that are documents
 
     def source(self, source: Source) -> None:
         with ExitStack() as stack:
@@ -116,7 +127,9 @@ class _Reader:
                     shutil.copyfileobj(sys.stdin.buffer, copy)
                     copy.flush()
                     source = source._replace(path=Path(copy.name))
-                if source.ending in DOCUMENTS or (source.ending == ".txt" and self._reading.whole_txt):
+                whole = source.ending == ".txt" and self._reading.whole_txt
+                self.whole += whole
+                if source.ending in DOCUMENTS or whole:
                     self._document(source)
                 else:
                     table = Table(*source, self._texts, self._report, self._report.note)
@@ -128,6 +141,7 @@ class _Reader:
 
     def rows(self, name: str, unit: str, numbered: Iterator[tuple[int, dict[str, Any]]]) -> None:
         """Add a passage for every row, or several where its text is too long."""
+        self.tables += 1
         for number, row in numbered:
             place = f"{name}, {unit} {number}" if name else f"{unit} {number}"
             try:
@@ -172,7 +186,7 @@ class _Reader:
         except InvalidInputError as error:
             report(error)
             return
-        passages = []
+        passages: list[Passage] = []
         for page in document.pages:
             found = headings(page.text) if document.marked else []
             for start, text in self._chunker.split(page.text, document=True, marked=document.marked):

@@ -97,8 +97,8 @@ def find(inputs: Iterable[str | Path], reading: Reading, report: Report, exclude
         InvalidInputError: An input that is not there, has nothing to read, or has an ending that is not read.
     """
     finder = _Finder(reading, report, None if exclude is None else os.path.realpath(exclude))
-    for given in map(os.fspath, inputs):
-        finder.add(given)
+    for given in inputs:
+        finder.add(os.fspath(given))
     if finder.others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(finder.others.items()))
         report.note(f"Files of other kinds were passed over: {kinds}.")
