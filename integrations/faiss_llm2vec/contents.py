@@ -302,8 +302,7 @@ class Contents:
                 docids=[*change.relabel, *new.tolist()],
                 insert=documents,
             )
-        # Durable from here on.
-        for segment, stays in kept:
+        for segment, stays in kept:  # durable from here on
             segment.alive = stays
         self.segments = [*(segment for segment, _ in kept), *added]
         self.manifest = committed
