@@ -14,10 +14,11 @@ MTEB_READY := $(MTEB)/.ready
 BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick mutants clean
+.PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick \
+	bench-training mutants clean
 
 demo: $(READY)
-	$(BIN)/python examples/quickstart.py
+	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -61,6 +62,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
+
+# Training steps against the host's trainer; real weights where `make model` has made them.
+bench-training: $(READY)
+	$(BIN)/python benchmarks/training.py $(if $(DATA),--data $(DATA))
 
 # Breaks one line at a time: which ones no test notices. Some ten seconds a row; not part of CI.
 mutants: $(READY)

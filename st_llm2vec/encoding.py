@@ -13,7 +13,8 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from .backend.packing import PackedBatch, batches, one_ahead
+from .backend.deciding import expect
+from .backend.packed_batch import PackedBatch, batches, one_ahead
 from .tokenization import TokenizedText
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _in_use(transformer: Any, waiting: int) -> Iterator[None]:
     """Lets the transformer change its layers for the tokens that wait, unless another thread is running them."""
     with _gate:
         if not _running.get(transformer):
-            transformer.expect(waiting)
+            expect(transformer, waiting)
         _running[transformer] = _running.get(transformer, 0) + 1
     try:
         yield

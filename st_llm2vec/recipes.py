@@ -265,9 +265,9 @@ class TrainingSettings:
                 return values[name]
         return None
 
-    def require(self, *names: str) -> None:
+    def require_complete(self) -> None:
         """Raise `InvalidInputError` where a field that has no default is not said."""
-        for name in names:
+        for name in ("model", "data", "output", *REQUIRED.get(self.objective, ())):
             if self[name] is None:
                 raise InvalidInputError(f"{name} is missing: {FIELDS[name].metadata['help']}")
 
@@ -295,5 +295,6 @@ def _named(data: DataSet) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+REQUIRED = {"distill": ("teacher",)}  # besides model, data and output
 FIELDS = {row.name: row for row in fields(TrainingSettings)}
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "adapter_dtype")

@@ -162,7 +162,8 @@ def test_masked_tokens_are_predicted_from_the_position_before(bos_decoder: Path)
     assert np.isnan(accuracy(np.zeros((3, 2))))
     # By hand: the token at i is read off position i - 1, and nothing but the mask token stands at i.
     chunks = chunk_texts(texts, model.tokenizer, 128)
-    masked = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, all_mask=True)(chunks.select(range(8)).to_list())
+    collator = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, all_mask=True)
+    masked = collator(chunks.select(range(8)).to_list())
     head = language_model_head(model)
     with torch.no_grad():
         hidden = model[0].model(input_ids=masked["text_input_ids"][:1]).last_hidden_state[0]

@@ -22,8 +22,9 @@ from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
-from st_llm2vec.backend import packing
-from st_llm2vec.backend.packing import PackedBatch, batches, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.backend import attention, deciding, packing
+from st_llm2vec.backend.packed_batch import PackedBatch, batches, packed
+from st_llm2vec.backend.packing import disable_packing, enable_packing, is_packing
 from st_llm2vec.backend.residual import keeps_residual_in_float32
 from st_llm2vec.bidirectional import ARCHITECTURES, attn_implementation_of, enable_bidirectional_attention
 from st_llm2vec.errors import LLM2VecError
@@ -98,8 +99,8 @@ def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
             PackedBatch, "of", lambda mask, of=PackedBatch.of: without_positions(of(mask))
         ),
         "is not called": mock.patch.dict(
-            packing.ALL_ATTENTION_FUNCTIONS._global_mapping,
-            {"packed_sdpa": packing.ALL_ATTENTION_FUNCTIONS["sdpa"]},
+            attention.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"packed_sdpa": attention.ALL_ATTENTION_FUNCTIONS["sdpa"]},
         ),
     }[fault]
     with patch:
@@ -375,9 +376,9 @@ def test_bfloat16_is_proven_for_training_without_its_own_rounding(folder: Path) 
     model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rounded = []
-    prove = modules.enable_packing
+    prove = deciding.enable_packing
     with mock.patch.object(
-        modules, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
+        deciding, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
     ):
         losses(model)
     assert rounded == [True]
@@ -429,7 +430,7 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
 
 def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
     batch = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
-    found = packing._flash_arguments(batch, torch.device("cpu"))
+    found = attention._flash_arguments(batch, torch.device("cpu"))
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
@@ -458,14 +459,36 @@ def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
     with packed(batch):
-        expected = packing._attend(q, k, v, 0.3, causal, window)
+        expected = attention._attend(q, k, v, 0.3, causal, window)
     with mock.patch.object(varlen, "varlen_attn", flash):
-        assert torch.allclose(packing._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+        assert torch.allclose(attention._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> None:
     """Causal windows count the token itself, symmetric ones do not."""
-    seen = packing._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
+    seen = attention._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
     assert seen is not None
     assert seen[0, 0, 3].tolist() == [False, not causal, True, True, not causal, not causal]
+
+
+@pytest.mark.parametrize(
+    ("said", "own", "found"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_the_direction_that_a_call_names_comes_before_its_modules(said: Any, own: bool, found: bool) -> None:
+    module = torch.nn.Module()
+    module.is_causal = own
+    assert attention._is_causal(module, {"is_causal": said}) is found
+    assert attention._is_causal(module, {}) is own
+    assert attention._is_causal(torch.nn.Module(), {}) is True
+
+
+@pytest.mark.parametrize(("calls", "packs"), [(0, False), (2, False), (3, True), (4, False), (6, True)])
+def test_every_layer_asks_for_the_attention_as_often(calls: int, packs: bool) -> None:
+    """However close the vectors are: a layer that does not ask would see across texts."""
+    model, texts = tiny_decoder("llama"), [[3, 4, 5], [6, 7]]
+    alone = packing.alone(model, texts)
+    with mock.patch.object(packing, "_together", return_value=(alone, calls)):
+        status = packing._probe(model, attn_implementation_of(model), texts)
+    assert bool(status) is packs
+    assert packs or status.reason == f"{calls} of 3 layers ask for the attention function"

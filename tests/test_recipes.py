@@ -187,6 +187,7 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
         ("model='m'\noutput='o'\n[mntp]", "data is missing"),
         ("output='o'\n[mntp]\ndata.a='x.txt'", "model is missing"),
         ("model='m'\n[mntp]\ndata.a='x.txt'", "output is missing"),
+        ("model='m'\noutput='o'\n[distill]\ndata.a='x.txt'", "teacher is missing"),
         ("model='m'\noutput='o'", "no table"),
         ("model='m'\noutput='o'\n[mntp]\nafter='simcse'", "no table above"),
         ("model='m'\noutput='o'\nscale=3\n[mntp]\ndata.a='x.txt'", "scale is for simcse and supervised"),

@@ -24,6 +24,9 @@ kinds.py      the table of index kinds, FAISS factory strings, quantised kinds, 
 filters.py    `where` filters: their meaning, and how they become ids
 inputs.py     what callers may hand in: checked, or refused with a reason
 models.py     what a store remembers of its model, and opening it by its name
+lexical.py    the word index: BM25 by SQLite
+reranking.py  cross-encoders
+several.py    several stores searched as one
 diversity.py  maximal marginal relevance
 records.py    Record, Hit
 lock.py       one writer at a time
@@ -40,6 +43,7 @@ except ImportError as error:
 
 from faiss_llm2vec.kinds import recommend_kind
 from faiss_llm2vec.records import Hit, Record
+from faiss_llm2vec.several import search_stores
 from faiss_llm2vec.store import FaissStore
 
-__all__ = ["FaissStore", "Hit", "Record", "recommend_kind"]
+__all__ = ["FaissStore", "Hit", "Record", "recommend_kind", "search_stores"]

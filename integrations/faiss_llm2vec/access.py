@@ -68,6 +68,10 @@ class Access:
         _all.add(self)
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def writes(self) -> bool:
         return self._lock is not None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faiss_llm2vec import lexical
@@ -82,3 +84,21 @@ def stats(contents: Contents) -> dict[str, Any]:
         "bytes_on_disk": vector_bytes + sum(file.stat().st_size for file in contents.path.glob("store.db*")),
         "bytes_in_memory": sum(segment.in_memory for segment in segments),
     }
+
+
+# What a notebook shows of `stats`.
+_SHOWN = ("documents", "model", "dimension", "kind", "metric", "segments", "word_index", "bytes_on_disk", "writer")
+
+
+def as_html(path: Path, found: Mapping[str, Any] | None) -> str:
+    """A table of what a store is; None for one that was closed."""
+    title = f"<caption>FaissStore {escape(str(path))}{'' if found else ' (closed)'}</caption>"
+    shown = {name: found[name] for name in _SHOWN} if found else {}
+    if found:
+        shown["model"] = shown["model"] or found["fingerprint"] or "none"
+        shown["bytes_on_disk"] = f"{shown['bytes_on_disk']:,}"
+    rows = (
+        f"<tr><th style='text-align: left'>{escape(name.replace('_', ' '))}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in shown.items()
+    )
+    return f"<table>{title}{''.join(rows)}</table>"

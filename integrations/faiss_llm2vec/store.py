@@ -11,7 +11,7 @@ moved whenever nothing writes to it. It needs a local file system: SQLite's writ
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -408,6 +408,19 @@ class FaissStore:
                 for row, vector in zip(rows, vectors, strict=True)
             ]
 
+    def scan(self, size: int = 1024) -> Iterator[list[Record]]:
+        """Yield all documents there are now, oldest first, so many at once: memory stays flat.
+
+        Raises:
+            StoreCorruptedError: A document is damaged, or was deleted meanwhile.
+        """
+        with self._access.reading():
+            docids = self._contents.docids().tolist()
+        for start in range(0, len(docids), size):
+            with self._access.reading():
+                rows = self._contents.database.rows(docids[start : start + size])
+            yield [Record(id=row.id, text=row.text, metadata=row.labels) for row in rows]
+
     def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
         """Return the vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
         if ids is None and where is None:
@@ -432,6 +445,13 @@ class FaissStore:
         """Return what the store is and what it costs; bytes in memory are those of the vectors that are not mapped."""
         with self._access.reading():
             return {**inspection.stats(self._contents), "writer": self._access.writes}
+
+    def __repr__(self) -> str:
+        return f"FaissStore({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what the store is, for notebooks."""
+        return inspection.as_html(self.path, None if self._access.closed else self.stats())
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from ..bidirectional import attn_implementation_of, decoder_layers
 from .build_folder import use_build_folder
 from .equivalence import Status, judge, off, own_noise, precision, probe_ids
-from .packing import current_batch, is_packing, vectors_of
+from .packed_batch import current_batch
+from .packing import is_packing, vectors_of
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()

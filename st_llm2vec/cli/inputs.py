@@ -29,14 +29,13 @@ class TxtAs(str, Enum):
     document = "document"
 
 
-Inputs = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="INPUT...",
-        help="Files, folders, globs in quotes, or - for standard input: .txt .md .html .pdf .json .jsonl .csv .tsv "
-        ".parquet .arrow",
-    ),
-]
+_INPUTS = typer.Argument(
+    metavar="INPUT...",
+    help="Files, folders, globs in quotes, or - for standard input: .txt .md .html .pdf .json .jsonl .csv .tsv "
+    ".parquet .arrow",
+)
+Inputs = Annotated[list[str], _INPUTS]
+OptionalInputs = Annotated[list[str] | None, _INPUTS]
 TextColumn = Annotated[
     str | None,
     typer.Option("--text-column", help="Column of the text; with commas, the first that a row has. Default: text."),

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..atomic import published
 from ..recipes import DataSet
 from . import options
-from ..atomic import published
 from .options import note, open_model
 
 

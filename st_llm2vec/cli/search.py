@@ -1,94 +1,26 @@
-"""`index`: texts into a FAISS store. `search`: ranked answers from one."""
+"""`search`: ranked answers from a store, with what is known about each."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..atomic import published
-from ..errors import StoreExistsError
-from ..readers import TEXT_COLUMN, Rows, read_rows
 from . import options
-from .options import note, open_model, print_table
+from .options import loading, note, open_model, print_table
 from .terminal import escaped, message
 
-SHOWN = 200  # characters of a text in the table of answers
-
-
-def index(
-    texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv or .parquet.")],
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    text_column: Annotated[str, typer.Option("--text-column")] = TEXT_COLUMN,
-    id_column: Annotated[str | None, typer.Option(help="Column of the id, a text. Default: TEXTS:LINE.")] = None,
-    kind: Annotated[
-        str, typer.Option(help="flat is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string.")
-    ] = "flat",
-    metric: Annotated[str, typer.Option(help="cosine, dot or l2.")] = "cosine",
-    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many numbers of each vector.")] = None,
-    add: Annotated[bool, typer.Option("--add", help="Add to the store that is there.")] = False,
-    sync: Annotated[
-        bool,
-        typer.Option("--sync", help="Make the store hold exactly these texts, encoding what is new only."),
-    ] = False,
-    batch_size: options.BatchSize = 32,
-    compile: options.Compile = False,
-    device: options.Device = None,
-) -> None:
-    """Encode texts and put them into a FAISS store, with all other columns as metadata.
-
-    The store appears, or the texts are added, when all of them are encoded; an existing one is never overwritten.
-
-    \b
-    Examples:
-      st-llm2vec index notes.txt notes-store
-      st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi
-      st-llm2vec index more.jsonl papers-store --text-column abstract --id-column doi --add
-      st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi --sync
-    """
+if TYPE_CHECKING:
     from faiss_llm2vec import FaissStore
 
-    if not (add or sync) and store.exists() and not (store.is_dir() and not any(store.iterdir())):
-        raise StoreExistsError(
-            f"{store} exists already and was left as it is. Add to it with --add, bring it up to date with --sync, or "
-            "choose another."
-        )
-    rows = read_rows(texts)
-    inputs = rows.texts(text_column)
-    ids = rows.texts(id_column) if id_column else [f"{texts}:{number}" for number in rows.numbers]
-    metadata = _metadata(rows, text_column, id_column)
-    encoder = open_model(model, compile=compile, device=device)
-
-    def put(target: FaissStore) -> int:
-        with target:
-            vectors = encoder.encode_document(inputs, batch_size=batch_size, show_progress_bar=True)
-            target.add(inputs, ids=ids, metadata=metadata, vectors=vectors)
-            return len(target)
-
-    started = time.perf_counter()
-    if sync and store.exists():
-        with FaissStore.open(store, encoder) as opened:
-            counts = opened.index(inputs, ids=ids, metadata=metadata, show_progress=True)
-        note(f"{store}: {', '.join(f'{count} {what}' for what, count in counts.items())}.")
-        return
-    if add:
-        total = put(FaissStore.open(store, encoder))
-    else:
-        with published(store) as draft:
-            total = put(
-                FaissStore.create(draft, encoder, kind=kind, metric=metric, truncate_dim=truncate_dim, model_name=model)
-            )
-    rate = len(inputs) / (time.perf_counter() - started)
-    note(f"{store}: {len(inputs)} texts added, {total} in all, {rate:.1f} texts/s.")
-
-
-def _metadata(rows: Rows, *taken: str | None) -> list[dict[str, object]]:
-    return [{name: value for name, value in row.items() if name not in taken} for row in rows.values]
+SHOWN = 200  # characters of a text in the table of answers
+_SHOWN_VALUE = 40  # characters of a value of the metadata
+_LOOKED_AT = 1000  # documents whose fields are listed, where a filter names another one
 
 
 def search(
@@ -103,28 +35,39 @@ def search(
     rerank: Annotated[
         str | None, typer.Option(help="Cross-encoder (folder or hub id) that puts the answers into its own order.")
     ] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Fields of the metadata to show. Default: all; '' for none.")
+    ] = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
 ) -> None:
-    """Print the best answers to questions, best first.
+    """Print the best answers to questions, best first, with their metadata.
 
     \b
     Examples:
       st-llm2vec search notes-store "when does the library open?"
       st-llm2vec search papers-store "protein folding" "gene drift" -k 3
       st-llm2vec search papers-store "error E4217" --hybrid --rerank cross-encoder/ms-marco-MiniLM-L6-v2
-      st-llm2vec search papers-store "protein folding" --where '{"year": 2024}' --json
+      st-llm2vec search papers-store "protein folding" --where '{"year": {"$gte": 2024}}' --json
     """
     from faiss_llm2vec import FaissStore
 
+    if show is not None and as_json:
+        raise typer.BadParameter("JSON has all fields; leave it out", param_hint="'--show'")
     condition = read_condition(where)
-    FaissStore.open(store).close()  # before the model, which takes longer to load
+    with FaissStore.open(store, mmap=True) as opened:  # before the model, which takes longer to load
+        wanted = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
+        for unknown in unknown_fields(opened, [*fields_of(condition), *(wanted or [])]):
+            note(unknown)
+        matching = opened.count(condition)
     with FaissStore.open(store, open_model(model, device=device) if model else None) as opened:
         if model is None:
+            loading(opened.stats()["model"] or "the store's model")
             opened.encoder(device=device)
-        answers = opened.search_batch(
-            questions, k, where=condition, mode="hybrid" if hybrid else "dense", rerank=rerank
-        )
+        mode = "hybrid" if hybrid else "dense"
+        answers = opened.search_batch(questions, k, where=condition, mode=mode, rerank=rerank)
+    if not matching:
+        note(f"{store}: {'it is empty.' if where is None else 'no document matches the filter.'}")
     if as_json:
         found = [
             {"question": question, "hits": [asdict(hit) for hit in hits]}
@@ -134,8 +77,12 @@ def search(
         return
     for question, hits in zip(questions, answers, strict=True):
         typer.echo(message(question))
-        rows = [(str(i), f"{hit.score:.3f}", _shortened(hit.text), hit.id) for i, hit in enumerate(hits, 1)]
-        print_table(("#", "score", "text", "id"), rows)
+        names = _columns(hits, wanted)
+        rows = [
+            (str(i), f"{hit.score:.3f}", _shortened(hit.text), *(_cell(hit.metadata.get(n)) for n in names), hit.id)
+            for i, hit in enumerate(hits, 1)
+        ]
+        print_table(("#", "score", "text", *names, "id"), rows, wide="text")
 
 
 def read_condition(where: str | None) -> dict[str, Any] | None:
@@ -147,6 +94,44 @@ def read_condition(where: str | None) -> dict[str, Any] | None:
     return condition
 
 
-def _shortened(text: str) -> str:
+def fields_of(condition: Any) -> Iterator[str]:
+    """The fields that a filter names."""
+    if isinstance(condition, dict):
+        for name, operand in condition.items():
+            if not name.startswith("$"):
+                yield name
+            else:
+                yield from fields_of(operand)
+    elif isinstance(condition, list):
+        for item in condition:
+            yield from fields_of(item)
+
+
+def unknown_fields(store: FaissStore, names: Sequence[str]) -> Iterator[str]:
+    """What to say of the fields that no document has."""
+    missing = [name for name in dict.fromkeys(names) if not store.count({name: {"$exists": True}})]
+    if not missing:
+        return
+    known = sorted({name for record in store.get(where={}, limit=_LOOKED_AT) for name in record.metadata})
+    for name in missing:
+        close = get_close_matches(name, known, 1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        yield f"no document has a field {name!r}; fields: {', '.join(known) or 'none'}.{meant}"
+
+
+def _columns(hits: Sequence[Any], wanted: list[str] | None) -> list[str]:
+    """The fields to show: those asked for, else all that the answers have, but for what their ids say already."""
+    if wanted is not None:
+        return wanted
+    names = dict.fromkeys(name for hit in hits for name in hit.metadata)
+    return [name for name in names if name not in ("source", "chunk")]
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _shortened(text, _SHOWN_VALUE)
+
+
+def _shortened(text: str, most: int = SHOWN) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -71,7 +71,7 @@ def _escaped_usage() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "exit_code") and isinstance(getattr(error, "message", None), str):  # of click
-            error.message = message(error.message)
+            error.message = message(error.message)  # type: ignore[attr-defined]
         raise
 
 
@@ -93,7 +93,7 @@ def escaped_notes() -> Iterator[None]:
         show(category(message(str(said))), category, *place, **options)
 
     logging.setLogRecordFactory(Record)
-    warnings.showwarning = show_escaped
+    warnings.showwarning = show_escaped  # type: ignore[assignment]
     try:
         yield
     finally:

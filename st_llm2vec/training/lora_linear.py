@@ -70,7 +70,9 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
             return weight, bias
         key = (dtype, weight.data_ptr(), weight._version)
         if self.__dict__.get("_cast", (None,))[0] != key:
-            self.__dict__["_cast"] = (key, weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+            with torch.inference_mode(False):  # an evaluation may be the first to ask, and the backward pass the next
+                cast = (weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
+            self.__dict__["_cast"] = (key, *cast)
         return self.__dict__["_cast"][1:]  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:

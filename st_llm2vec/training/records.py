@@ -9,7 +9,6 @@ OUTPUT/adapter/                   the LoRA adapter, in peft's format, with the e
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from .. import __version__
+from ..atomic import published, published_folder
 from ..checkpoints import SETTINGS_FILE
 from ..errors import InvalidInputError
-from ..merging import published
 from ..model import LLM2Vec
 from ..recipes import FIELDS, TrainingSettings
 from ..runtime import as_torch_dtype
@@ -171,9 +170,8 @@ def portable(settings: TrainingSettings) -> dict[str, Any]:
 def write_json(file: Path, content: Any) -> None:
     """Writes a JSON file that is there complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}-{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    with published(file) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_adapter(model: LLM2Vec, folder: Path, base: str, dtype: torch.dtype) -> None:
@@ -184,7 +182,7 @@ def save_adapter(model: LLM2Vec, folder: Path, base: str, dtype: torch.dtype) ->
         dtype: Of the adapter's tensors; it was trained in float32.
     """
     decoder = model[0].model
-    with published(folder) as draft:
+    with published_folder(folder) as draft:
         with warnings.catch_warnings():  # peft looks for a config.json in the decoder's folder
             warnings.filterwarnings("ignore", "Could not find a config file in")
             decoder.save_pretrained(draft)
@@ -216,9 +214,8 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
 
 def save_loss(loss: nn.Module, checkpoint: Path) -> None:
     """Save what a loss learns beside the model; the last file of a checkpoint."""
-    draft = checkpoint / f".{LOSS}"
-    save_file({name: weight.detach().contiguous() for name, weight in _beside_model(loss).items()}, draft)
-    os.replace(draft, checkpoint / LOSS)
+    with published(checkpoint / LOSS) as draft:
+        save_file({name: weight.detach().contiguous() for name, weight in _beside_model(loss).items()}, draft)
 
 
 def load_loss(loss: nn.Module, checkpoint: Path) -> None:
@@ -262,7 +259,7 @@ def curve_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def write_run(folder: Path, settings: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
     """Writes settings, numbers and plot of a run."""
-    with published(folder) as draft:
+    with published_folder(folder) as draft:
         write_json(draft / "settings.json", {"st_llm2vec": __version__, **settings})
         lines = "".join(json.dumps(row) + "\n" for row in curve)
         (draft / "curve.jsonl").write_text(lines, encoding="utf-8")

@@ -62,7 +62,7 @@ def train_stage(
         InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume.
         FileExistsError: The output has something in it, and resume was not asked for.
     """
-    settings.require("model", "data", "output", *(("teacher",) if settings.objective == "distill" else ()))
+    settings.require_complete()
     log = log or (lambda line: None)
     objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
     processes = PartialState(cpu=bool(settings["cpu"]))

@@ -80,7 +80,8 @@ def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3, nested
             i = _end_of_class(pattern, i, nested)
         elif char == "(":
             groups.append(_Group())
-            i = _OPENING.match(pattern, i).end()  # type: ignore[union-attr] - the "(" at least
+            opened = _OPENING.match(pattern, i)
+            i = opened.end() if opened else i + 1
             if pattern[i : i + 1] == "?":
                 raise _endless(path, pattern, f"has {pattern[i - 1 : i + 2]}, which is not known here,")
         elif char == ")":

@@ -12,7 +12,7 @@ from crash import forked
 
 from faiss_llm2vec import FaissStore, lexical
 from faiss_llm2vec.searching import _fused
-from st_llm2vec.errors import InvalidInputError, ModelNotFoundError, StoreError, StoreLockedError
+from st_llm2vec.errors import InvalidInputError, StoreError, StoreLockedError
 
 TEXTS = {
     "bears": "Bears hibernate in winter.",
@@ -344,8 +344,3 @@ def test_a_failure_while_it_is_made_leaves_no_index(filled, monkeypatch):
     assert not filled.stats()["word_index"]
     assert filled.verify() == []
     assert ids(filled.search("bears", mode="bm25")) == ["bears"]
-
-
-def test_a_name_that_is_no_cross_encoder_says_so(filled, tmp_path):
-    with pytest.raises(ModelNotFoundError, match="cannot be opened as a cross-encoder"):
-        filled.search("bears", rerank=str(tmp_path / "none"))

@@ -71,30 +71,9 @@ MUTANTS: list[Mutant] = [
             f"{_PACKING} -k reaches",
         ),
         (
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
-            "seen = (ahead <= 0) & (ahead >= -window) if causal else ahead.abs() <= window",
-            f"{_PACKING} -k window",
-        ),
-        ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
-        (
-            "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
-            "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
-            f"{_PACKING} -k gpus",
-        ),
-        (
-            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
-            "if batch and len(batch) * lengths[batch[0]] > budget:",
-            f"{_PACKING} -k batches",
-        ),
-        (
-            'return bool(getattr(module, "is_causal", True) if said is None else said)',
-            'return bool(getattr(module, "is_causal", True))',
-            f"{_PACKING} -k direction",
-        ),
-        (
             "if not calls or calls % depth:  # diffllama asks twice in each layer",
             "if not calls:",
-            "tests/test_packing.py -k differ",
+            "tests/test_packing.py -k asks",
         ),
         ("model.train(was_training)", "pass", f"{_PACKING} -k mode"),
     ),
@@ -179,15 +158,20 @@ MUTANTS: list[Mutant] = [
         ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k asked_for"),
     ),
     *_rows(
-        "st_llm2vec/model.py",
+        "st_llm2vec/gguf_files.py",
+        ("if held != read:", "if False:", f"{_GGUF} -k place"),
+        ("if missing:", "if False:", f"{_GGUF} -k place"),
+        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
+        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
+        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
         (
-            "self.train(was_training)  # what is encoded on the way (probes, the model card's example) ends that",
-            "pass",
-            f"{_SAVING} -k training",
+            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
+            "if False:",
+            "tests/test_gguf_headers.py -k places",
         ),
     ),
     *_rows(
-        "st_llm2vec/gguf_files.py",
+        "st_llm2vec/gguf_configs.py",
         (
             "if key not in known | _OTHER_KEYS and (key not in _MUST_BE or value != _MUST_BE[key])",
             "if key not in known | _OTHER_KEYS and key not in _MUST_BE",
@@ -203,20 +187,10 @@ MUTANTS: list[Mutant] = [
             'rope |= {"rope_type": "linear", "factor": 1.0}',
             f"{_GGUF} -k rotary",
         ),
-        ("if held != read:", "if False:", f"{_GGUF} -k place"),
-        ("if missing:", "if False:", f"{_GGUF} -k place"),
-        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
-        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
         (
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:",
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) is None:",
             f"{_GGUF} -k silence",
-        ),
-        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
-        (
-            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
-            "if False:",
-            "tests/test_gguf_headers.py -k places",
         ),
     ),
     *_rows(
@@ -304,10 +278,6 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/encoders.py",
-        ("setattr(encoder, name, value)", "pass", "tests/test_encoders.py -k attribute"),
-    ),
-    *_rows(
         "st_llm2vec/auditing.py",
         (
             "seen[index] = bool(moved.min() > 8 * unmoved.max())",
@@ -328,15 +298,6 @@ MUTANTS: list[Mutant] = [
             "tests/test_bidirectional.py -k window",
         ),
         ("_set_module_flags(stock, is_causal=True)", "pass", "tests/test_model.py -k alone"),
-    ),
-    *_rows(
-        "st_llm2vec/modules.py",
-        (
-            "self.packing = self._packing  # proven for one direction: once more for the other",
-            "pass",
-            f"{_PACKING} -k direction",
-        ),
-        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
     *_rows(
         "st_llm2vec/words.py",
@@ -536,18 +497,10 @@ MUTANTS: list[Mutant] = [
         ("sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/rows.py",
-        (
-            'content = f"{docid} {len(id)} {len(text)} {id}{text}{metadata}"',
-            'content = f"{docid} {id}{text}{metadata}"',
-            f"{_STORE} -k elsewhere",
-        ),
-    ),
-    *_rows(
         "integrations/faiss_llm2vec/searching.py",
         (
-            "keep = np.flatnonzero((row_found >= 0) & (row_scores >= lowest))",
-            "keep = np.flatnonzero((row_found >= 0) & (row_scores > lowest))",
+            "keep = np.flatnonzero(scores >= (-np.inf if self.score_threshold is None else self.score_threshold))",
+            "keep = np.flatnonzero(scores > (-np.inf if self.score_threshold is None else self.score_threshold))",
             f"{_STORE} -k threshold",
         ),
         (
@@ -567,14 +520,6 @@ MUTANTS: list[Mutant] = [
             '"cosine": lambda score: max(0.0, score),',
             '"cosine": lambda score: (1 + score) / 2,',
             "tests/langchain_llm2vec/test_vectorstores.py -k relevance",
-        ),
-    ),
-    *_rows(
-        "integrations/langchain_llm2vec/embeddings.py",
-        (
-            'options = {"show_progress_bar": self.show_progress, **(self.query_encode_kwargs or self.encode_kwargs)}',
-            'options = {"show_progress_bar": self.show_progress, **self.query_encode_kwargs}',
-            "tests/langchain_llm2vec/test_embeddings.py",
         ),
     ),
     *_rows(
@@ -622,5 +567,51 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "if self.count > sum(entry.rows for entry in self.segments):",
         "if False:",
         "Database.live counts the documents, and _without_vector finds those that no segment has; this says it earlier",
+    ),
+    *_rows(
+        "st_llm2vec/backend/attention.py",
+        (
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
+            f"{_PACKING} -k reaches",
+        ),
+        (
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
+            "seen = (ahead <= 0) & (ahead >= -window) if causal else ahead.abs() <= window",
+            f"{_PACKING} -k window",
+        ),
+        ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
+        (
+            "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
+            "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
+            f"{_PACKING} -k gpus",
+        ),
+        (
+            'return bool(getattr(module, "is_causal", True) if said is None else said)',
+            'return bool(getattr(module, "is_causal", True))',
+            f"{_PACKING} -k direction",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/packed_batch.py",
+        (
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
+            f"{_PACKING} -k reaches",
+        ),
+        (
+            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
+            "if batch and len(batch) * lengths[batch[0]] > budget:",
+            f"{_PACKING} -k batches",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/deciding.py",
+        (
+            "self.packing = self._packing  # proven for one direction: once more for the other",
+            "pass",
+            f"{_PACKING} -k direction",
+        ),
+        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
 ]
