@@ -14,8 +14,8 @@ MTEB_READY := $(MTEB)/.ready
 BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick bench-training \
-	mutants clean
+.PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick \
+	bench-training mutants clean
 
 demo: $(READY)
 	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py

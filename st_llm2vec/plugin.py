@@ -7,7 +7,6 @@ cross and multi-vector encoders open our names as the folders that they stand fo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -35,16 +34,7 @@ def enable_plugin() -> None:
     if not getattr(enable_plugin, "waiting", False):
         enable_plugin.waiting = True  # type: ignore[attr-defined]
         wrapt.register_post_import_hook(_patch, _HOST)  # our own import stays light
-        wrapt.register_post_import_hook(_name_in_mteb, "mteb")
-
-
-def _name_in_mteb(module: ModuleType) -> None:
-    """Lets `mteb.get_model` open our names, where this is an mteb that has a registry as we know it."""
-    if _enabled:
-        with contextlib.suppress(ImportError):
-            from .evaluation.on_mteb import register
-
-            register()
+        wrapt.register_post_import_hook(f"{__package__}.evaluation:name_in_mteb", "mteb")
 
 
 def disable_plugin() -> None:

@@ -15,8 +15,12 @@ diagnosis.py            `doctor`, which examines an encoder
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
     from .baselines import prompt_eol, static_model
@@ -52,6 +56,14 @@ __all__ = [
     "prompt_eol",
     "static_model",
 ]
+
+
+def name_in_mteb(module: ModuleType) -> None:
+    """Let `mteb.get_model` open our names, where this is an mteb with the registry that we know. The plugin asks for it."""
+    with contextlib.suppress(MissingExtraError):
+        from .on_mteb import register
+
+        register()
 
 
 def __getattr__(name: str) -> Any:
