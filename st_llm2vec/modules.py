@@ -166,12 +166,15 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
     def _prove_packing(self) -> Status:
         # Training rounds the residual stream, and a pretrained decoder makes much of every rounding (equivalence.py):
         # what can be seen of another layout is seen without it.
+        was_training = self.model.training
+        self.model.eval()  # first of all: no dropout may draw, or a resumed run would draw others than a straight one
         kept = self.training and keep_residual_in_float32(self.model)
         try:
             return enable_packing(self.model, self.tokenizer)
         finally:
             if kept:
                 round_residual(self.model)
+            self.model.train(was_training)
 
     def expect(self, tokens: int) -> None:
         """Prepack the weights once the work repays it: in float32 on a CPU, where the vectors stay the same.
