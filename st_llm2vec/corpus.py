@@ -194,9 +194,12 @@ class Embed:
 
         The vectors of a text then depend on the corpus only, not on where a run began.
         """
+        from .backend.deciding import expect
+        from .model import LLM2Vec
+
         tokens = passages.characters + len(passages) * (len(prompt) + 8)  # at most
-        if tokens >= _SETTLED_TOKENS and (expect := getattr(self._encoder[0], "expect", None)):
-            expect(tokens + (1 << 40))
+        if tokens >= _SETTLED_TOKENS and isinstance(self._encoder, LLM2Vec):
+            expect(self._encoder[0], tokens + (1 << 40))
 
     def __call__(self, texts: list[str]) -> Any:
         import numpy as np

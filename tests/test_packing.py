@@ -375,13 +375,14 @@ def test_bfloat16_is_proven_for_training_without_its_own_rounding(folder: Path) 
     """Training rounds the residual stream again, which the proof leaves out, and the weights stay as they were."""
     model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rounded = []
-    prove = deciding.enable_packing
-    with mock.patch.object(
-        deciding, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
-    ):
-        losses(model)
-    assert rounded == [True]
+    with attention_dropout(model, 0.3), mock.patch.object(deciding, "enable_packing", wraps=enable_packing) as prove:
+        prove.side_effect = lambda decoder, _: kept.append(keeps_residual_in_float32(decoder)) or mock.DEFAULT
+        drawn, kept = torch.get_rng_state(), []
+        deciding._prove_packing(model[0])
+    assert kept == [True]
+    assert torch.equal(torch.get_rng_state(), drawn)  # else a resumed run would not be the straight one
+    assert model[0].model.training
+    losses(model)
     assert model[0].status["packed"]
     assert not keeps_residual_in_float32(model)
     for name, parameter in model.named_parameters():

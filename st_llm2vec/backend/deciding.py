@@ -49,12 +49,15 @@ def packs(module: LLM2VecTransformer, features: dict[str, Any]) -> bool:
 def _prove_packing(module: LLM2VecTransformer) -> Status:
     # Training rounds the residual stream, and a pretrained decoder makes much of every rounding (equivalence.py):
     # what can be seen of another layout is seen without it.
+    was_training = module.model.training
+    module.model.eval()  # first of all: no dropout may draw, or a resumed run would draw others than a straight one
     kept = module.training and keep_residual_in_float32(module.model)
     try:
         return enable_packing(module.model, module.tokenizer)
     finally:
         if kept:
             round_residual(module.model)
+        module.model.train(was_training)
 
 
 def expect(module: LLM2VecTransformer, tokens: int) -> None:
