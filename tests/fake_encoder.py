@@ -27,13 +27,6 @@ class FakeEncoder:
         self.tokenizer = Tokenizer()
         self.texts: list[str] = []
         self.options: dict[str, Any] = {}
-        self.settled = 0
-
-    def __getitem__(self, position: int) -> FakeEncoder:
-        return self
-
-    def expect(self, tokens: int) -> None:
-        self.settled += 1
 
     def get_embedding_dimension(self) -> int:
         return self.dimension
