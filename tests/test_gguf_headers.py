@@ -127,6 +127,13 @@ def test_a_tensor_named_twice_is_refused(sound: bytes, tmp_path: Path) -> None:
         st_llm2vec.load(str(tmp_path / "x.gguf"), device="cpu")
 
 
+def test_a_tensor_of_another_name_is_no_random_weight(sound: bytes, tmp_path: Path) -> None:
+    """As many numbers as the decoder has, and one weight that they are not for."""
+    (tmp_path / "x.gguf").write_bytes(sound.replace(b"blk.1.ffn_gate.weight", b"blk.1.ffn_gatx.weight"))
+    with pytest.raises(InvalidCheckpointError, match="lacks 1 weights"):
+        st_llm2vec.load(str(tmp_path / "x.gguf"), device="cpu")
+
+
 def test_the_unchanged_file_opens(sound: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(sound)
     st_llm2vec.load(str(tmp_path / "x.gguf"), device="cpu")

@@ -92,6 +92,15 @@ def test_layers_that_run_twice_or_share_a_weight_stay_ordinary():
     assert {id(layer) for layer in found} == {id(layer) for layer in others} - left_out
 
 
+@needs["float32"]
+def test_who_needs_another_dtype_gets_it(model):
+    layer = packed(model)[0]
+    x = torch.randn(3, layer.in_features)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer not in packed(model)
+
+
 def test_threads_that_run_a_model_keep_its_layers_as_they_are():
     class Transformer:
         def __init__(self):

@@ -165,9 +165,9 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/gguf_files.py",
         ("if held != read:", "if False:", f"{_GGUF} -k place"),
-        ("if missing:", "if False:", f"{_GGUF} -k place"),
-        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
-        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
+        ("if missing:", "if False:", "tests/test_gguf_headers.py -k another_name"),
+        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k cannot_hold"),
+        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k silence"),
         ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
         (
             "if any(start < end for (_, end), (start, _) in pairwise(places)):",
