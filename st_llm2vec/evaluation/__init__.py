@@ -59,7 +59,7 @@ __all__ = [
 
 
 def name_in_mteb(module: ModuleType) -> None:
-    """Let `mteb.get_model` open our names, where this mteb has the registry that we know; the plugin asks for it."""
+    """Let `mteb.get_model` open our names, where this is an mteb with the registry that we know; for the plugin."""
     with contextlib.suppress(MissingExtraError):
         from .on_mteb import register
 

@@ -55,7 +55,7 @@ def _bars(figure: Any, results: Results) -> bool:
     columns = min(3, len(results.tasks))
     height = -(-len(results.tasks) // columns)
     figure.set_size_inches(5 * columns, 3.4 * height)
-    panels = figure.subplots(height, columns, squeeze=False).flat
+    panels = list(figure.subplots(height, columns, squeeze=False).flat)
     setups = list(dict.fromkeys(line.setup for line in results.lines if line.pooling != "-"))
     poolings = list(dict.fromkeys(line.pooling for line in results.lines if line.pooling != "-"))
     width = 0.8 / max(1, len(poolings))
@@ -77,10 +77,13 @@ def _bars(figure: Any, results: Results) -> bool:
         panel.set_title(f"{task}, {results.metrics[task]}", fontsize=10)
         panel.set_xticks(range(len(setups)), [setup.replace("+", "\n+") for setup in setups], fontsize=7)
         _plain(panel)
-    for panel in list(panels):
+    for panel in panels[len(results.tasks) :]:
         panel.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=6)
+    named: dict[str, Any] = {}
+    for panel in panels[: len(results.tasks)]:
+        handles, labels = panel.get_legend_handles_labels()
+        named = {**dict(zip(labels, handles, strict=True)), **named}
+    figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside lower center", ncols=6)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from .table import TEXT_COLUMN, Numbered, Table, decoded
 
 
 def _lines(table: Table) -> Iterator[tuple[int, str]]:
-    with table.path.open("rb") as file:
+    with lzma.open(table.path) if table.path.suffix == ".xz" else table.path.open("rb") as file:
         for number, line in enumerate(file, 1):
             text = table.tried(decoded, line, number, first=number == 1)
             if text is not None and (stripped := text.strip()):
