@@ -20,15 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from .backend.equivalence import Status, off
-from .backend.packing import (
-    PackedBatch,
-    disable_packing,
-    enable_packing,
-    is_packing,
-    packed,
-    packed_checkpoints,
-    recomputes_elsewhere,
-)
+from .backend.packed_batch import PackedBatch, packed, packed_checkpoints, recomputes_elsewhere
+from .backend.packing import disable_packing, enable_packing, is_packing
 from .backend.prepacked import is_prepacked, prepack
 from .backend.residual import keep_residual_in_float32, round_residual
 from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
@@ -188,11 +181,9 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         if prepacked and tokens >= CHECKED_TOKENS and not is_prepacked(self.model):  # trained, moved, an adapter ...
             self.status["prepacked"], self.tokens_encoded = Status(), 0
             return self.expect(tokens)
-        if prepacked.on is None and self.model.device.type == "cpu" and self.model.dtype == torch.float32:
-            if getattr(self.model, "is_quantized", False):
-                self.status["prepacked"] = off("its weights are quantized")
-            elif not has_twin(self.model):
-                self.status["prepacked"] = prepack(self.model, self.tokenizer)
+        on_cpu = self.model.device.type == "cpu" and self.model.dtype == torch.float32
+        if prepacked.on is None and on_cpu and not has_twin(self.model):
+            self.status["prepacked"] = prepack(self.model, self.tokenizer)
         return None
 
     def __getstate__(self) -> dict[str, Any]:

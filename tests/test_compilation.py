@@ -18,7 +18,8 @@ from torch.nn.functional import cosine_similarity
 import st_llm2vec
 from st_llm2vec.backend import compilation
 from st_llm2vec.backend.compilation import compile_layers
-from st_llm2vec.backend.packing import PackedBatch, enable_packing, packed
+from st_llm2vec.backend.packed_batch import PackedBatch, packed
+from st_llm2vec.backend.packing import enable_packing
 from st_llm2vec.backend.prepacked import prepack
 from st_llm2vec.bidirectional import decoder_layers, enable_bidirectional_attention
 

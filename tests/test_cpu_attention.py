@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_decoder
 
-from st_llm2vec.backend import cpu_attention, packing
-from st_llm2vec.backend.packing import PackedBatch, packed
+from st_llm2vec.backend import attention, cpu_attention, packing
+from st_llm2vec.backend.packed_batch import PackedBatch, packed
 from st_llm2vec.bidirectional import enable_bidirectional_attention
 
 pytestmark = [
@@ -71,7 +71,7 @@ def test_equals_torch(
     batch, total = batch_of(lengths), sum(lengths)
     query, key, value = heads(total, keys * shared, dim), heads(total, keys, dim), heads(total, keys, width)
     with packed(batch):
-        expected = packing._attend(query, key, value, scaling, is_causal, window)
+        expected = attention._attend(query, key, value, scaling, is_causal, window)
     found = cpu_attention.attend(
         query, key, value, batch.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window
     )
@@ -84,7 +84,7 @@ def test_long_texts_and_large_scores() -> None:
     batch = batch_of([700, 3])
     query, key, value = heads(703, 2, 64) * 30, heads(703, 1, 64), heads(703, 1, 64)
     with packed(batch):
-        expected = packing._attend(query, key, value, None, False, None)
+        expected = attention._attend(query, key, value, None, False, None)
     found = cpu_attention.attend(query, key, value, batch.cu_seqlens)
     assert found is not None
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -131,7 +131,8 @@ def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = packing.vectors_of(model, texts)
     assert compile_layers(model)
     calls: list[Any] = []
-    monkeypatch.setattr(packing, "attend", lambda *a, **k: calls.append(cpu_attention.attend(*a, **k)) or calls[-1])
+    attend = cpu_attention.attend
+    monkeypatch.setattr(cpu_attention, "attend", lambda *a, **k: calls.append(attend(*a, **k)) or calls[-1])
     after = packing.vectors_of(model, texts)
     assert len(calls) == model.config.num_hidden_layers
     assert all(call is not None for call in calls)

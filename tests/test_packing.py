@@ -22,8 +22,9 @@ from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
-from st_llm2vec.backend import packing
-from st_llm2vec.backend.packing import PackedBatch, batches, disable_packing, enable_packing, is_packing, packed
+from st_llm2vec.backend import attention as packed_attention
+from st_llm2vec.backend.packed_batch import PackedBatch, packed
+from st_llm2vec.backend.packing import disable_packing, enable_packing, is_packing
 from st_llm2vec.backend.residual import keeps_residual_in_float32
 from st_llm2vec.bidirectional import ARCHITECTURES, attn_implementation_of, enable_bidirectional_attention
 from st_llm2vec.errors import LLM2VecError
@@ -108,8 +109,8 @@ def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
             PackedBatch, "of", lambda mask, of=PackedBatch.of: without_positions(of(mask))
         ),
         "is not called": mock.patch.dict(
-            packing.ALL_ATTENTION_FUNCTIONS._global_mapping,
-            {"packed_sdpa": packing.ALL_ATTENTION_FUNCTIONS["sdpa"]},
+            packed_attention.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"packed_sdpa": packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"]},
         ),
     }[fault]
     with patch:
@@ -188,7 +189,7 @@ def test_any_lengths(
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2048))
 def test_batches_hold_every_text_once(lengths: list[int], budget: int) -> None:
-    found = list(batches(lengths, budget))
+    found = list(encoding.batches(lengths, budget))
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
         sizes = [lengths[i] for i in batch]
@@ -439,7 +440,7 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
 
 def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
     batch = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
-    found = packing._flash_arguments(batch, torch.device("cpu"))
+    found = packed_attention._flash_arguments(batch, torch.device("cpu"))
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
@@ -468,14 +469,14 @@ def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
     with packed(batch):
-        expected = packing._attend(q, k, v, 0.3, causal, window)
+        expected = packed_attention._attend(q, k, v, 0.3, causal, window)
     with mock.patch.object(varlen, "varlen_attn", flash):
-        assert torch.allclose(packing._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+        assert torch.allclose(packed_attention._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> None:
     """Causal windows count the token itself, symmetric ones do not."""
-    seen = packing._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
+    seen = packed_attention._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
     assert seen is not None
     assert seen[0, 0, 3].tolist() == [False, not causal, True, True, not causal, not causal]

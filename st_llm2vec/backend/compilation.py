@@ -1,7 +1,7 @@
 """Compiles the layers of a decoder for packed sequences: one loop for all that stands between two matrix products.
 
 `torch.compile` reads the architecture's own code, one layer of it, and uses the result for every layer alike. The
-products (prepacked.py, int8.py) and the attention within each text (packing.py) stay the operators that they are. A
+products (prepacked.py, int8.py) and the attention within each text (attention.py) stay the operators that they are. A
 sequence of any length runs through the same code; what is not packed (training, gradients, padded batches) runs as
 before.
 """
@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from ..bidirectional import attn_implementation_of, decoder_layers
 from .build_folder import use_build_folder
 from .equivalence import Status, judge, off, own_noise, precision, probe_ids
-from .packing import current_batch, is_packing, vectors_of
+from .packed_batch import current_batch
+from .packing import is_packing, vectors_of
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()

@@ -64,7 +64,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/backend/packing.py",
+        "st_llm2vec/backend/attention.py",
         (
             "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
             "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
@@ -82,15 +82,13 @@ MUTANTS: list[Mutant] = [
             f"{_PACKING} -k gpus",
         ),
         (
-            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
-            "if batch and len(batch) * lengths[batch[0]] > budget:",
-            f"{_PACKING} -k batches",
-        ),
-        (
             'return bool(getattr(module, "is_causal", True) if said is None else said)',
             'return bool(getattr(module, "is_causal", True))',
             f"{_PACKING} -k direction",
         ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/packing.py",
         (
             "if not calls or calls % depth:  # diffllama asks twice in each layer",
             "if not calls:",
@@ -135,6 +133,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/encoding.py",
+        (
+            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
+            "if batch and len(batch) * lengths[batch[0]] > budget:",
+            f"{_PACKING} -k batches",
+        ),
         (
             "budget = min(batch_size * TOKENS_PER_TEXT, token_budget(model, place))",
             "budget = token_budget(model, place)",

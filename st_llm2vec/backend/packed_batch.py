@@ -1,0 +1,113 @@
+"""`PackedBatch`: the texts of a batch as one packed sequence, and the batch that attention layers are to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class PackedBatch:
+    """Where the tokens of a batch stand in one packed sequence, shortest text first.
+
+    Attributes:
+        positions: (total,) place of each of the sequence's tokens in the flattened (n, length) batch.
+        position_ids: (1, total), from 0 in every text.
+        lengths: Tokens of each text, ascending.
+        calls: How often an attention layer has asked for this batch.
+    """
+
+    positions: Tensor
+    position_ids: Tensor
+    lengths: list[int]
+    calls: int = 0
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> PackedBatch:
+        """Pack a batch with this mask, (n, length), padded on either side."""
+        mask = attention_mask.bool()
+        if len(mask) == 1 and bool(mask.all()):  # a single query should not wait for what it does not need
+            places = torch.arange(mask.shape[1], device=mask.device)
+            return cls(places, places[None].clone(), [len(places)])
+        lengths, order = mask.sum(1).sort(stable=True)
+        places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
+        within = mask.cumsum(1)[order] - 1
+        return cls(places[mask[order]], within[mask[order]][None], lengths.tolist())
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(texts, tokens of each) of the texts of equal length, which attention takes in one call."""
+        return [(len(list(texts)), length) for length, texts in groupby(self.lengths)]
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """Where each text begins, and the last one ends: int64 (texts + 1), on the CPU."""
+        return torch.tensor([*accumulate(self.lengths, initial=0)])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        positions, position_ids = (t.to(device, non_blocking=True) for t in (self.positions, self.position_ids))
+        return PackedBatch(positions, position_ids, self.lengths)
+
+    def gather(self, batch: Tensor) -> Tensor:
+        """Values of a padded batch, (n, length), in the packed sequence: (1, total)."""
+        return batch.flatten()[self.positions][None]
+
+    def scatter(self, sequence: Tensor, shape: torch.Size) -> Tensor:
+        """Values of the sequence, (1, total, width), in a padded batch of `shape`: (n, length, width), 0 in pads."""
+        flat = sequence.new_zeros(shape.numel(), sequence.shape[-1])
+        return flat.index_copy(0, self.positions, sequence[0]).view(*shape, -1)
+
+
+_current: ContextVar[PackedBatch | None] = ContextVar("st_llm2vec_packed_batch", default=None)
+
+
+current_batch = _current.get
+
+
+@contextmanager
+def packed(batch: PackedBatch) -> Iterator[None]:
+    """While the block runs, the attention layers called in this thread read `batch`."""
+    token = _current.set(batch)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def recomputes_elsewhere(model: nn.Module) -> bool:
+    """Whether layers run again in the backward pass where no packed sequence can be given to them (FSDP's wrapper)."""
+    return any(hasattr(module, "_checkpoint_wrapped_module") for module in model.modules())
+
+
+@contextmanager
+def packed_checkpoints(model: nn.Module, batch: PackedBatch) -> Iterator[None]:
+    """While the block runs, layers under gradient checkpointing take `batch` along, to read it when they run again."""
+
+    def with_batch(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def again(*args: Any, **kwargs: Any) -> Any:  # maybe in a thread of the backward pass
+                with packed(batch):
+                    return function(*args, **kwargs)
+
+            return checkpoint(again, *args, **kwargs)
+
+        return checkpointed
+
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    held = [(layer, found) for layer in layers if (found := getattr(layer, "_gradient_checkpointing_func", None))]
+    try:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = with_batch(checkpoint)
+        yield
+    finally:
+        for layer, checkpoint in held:
+            layer._gradient_checkpointing_func = checkpoint
