@@ -80,7 +80,7 @@ def load(
         dtype: On a CPU, one that is given also prepacks the weights for the processor. Default float32
             on a CPU, the checkpoint's own elsewhere and where its weights are int8.
         quantize: "int8" rounds the weights, on a CPU, if the vectors stay close to those of float32; the
-            rest is in `dtype`, by default bfloat16 where the processor has it.
+            rest, which may be the first layers, is in `dtype`, by default float32.
         packing: Run texts without padding where that is proven to give the same vectors; False pads every batch.
         compile: Compile the layers, for packed texts, with `torch.compile` (`compilation.compile_layers`): faster, the
             same vectors; loading takes seconds longer, and on a CPU needs a C++ compiler. Said where it cannot be done.

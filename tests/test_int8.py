@@ -17,6 +17,7 @@ from torch import nn
 import st_llm2vec
 from st_llm2vec.backend import int8
 from st_llm2vec.backend.equivalence import PROBES
+from st_llm2vec.bidirectional import decoder_layers
 from st_llm2vec.errors import InvalidInputError
 
 TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
@@ -62,22 +63,50 @@ def test_int8_product_is_the_product_of_the_rounded_numbers(dtype):
     assert product(x[:0], 0).shape == (0, 24)
 
 
-@needs["int8"]
-def test_a_model_that_rounds_badly_is_refused(tmp_path):
-    folder = save_decoder(tmp_path / "bad", tie_word_embeddings=False)
+def hard_to_round(folder, layers, depth):
+    """A decoder of some layers in which channels 0 and 1 are the same, cancel out, and take the range of int8."""
+    folder = save_decoder(folder, tie_word_embeddings=False, num_hidden_layers=depth)
     weights = load_file(folder / "model.safetensors")
-    for name, tensor in weights.items():  # channels 0 and 1 are the same everywhere,
+    readers = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+    for name, tensor in weights.items():
         if name.endswith("embed_tokens.weight"):
             tensor[:, 1] = tensor[:, 0]
         elif name.endswith(("o_proj.weight", "down_proj.weight")):
             tensor[1] = tensor[0]
-        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
-            tensor[:, 0], tensor[:, 1] = 1000.0, -1000.0  # cancel out, and take the whole range of int8
+        elif name.endswith(readers) and int(name.split("layers.")[1].split(".")[0]) in layers:
+            tensor[:, 0], tensor[:, 1] = 1000.0, -1000.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@needs["int8"]
+def test_a_model_that_rounds_badly_is_refused(tmp_path):
+    folder = hard_to_round(tmp_path / "bad", range(4), depth=4)
     with pytest.raises(
         InvalidInputError, match=r"largest distance to float32 over 15 probe texts is .* at most 0\.1 is allowed"
     ):
-        st_llm2vec.load(str(folder), quantize="int8")
+        st_llm2vec.load(folder, quantize="int8")
+
+
+@needs["int8"]
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_first_layers_that_round_badly_stay_as_they_are(tmp_path, bad):
+    folder = hard_to_round(tmp_path / "bad", range(bad), depth=6)
+    model = st_llm2vec.load(folder, quantize="int8")
+    layers = decoder_layers(model[0].model)
+    rounded = [any(isinstance(part, int8.Int8Linear) for part in layer.modules()) for layer in layers]
+    assert rounded == [i >= bad for i in range(6)]
+    said = str(model[0].status["quantized"])
+    assert said == (f"yes: the first {bad} of 6 layers stay in float32" if bad else "yes")
+    assert bool(model[0].status["prepacked"]) == bool(bad)
+    before = model.encode(TEXTS)
+    assert cosine(st_llm2vec.load(folder, device="cpu").encode(TEXTS), before) >= 0.998
+    model.save_pretrained(tmp_path / "int8")
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    plain = [stored[name].dtype for i in range(6) if (name := f"layers.{i}.mlp.up_proj.weight") in stored]
+    assert plain == [torch.float32] * bad
+    for reopened in (st_llm2vec.load(str(tmp_path / "int8")), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_allclose(reopened.encode(TEXTS), before, atol=1e-5)
 
 
 @needs["int8"]

@@ -50,6 +50,8 @@ def _use_backend(model: LLM2Vec, runtime: Runtime) -> None:
         texts = PROBES + SHORT_PROBES
         status = quantize_weights(decoder, lambda: model.encode(texts, **probes), dtype=dtype)
         model[0].status["quantized"] = status
+        if status.reason:  # some layers are not
+            model[0].status["prepacked"] = prepack(decoder, model.tokenizer)
         return
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..bidirectional import has_twin
-from .equivalence import Status, off
+from .equivalence import Status
 from .packed_batch import recomputes_elsewhere
 from .packing import enable_packing, is_packing
 from .prepacked import is_prepacked, prepack
@@ -74,9 +74,7 @@ def expect(module: LLM2VecTransformer, tokens: int) -> None:
     if prepacked and tokens >= CHECKED_TOKENS and not is_prepacked(module.model):  # trained, moved, an adapter ...
         module.status["prepacked"], module.tokens_encoded = Status(), 0
         return expect(module, tokens)
-    if prepacked.on is None and module.model.device.type == "cpu" and module.model.dtype == torch.float32:
-        if getattr(module.model, "is_quantized", False):
-            module.status["prepacked"] = off("its weights are quantized")
-        elif not has_twin(module.model):
-            module.status["prepacked"] = prepack(module.model, module.tokenizer)
+    on_cpu = module.model.device.type == "cpu" and module.model.dtype == torch.float32
+    if prepacked.on is None and on_cpu and not has_twin(module.model):
+        module.status["prepacked"] = prepack(module.model, module.tokenizer)
     return None

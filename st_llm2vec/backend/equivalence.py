@@ -115,7 +115,7 @@ class Status:
     def __str__(self) -> str:
         if self.on is None:
             return f"not yet: {self.reason}" if self.reason else "not probed"
-        return "yes" if self.on else f"no: {self.reason}"
+        return ("yes" if self.on else "no") + f": {self.reason}" * bool(self.reason)
 
 
 def off(reason: str) -> Status:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +19,14 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..bidirectional import decoder_layers
 from ..errors import InvalidInputError
 from .equivalence import LIMITS, Move, Status, alone, judge, probe_ids
 from .prepacked import Product, bias_of, lacks, sibling_groups, swap
 from .residual import ORDINARY, keep_residual_in_float32
 
 INT8 = "llm2vec_int8"
+NEAR = 0.05  # of a vector's length: half of what is allowed, as texts are many and probe texts few
 # A scale of eight bits of precision is exact in float32 and bfloat16; rounded upwards, no value exceeds 127 of it.
 _ROOM = (1 + 2**-7) / 127
 
@@ -103,13 +107,19 @@ class Int8Linear(nn.Linear):
         self.register_buffer("weight_scale", torch.empty(shape[0], 1))
         self.register_buffer("weight_smooth", torch.empty(1, shape[1]))
 
-    def pack(self, product: Int8Product, layer: int, _: type[nn.Linear] = nn.Linear) -> None:
-        """Hands the weight over to a product."""
+    def pack(self, product: Int8Product, layer: int, ordinary: type[nn.Linear] = nn.Linear) -> None:
+        """Hand the weight over to a product."""
         self.product, self.layer = product, layer
         self.weight = None  # type: ignore[assignment]
         self._buffers.pop("weight_int8", None)
         self._buffers.pop("weight_scale", None)
         self._buffers.pop("weight_smooth", None)
+
+    def put_back(self, weight: nn.Parameter) -> None:
+        """Make an ordinary linear layer of this one again."""
+        del self.product, self.layer
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+        self.weight = weight
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """int8 (out, in), its scale (out, 1) and what its columns were multiplied by (1, in)."""
@@ -149,31 +159,46 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
 ) -> Status:
-    """Replaces the weights of a decoder's linear layers by int8, if its vectors stay close to those of float32.
+    """Round a decoder's weights to int8 from that layer on from which its vectors stay close to those of float32.
+
+    What the first layers compute decides which token becomes the attention sink, whose activations are thousands of
+    times the others: there any rounding can make another text of a text, and behind it none does. So the first layers
+    stay as they are, as few as the probe texts need, and half of them at most.
 
     Args:
         model: A decoder in float32 on a CPU.
         vectors: Encodes the probe texts with `model`: (n, dimension).
-        dtype: Of everything else; default bfloat16 where the processor multiplies it, else float32.
+        dtype: Of everything else; default float32.
 
     Returns:
-        That it is done, and how far it moved the vectors.
+        That it is done, which layers are not in int8, and how far it moved the vectors.
 
     Raises:
         InvalidInputError: They moved further than `LIMITS` allows; the model is then of no more use.
     """
     groups = sibling_groups(model, ORDINARY, fused=True)
     before, largest = _calibrate(groups, vectors)
-    for group, inputs in zip(groups, largest, strict=True):
-        columns = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in group]).amax(0)
-        # half of an outlier's size goes over to the weights; siblings read one input and share it
-        smooth = (inputs.clamp_min(1e-5) / columns.clamp_min(1e-5)).sqrt()[None].bfloat16().float()
-        for layer in group:
-            weight, scale = _round(layer.weight * smooth)
-            swap(Int8Linear, [layer], Int8Product([weight], [bias_of(layer)], scales=[scale], smooth=[smooth.clone()]))
+    depths = {id(part): i for i, layer in enumerate(decoder_layers(model)) for part in layer.modules()}
+    rounded = [
+        (depths.get(id(layer), len(depths)), layer, layer._parameters["weight"], product)
+        for group, inputs in zip(groups, largest, strict=True)
+        for layer, product in zip(group, _round_group(group, inputs), strict=True)
+    ]
+
+    def moved(first: int) -> Status:
+        for depth, layer, weight, product in rounded:
+            if depth >= first:
+                swap(Int8Linear, [layer], product)
+            elif type(layer) is Int8Linear:
+                layer.put_back(weight)
+        return judge(before[:, None], vectors().float()[:, None], Move(0.0, 0.0), "quantizing")
+
+    half = len(decoder_layers(model)) // 2
+    first = bisect_left(range(half), True, key=lambda layer: bool((at := moved(layer).move) and at.text <= NEAR))
+    moved(first)
     plain = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
     for parameter in model.parameters():  # not the buffers: rotary frequencies stay in float32, as when they are loaded
-        parameter.data = parameter.data.to(dtype or (torch.float32 if lacks("bfloat16") else torch.bfloat16))
+        parameter.data = parameter.data.to(dtype or torch.float32)
     model.hf_quantizer = Int8Quantizer(Int8Config(modules_to_not_convert=plain))
     model.hf_quantizer.postprocess_model(model)
     model.is_quantized = True
@@ -186,7 +211,20 @@ def quantize(
             f"{len(before)} probe texts is {status.move.text if status.move else 0:.3f} of their length (cosine "
             f"{cosine:.4f}), at most {LIMITS['quantizing'].text.ceiling} is allowed. Use dtype='bfloat16' instead."
         )
-    return status
+    kept = f"the first {first} of {len(decoder_layers(model))} layers stay in {str(model.dtype).removeprefix('torch.')}"
+    return replace(status, reason=kept if first else "")
+
+
+def _round_group(group: Sequence[nn.Linear], inputs: Tensor) -> list[Int8Product]:
+    """A product of each layer; `inputs` (in,) are the largest of the input that they share."""
+    columns = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in group]).amax(0)
+    # half of an outlier's size goes over to the weights
+    smooth = (inputs.clamp_min(1e-5) / columns.clamp_min(1e-5)).sqrt()[None].bfloat16().float()
+    products = []
+    for layer in group:
+        weight, scale = _round(layer.weight * smooth)
+        products.append(Int8Product([weight], [bias_of(layer)], scales=[scale], smooth=[smooth.clone()]))
+    return products
 
 
 def _calibrate(groups: list[list[Any]], vectors: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:

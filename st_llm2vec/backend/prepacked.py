@@ -216,13 +216,15 @@ def prepack(model: PreTrainedModel, tokenizer: Any = None) -> Status:
     """
     if reason := _forbids_prepacking(model):
         return off(reason)
-    status, texts = off("it has no linear layers"), probe_ids(model, tokenizer)
+    if not any(type(layer) in ORDINARY for layer in model.modules()):
+        return off("it has no linear layers of floats")
+    texts = probe_ids(model, tokenizer)
     before = vectors_of(model, texts)
     noise = own_noise(model, texts, None if is_packing(model) else before)
     for fused in (True, False):
         groups = sibling_groups(model, ORDINARY, fused)
         if not groups:
-            return status
+            return off("none of its linear layers runs once a text, with weights of its own")
         for group in groups:
             swap(PrepackedLinear, group, Product([layer.weight.detach() for layer in group], [*map(bias_of, group)]))
         try:
@@ -246,6 +248,8 @@ def _forbids_prepacking(model: PreTrainedModel) -> str:
         return f"oneDNN's products are not for {kind}"
     if has_twin(model):  # whose layers would find no weights
         return "another model has the same weights (twin)"
+    if any(type(parameter.data) is not Tensor for parameter in model.parameters()):  # torchao's, DTensor
+        return "its weights are quantized or shared out"
     return lacks(kind)
 
 
