@@ -28,6 +28,9 @@ class FakeEncoder:
         self.texts: list[str] = []
         self.options: dict[str, Any] = {}
 
+    def __getitem__(self, position: int) -> FakeEncoder:
+        return self
+
     def get_embedding_dimension(self) -> int:
         return self.dimension
 
