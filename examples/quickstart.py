@@ -1,7 +1,12 @@
-"""Index the documentation of Python's standard library and ask it questions, offline. Run: make demo"""
+"""Index the documentation of Python's standard library and ask it questions, offline.
+
+make demo                           with llm2vec-tiny
+make demo MODEL=llm2vec-smollm2     with a better encoder, whose decoder has to be fetched once (models/smollm2)
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +17,7 @@ from stdlib_docs import passages
 import st_llm2vec  # noqa: F401 - turns the plugin on: SentenceTransformer knows "llm2vec-tiny"
 from faiss_llm2vec import FaissStore
 
-MODEL = "llm2vec-tiny"
+MODEL = os.environ.get("MODEL") or "llm2vec-tiny"
 STORE = Path("build/quickstart-store")
 ANSWERS = 3
 QUESTIONS = [
@@ -50,7 +55,7 @@ tokens = sum(min(len(ids), model.max_seq_length) for ids in model.tokenizer(text
 
 # 4. Open the store again, as another process would, and ask.
 with FaissStore.open(STORE, model) as store:
-    for question, hits in zip(QUESTIONS, store.search(QUESTIONS, k=ANSWERS), strict=True):
+    for question, hits in zip(QUESTIONS, store.search_batch(QUESTIONS, k=ANSWERS), strict=True):
         print(f"\n{question}")
         for rank, hit in enumerate(hits, 1):
             print(f"  {rank}. {hit.score:.3f}  {hit.text[:110]}")

@@ -17,6 +17,7 @@ from .plugin import disable_plugin, enable_plugin
 if TYPE_CHECKING:
     from .auditing import audit
     from .bidirectional import enable_bidirectional_attention, restore_causal_attention
+    from .corpus import encode_corpus
     from .errors import LLM2VecError
     from .evaluation.diagnosis import doctor
     from .loading import load
@@ -32,6 +33,7 @@ _LAZY = {
     "audit": "auditing",
     "doctor": "evaluation.diagnosis",
     "enable_bidirectional_attention": "bidirectional",
+    "encode_corpus": "corpus",
     "encode_words": "words",
     "load": "loading",
     "restore_causal_attention": "bidirectional",
@@ -47,6 +49,7 @@ __all__ = [
     "doctor",
     "enable_bidirectional_attention",
     "enable_plugin",
+    "encode_corpus",
     "encode_words",
     "load",
     "register_alias",

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from .atomic import DRAFTS, published
 from .errors import CacheError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .settings import EncoderSettings
 from .vetting import read_json, require_below
@@ -49,9 +49,9 @@ class Alias:
                 continue
             text = value if isinstance(value, str) else ""
             # An absolute path may come and go with its disk; that is said when it is used.
-            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and Path(text).is_dir())):
+            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
                 raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
-            if Path(value).is_dir():
+            if os.path.isdir(value):
                 object.__setattr__(self, name, str(Path(value).absolute()))
         if not isinstance(self.revision, str | None):
             raise InvalidInputError(f"revision={self.revision!r} must be a branch, tag or commit.")
@@ -222,7 +222,7 @@ def find(name: str) -> Alias | None:
         ModelNotFoundError: A name of our kind that is neither known nor a folder; nothing is asked of the network.
         InvalidInputError: The user's file cannot be understood.
     """
-    if not name or "/" in name or os.sep in name or Path(name).is_dir():
+    if not name or "/" in name or os.sep in name or os.path.isdir(name):
         return None
     alias = _meaning(name)
     if alias is None and name.startswith(PREFIX):
@@ -285,15 +285,13 @@ def kept_folder(name: str, alias: Alias) -> Path:
 def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
     from safetensors import SafetensorError
 
-    for left in place.parent.glob(".draft-*"):  # by a process that was killed: nobody else holds the lock
+    for left in place.parent.glob(DRAFTS):  # by a process that was killed: nobody else holds the lock
         shutil.rmtree(left)
     try:
-        with tempfile.TemporaryDirectory(prefix=".draft-", dir=place.parent) as draft:
-            folder = Path(draft) / place.name
+        with published(place) as folder:
             make(folder)
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             (folder / CONTENTS).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
-            os.replace(folder, place)
     except LLM2VecError:
         raise
     except (OSError, SafetensorError) as error:

@@ -49,7 +49,7 @@ def complete_card(folder: Path, model: LLM2Vec) -> None:
     file = folder / "README.md"
     if not file.is_file():
         return
-    card = ModelCard(_OURS.sub("", file.read_text(encoding="utf-8")))
+    card: Any = ModelCard(_OURS.sub("", file.read_text(encoding="utf-8")))
     card.data.tags = [*(tag for tag in card.data.tags or [] if tag != TAG), TAG]
     if base := _hub_id(model):
         card.data.base_model = base

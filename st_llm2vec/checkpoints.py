@@ -19,7 +19,7 @@ from .aliases import PUBLISHED
 from .errors import InvalidCheckpointError
 from .hub import Hub, folder_of, repository_of
 from .settings import EncoderSettings, is_original, translated
-from .vetting import leaves, read_json, require_below
+from .vetting import leaves, named_weights, read_json
 
 SETTINGS_FILE = "llm2vec_config.json"
 # The published second stages, and the MNTP stage that each belongs on: their own files name the raw decoder.
@@ -161,8 +161,8 @@ def _base_of(folder: Path) -> str:
     local = repository_of(folder) is None
     stage = SECOND_STAGES.get(_published_id(folder) or "")
     if stage is not None:
-        beside = folder.parent / stage.rpartition("/")[2]
-        return str(beside) if local and beside.is_dir() else stage
+        clone = folder.parent / stage.rpartition("/")[2]
+        return str(clone) if local and clone.is_dir() else stage
     shown = repository_of(folder) or str(folder)
     remedy = f"Say what it belongs on: load({shown!r}, base='<the MNTP stage or decoder>')."
     if not _is_first_stage(folder):
@@ -180,8 +180,8 @@ def _base_of(folder: Path) -> str:
             f"{folder / 'adapter_config.json'} names {named!r} as its decoder, which is neither a folder beside it nor "
             f"a hub id. {remedy}"
         )
-    beside = folder.parent / named
-    return str(beside) if local and beside.is_dir() else named
+    beside = str(folder.parent / named)
+    return beside if local and os.path.isdir(beside) else named
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -237,7 +237,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
-    files = sorted({require_below(index, name) for name in (read_json(index).get("weight_map") or {}).values()})
+    files = named_weights(index, read_json(index))
     if missing := [file.name for file in files if not file.is_file()]:
         raise InvalidCheckpointError(
             f"{folder} lacks {missing[0]}, one of the {len(files)} files that model.safetensors.index.json names. "

@@ -1,138 +1,216 @@
-"""One file of texts in, one file of vectors out: a shard of a corpus, complete or not there at all.
-
-A shard is done when the note beside its vectors says so: made of this very input, with this very model and setting. A
-kill loses the shard under way at most; calling again does the rest. Shards know nothing of each other, so a loop, a job
-array, Ray Data or Spark can drive `encode_shard` alike.
-"""
+"""Texts of any number to vectors: read and checked as a whole, then encoded shard by shard, resumed after a kill."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .chunking import Chunker
+from .encoders import open_encoder
 from .errors import InvalidInputError
-from .readers import Rows, read_rows, require_pyarrow
+from .ingestion import Passages, Reading, Records, read_passages
+from .readers import TEXT_COLUMN
+from .shards import COLUMNS, FORMATS, Shards
 
-Embed = Callable[[list[str]], Any]
-Write = Callable[[Path, Rows, Any], None]
+SHARD_SIZE = 8192  # texts of a shard
+BLOCK = 512  # texts that are encoded at once, between two reports of progress
+TASKS = ("document", "query")
+_SETTLED_TOKENS = 8192  # from here on an encoder is brought into the state in which it stays
+
+Progress = Callable[[int, int], None]  # texts done, texts to do
 
 
-def encode_shard(source: Path, target: Path, embed: Embed, *, text_column: str, setting: dict[str, Any]) -> int:
-    """Encodes the texts of `source` into `target` (.npy or .parquet), unless that was done already.
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What a run of `encode_corpus` did.
 
     Args:
-        embed: texts -> float32 (texts, dimension).
-        setting: what else the vectors depend on, such as the model's fingerprint; another setting encodes again.
+        path: The output.
+        texts: Vectors in it.
+        dimension: Of a vector.
+        encoded: Texts that were encoded in this run; the others were there.
+        shards: Files of vectors.
+        seconds: Time that encoding took.
+        skipped: Rows and files that could not be read and were passed over.
+        cut: Texts that the encoder reads the start of.
+        said: What else should be known: the errors passed over, files of other kinds, columns of several types.
+    """
+
+    path: Path
+    texts: int
+    dimension: int
+    encoded: int
+    shards: int
+    seconds: float
+    skipped: int
+    cut: int
+    said: tuple[str, ...]
+
+
+def encode_corpus(
+    model: Any,
+    inputs: str | Path | Iterable[Any],
+    output: str | Path,
+    *,
+    format: str = "parquet",
+    text_column: str | Sequence[str] = TEXT_COLUMN,
+    id_column: str | None = None,
+    metadata: Sequence[str] | None = None,
+    on_error: str = "stop",
+    task: str = "document",
+    prompt: str | None = None,
+    normalize: bool = False,
+    chunk_size: int | None = None,
+    chunk_overlap: int = 0,
+    batch_size: int = 32,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
+) -> CorpusSummary:
+    """Encode a corpus into shards of vectors, going on where an earlier run was stopped.
+
+    Args:
+        model: An encoder, or its name.
+        inputs: Files, folders and globs (.txt, .md, .html, .pdf, .json, .jsonl, .csv, .tsv, .parquet, .arrow), or rows:
+            a data set of `datasets`, any iterable of dicts, or `Records` of texts.
+        output: A folder, new or of an earlier run; or one file that ends in .parquet or .npy (vectors only).
+        format: Of the shards: "parquet" (id, text, metadata, embedding) or "npy" (with a .jsonl beside each).
+        text_column: Column of the text; of several, the first that a row has.
+        id_column: Column of the id. Default: FILE:LINE for rows, FILE#CHUNK for documents.
+        metadata: Columns to keep. Default: all.
+        on_error: "stop" at what cannot be read, before anything is encoded, or "skip".
+        task: "document" or "query": whose prompt the texts get.
+        prompt: What is put before every text instead.
+        normalize: Vectors of unit length.
+        chunk_size: Tokens of a chunk, at most; documents are always split (256), rows only if this is given.
+        chunk_overlap: Tokens that a chunk may repeat of the one before.
+        batch_size: As for `encode`.
+        shard_size: Texts of a shard: what a kill costs at most.
+        progress: Called with the texts that are done and those that are to be encoded in all.
+        reading: All about reading in one, in the place of `text_column` to `on_error`.
 
     Returns:
-        How many texts were encoded; 0 if the shard was done.
+        Counts, and what was passed over.
 
     Raises:
-        InvalidInputError: `source` cannot be read; the message names the line.
+        InvalidInputError: Something cannot be read, or the output is that of another model or setting. Nothing was
+            encoded.
+
+    Example:
+        encode_corpus("llm2vec-tiny", "notes", "vectors")
     """
-    write = writer_of(target)
-    note = target.with_name(target.name + ".done.json")
-    made_of = {"source": source.name, "sha256": _sha256(source), "text_column": text_column, **setting}
-    if _done(note, target, made_of):
-        return 0
-    rows = read_rows(source)
-    vectors = embed(rows.texts(text_column))
-    with published(target) as draft:
-        write(draft, rows, vectors)
-    with published(note) as draft:
-        size = {"rows": len(vectors), "dimension": vectors.shape[1], "bytes": target.stat().st_size}
-        draft.write_text(json.dumps({**made_of, **size}, indent=2), encoding="utf-8")
-    return len(vectors)
-
-
-def writer_of(target: Path) -> Write:
-    """What writes a file of that ending.
-
-    Raises:
-        InvalidInputError: Nothing does.
-    """
-    if (write := WRITERS.get(target.suffix.lower())) is None:
-        raise InvalidInputError(
-            f"{target} ends in {target.suffix!r}. Give an output that ends in {', '.join(WRITERS)}."
-        )
-    return write
-
-
-def _done(note: Path, target: Path, made_of: dict[str, Any]) -> bool:
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-        size = target.stat().st_size
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(found, dict):
-        return False
-    expected = json.loads(json.dumps(made_of))
-    return bool(found.pop("bytes", None) == size and {name: found.get(name) for name in expected} == expected)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_npy(path: Path, rows: Rows, vectors: Any) -> None:
-    import numpy as np
-
-    with path.open("wb") as file:  # np.save(path) would add .npy to the temporary name
-        np.save(file, vectors)
-
-
-def _write_parquet(path: Path, rows: Rows, vectors: Any) -> None:
-    pyarrow = require_pyarrow()
-    if "embedding" in rows.columns:
-        raise InvalidInputError(f"{rows.path} has a column 'embedding' already. Rename it, or write a .npy file.")
-    try:
-        table = pyarrow.table({name: [row.get(name) for row in rows.values] for name in rows.columns})
-    except pyarrow.ArrowException as error:
-        raise InvalidInputError(
-            f"The columns of {rows.path} do not fit parquet ({error}); write a .npy file."
-        ) from error
-    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
-    pyarrow.parquet.write_table(table.append_column("embedding", column), path)
-
-
-WRITERS: dict[str, Write] = {".npy": _write_npy, ".parquet": _write_parquet}
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; the file or folder written there takes its name when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        yield draft
-        if draft.is_file():
-            _flush(draft)
-        os.replace(draft, path)
-        _flush(path.parent)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
+    for name, value, allowed in (("task", task, TASKS), ("format", format, FORMATS)):
+        if value not in allowed:
+            raise InvalidInputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
+        raise InvalidInputError(f"shard_size must be a whole number of at least 1, got {shard_size!r}.")
+    columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
+    reading = reading or Reading(columns, id_column, None if metadata is None else tuple(metadata), on_error=on_error)
+    target = Path(output)
+    single = target.suffix.lower().removeprefix(".") if target.suffix.lower()[1:] in FORMATS else None
+    encoder: Any = open_encoder(model)
+    setting = {
+        "fingerprint": encoder.fingerprint,
+        "task": task,
+        "prompt": prompt,
+        "normalize": normalize,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "quantized": bool(getattr(getattr(encoder[0], "model", None), "is_quantized", False)),
+        "format": single or format,
+    }
+    folder = Shards(target.with_name(f".{target.name}.parts") if single else target, setting, working=bool(single))
+    before = prompt if prompt is not None else encoder.prompts.get(task) or ""
+    chunker = Chunker(encoder, chunk_size, chunk_overlap, before, split_rows=chunk_size is not None)
+    with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
+        if chunk_overlap and chunk_size is None and "chunk" not in passages.fields:
+            raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
+        _check_columns(passages, single)
+        embed = Embed(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size, progress=progress)
+        embed.settle(passages, before)
+        entries = folder.write(passages, embed, shard_size)
+        if single:
+            folder.join(entries, target)
         else:
-            draft.unlink(missing_ok=True)
+            folder.finish(entries)
+        report = passages.report
+        return CorpusSummary(
+            path=target,
+            texts=len(passages),
+            dimension=entries[0]["dimension"],
+            encoded=embed.encoded,
+            shards=len(entries),
+            seconds=embed.seconds,
+            skipped=report.skipped,
+            cut=passages.cut,
+            said=(*report.errors, *report.notes),
+        )
 
 
-def _flush(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk, where the system lets one."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sources(inputs: Any) -> Any:
+    if isinstance(inputs, str | Path):
+        return [inputs]
+    paths = isinstance(inputs, list | tuple) and all(isinstance(item, str | Path) for item in inputs)
+    return inputs if paths or isinstance(inputs, Records) else Records(inputs)
+
+
+def _check_columns(passages: Passages, single: str | None) -> None:
+    if taken := [name for name in COLUMNS if name in passages.fields]:
+        raise InvalidInputError(
+            f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "
+            "(metadata), or say that it is the id (id_column)."
+        )
+    if single == "npy" and (passages.report.skipped or "chunk" in passages.fields):
+        raise InvalidInputError(
+            "a .npy file holds vectors only, and with chunks or skipped rows nobody knows whose they are. Give an "
+            "output that ends in .parquet, or a folder."
+        )
+
+
+class Embed:
+    """Texts to float32 vectors (texts, dimension), in blocks, with a report after each."""
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        task: str = "document",
+        prompt: str | None = None,
+        normalize: bool = False,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._encode = encoder.encode_query if task == "query" else encoder.encode_document
+        self._options = {"prompt": prompt, "normalize_embeddings": normalize, "batch_size": batch_size}
+        self._progress = progress
+        self.encoded = self.total = 0
+        self.seconds = 0.0
+
+    def settle(self, passages: Passages, prompt: str = "") -> None:
+        """Bring the encoder into the state that a long run would bring it into.
+
+        The vectors of a text then depend on the corpus only, not on where a run began.
+        """
+        from .backend.deciding import expect
+        from .model import LLM2Vec
+
+        tokens = passages.characters + len(passages) * (len(prompt) + 8)  # at most
+        if tokens >= _SETTLED_TOKENS and isinstance(self._encoder, LLM2Vec):
+            expect(self._encoder[0], tokens + (1 << 40))
+
+    def __call__(self, texts: list[str]) -> Any:
+        import numpy as np
+
+        parts = []
+        for start in range(0, len(texts), BLOCK):
+            block = texts[start : start + BLOCK]
+            started = time.perf_counter()
+            parts.append(np.asarray(self._encode(block, show_progress_bar=False, **self._options), dtype=np.float32))
+            self.seconds += time.perf_counter() - started
+            self.encoded += len(block)
+            if self._progress:
+                self._progress(self.encoded, self.total)
+        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from .errors import InvalidInputError
+from . import aliases
+from .errors import InvalidInputError, ModelNotFoundError
 from .types import Encoder
 
 # Arguments of `SentenceTransformer` that change an attribute of the encoder only, and what each may be.
@@ -19,6 +23,7 @@ _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
 # `trust_remote_code` is a permission: it is not needed, as no code of a checkpoint is ever run.
 _NOT_NEEDED: dict[str, tuple[Any, ...]] = {"backend": ("torch", None), "trust_remote_code": (True, False, None)}
 _NOTHING: tuple[Any, ...] = (None, {})
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)
 
 
 def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *, argument: str = "model") -> Encoder:
@@ -65,3 +70,50 @@ def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *,
     for name, value in attributes.items():
         setattr(encoder, name, value)
     return encoder
+
+
+def lasting_name(name: str | os.PathLike[str], revision: str | None = None) -> tuple[str, str | None]:
+    """Return a name, and a revision, that mean the same encoder from any working folder.
+
+    The folder of an alias becomes the alias, a snapshot in the hub's cache its repository and commit, and any other
+    folder or GGUF file that exists an absolute path.
+    """
+    name, place = str(name), Path(name)
+    try:
+        if aliases.find(name) or not place.exists():
+            return name, revision
+    except (OSError, ValueError):  # no name that a file can have
+        return name, revision
+    place = place.absolute()
+    for alias, meaning in aliases.known().items():
+        if place in ((Path(meaning.model),) if meaning.is_encoder else (aliases.kept_folder(alias, meaning),)):
+            return alias, None
+    owner, _, repository = place.parent.parent.name.removeprefix("models--").partition("--")
+    if place.parent.name == "snapshots" and owner and repository:
+        return f"{owner}/{repository}", place.name
+    return str(place), None
+
+
+def open_unasked(name: str, revision: str | None = None, **options: Any) -> Encoder:
+    """Open an encoder by a name from a file, whoever wrote it: what is here already, and nothing else.
+
+    An alias opens if it has been made, a hub id if it is in the hub's cache; nothing is downloaded or merged, and, as
+    everywhere, no code of a checkpoint is run. Whether it is the encoder that was meant is for the caller to compare.
+
+    Args:
+        name: Alias, absolute path or hub id.
+        revision: Branch, tag or commit of a hub id.
+        options: Arguments of `load`.
+
+    Raises:
+        ModelNotFoundError: It is not here, or is no such name.
+    """
+    from .loading import load
+
+    place, network = Path(name), name.startswith(("//", "\\\\"))  # opening a share would log in to its server
+    alias = None if place.is_absolute() or network else aliases.find(name)
+    if alias and not alias.is_encoder and not aliases.kept_folder(name, alias).is_dir():
+        raise ModelNotFoundError(f"{name!r} stands for {alias}, and has not been made here yet.")
+    if network or not (alias or _HUB_ID.fullmatch(name) or (place.is_absolute() and place.exists())):
+        raise ModelNotFoundError(f"{name!r} is no alias, no absolute path that exists and no hub id ('owner/name').")
+    return load(name, revision=revision, local_files_only=True, **options)

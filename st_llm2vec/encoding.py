@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from .backend.packed_batch import PackedBatch
+from .backend.deciding import expect
+from .backend.packed_batch import PackedBatch, batches, one_ahead
 from .tokenization import TokenizedText
 
 if TYPE_CHECKING:
@@ -114,37 +114,6 @@ def token_budget(model: LLM2Vec, place: torch.device) -> int:
     return COMPILED_CPU_TOKENS if model[0].status["compiled"] else CPU_TOKENS
 
 
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        # counted as if padded to the longest, which is what a model that cannot pack will do
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-@contextmanager
-def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
-    """The function's values, the next of which is worked out in a thread while the caller has the last."""
-    if len(items) < 2:  # a single query should not wait for a thread
-        yield map(function, items)
-        return
-    with ThreadPoolExecutor(1) as pool:
-
-        def values() -> Iterator[Any]:
-            coming = pool.submit(function, items[0])
-            for item in items[1:]:
-                value, coming = coming.result(), pool.submit(function, item)
-                yield value
-            yield coming.result()
-
-        yield values()
-
-
 _gate = threading.Lock()
 _running: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
@@ -154,7 +123,7 @@ def _in_use(transformer: Any, waiting: int) -> Iterator[None]:
     """Lets the transformer change its layers for the tokens that wait, unless another thread is running them."""
     with _gate:
         if not _running.get(transformer):
-            transformer.expect(waiting)
+            expect(transformer, waiting)
         _running[transformer] = _running.get(transformer, 0) + 1
     try:
         yield

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from .gguf_configs import ROTARY, config_of
 from .gguf_tokenizers import tokenizer_of, unsupported, value_of
 from .hub import Hub, require_no_revision
 from .runtime import Runtime
-from .vetting import opening, read_json, require_file, require_sane_gguf
+from .vetting import can_be_path, opening, read_json, require_file, require_sane_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -106,7 +107,7 @@ def _base_of(name: str) -> str | None:
     if not Path(name, "adapter_config.json").is_file():
         return None
     named = read_json(Path(name, "adapter_config.json")).get("base_model_name_or_path")
-    return named if isinstance(named, str) and named.endswith(".gguf") else None
+    return named if can_be_path(named) and named.endswith(".gguf") else None
 
 
 def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hub | None = None) -> Path | None:
@@ -175,9 +176,10 @@ def _read(path: Path) -> GGUFReader:
         ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]
     except Exception as error:  # whatever numpy says of the bytes where the file ends
         raise InvalidCheckpointError(f"{path} is damaged or cut off ({error}). Download it again.") from error
-    if not ends or max(ends) > (size := path.stat().st_size):
+    if not ends or max(ends) > path.stat().st_size:
         raise InvalidCheckpointError(f"{path} is cut off: its tensors end after the file does. Download it again.")
-    if sum(tensor.n_bytes for tensor in reader.tensors) > size:
+    places = sorted((tensor.data_offset, tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors)
+    if any(start < end for (_, end), (start, _) in pairwise(places)):
         raise InvalidCheckpointError(f"{path} is damaged: tensors share their bytes. Do not use it.")
     if (value_of(reader, "split.count") or 0) > 1:
         raise InvalidCheckpointError(

@@ -19,7 +19,8 @@ from transformers import AutoProcessor
 
 from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
-from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecPooling, LLM2VecTransformer
+from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecTransformer
+from .pooling import LLM2VecPooling
 from .settings import OUR_POOLING_MODES, EncoderSettings
 from .templates import Template
 from .vetting import read_json
@@ -87,7 +88,7 @@ def read_host_folder(folder: Path) -> HostFolder | None:
         read = {"attention": "bidirectional", **read}
     pooling = Pooling.load_config(str(folder), subfolder=second[1])
     model = read_json(folder / "config_sentence_transformers.json")
-    if (kind_of_model := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+    if (kind_of_model := model.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
         raise _refused(folder, f"a {kind_of_model}")
     stated = {
         "pooling_mode": _pooling_mode(pooling.get("pooling_mode", "mean"), folder),

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -88,3 +91,18 @@ def require_hooks() -> None:
                 f"{hook.host} {version(hook.host)} is not supported: {lack}, which st_llm2vec needs for: {hook.why}. "
                 f"Install a tested version: pip install --upgrade st-llm2vec (its bounds choose {hook.host})."
             )
+
+
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Keep transformers' report on tensors that a model does not use, such as an encoder's language-model head."""
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

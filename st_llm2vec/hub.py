@@ -47,7 +47,7 @@ class Hub:
 
 def folder_of(name: str, revision: str | None, hub: Hub) -> Path:
     """The folder of a name, downloaded if it is a hub id; every path in its files stays inside."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # as Path.is_dir, which raises where a name is too long
         require_no_revision(name, revision)
         require_safe(Path(name))
         return Path(name)

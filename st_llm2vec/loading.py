@@ -22,13 +22,14 @@ from .host_folders import require_same_tokens
 from .hub import Hub
 from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
 from .model import LLM2Vec
-from .modules import LLM2VecPooling, LLM2VecTransformer
+from .modules import LLM2VecTransformer
 from .planning import Plan, plan_encoder, read_config, template_of
+from .pooling import LLM2VecPooling
 from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
 from .settings import POOLING_MODES, EncoderSettings
 from .templates import Template
-from .vetting import opening
+from .vetting import can_be_path, opening
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def convert(
         As `load`; also OSError where the disk is full.
     """
     asked = EncoderSettings.of(settings)
+    folder = _path("folder", folder, required=True)
     runtime = Runtime(dtype=as_torch_dtype(dtype), device=device or "cpu")
     place = _path("name", name, required=True)
     stages = {"adapter": _path("adapter", adapter), "base": _path("base", base)}
@@ -323,9 +325,12 @@ def _path(name: str, value: Any, *, required: bool = False) -> Any:
         return None
     if not isinstance(value, str | os.PathLike):
         raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be a name or a folder.")
-    if not os.fspath(value):
+    path = os.fspath(value)
+    if not path:
         raise InvalidInputError(f"{name}={value!r} is empty; {name} must be a name or a folder.")
-    return os.fspath(value)
+    if not can_be_path(path):
+        raise InvalidInputError(f"{name} must be a name that a file can have, got {path!r:.80}.")
+    return path
 
 
 def _probe(model: LLM2Vec) -> np.ndarray:

@@ -10,12 +10,10 @@ import copy
 import errno
 import json
 import math
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from .atomic import published_folder
 from .checkpoints import Checkpoint, no_weights, weight_files
 from .errors import InvalidCheckpointError
 from .vetting import own_attention, read_json, require_files
@@ -44,40 +43,9 @@ _SAMPLE = 3  # rows of every merged weight that are compared with the files afte
 Sample = dict[str, tuple[list[int], Tensor]]
 
 
-@contextmanager
-def published(target: Path) -> Iterator[Path]:
-    """A temporary folder whose content becomes `target` when the block ends without an error; else nothing changes.
-
-    Files of the same names are replaced, and weights that were in `target` before are removed: a folder with two sets
-    of weights opens with either.
-
-    Raises:
-        OSError: The disk is full, among others; `target` is as it was.
-    """
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.is_dir():
-            stale = {file for pattern in _WEIGHTS for file in target.glob(pattern) if not (folder / file.name).exists()}
-            for item in sorted(folder.iterdir()):
-                if item.is_dir():
-                    shutil.rmtree(target / item.name, ignore_errors=True)
-                os.replace(item, target / item.name)
-            for file in stale:
-                file.unlink()
-        else:
-            os.replace(folder, target)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise OSError(
-                errno.ENOSPC, f"No space left on device for {target}, which is as it was before: {error}"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def published(target: Path) -> AbstractContextManager[Path]:
+    """As `published_folder`; weights that were in `target` before are removed: with two sets, either is opened."""
+    return published_folder(target, _WEIGHTS)
 
 
 class Adapter:

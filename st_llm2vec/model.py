@@ -23,7 +23,8 @@ from .encoding import encode_texts
 from .errors import InvalidInputError
 from .hosts import require_hooks
 from .merging import published, restore_adapter
-from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecPooling, LLM2VecTransformer
+from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecTransformer
+from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
 from .saving import portable_copy, write_folder
 from .settings import OUR_POOLING_MODES, EncoderSettings

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,52 +17,23 @@ from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
+from .backend.deciding import MECHANISMS, packs
 from .backend.equivalence import Status, off
-from .backend.packed_batch import PackedBatch, packed, packed_checkpoints, recomputes_elsewhere
-from .backend.packing import disable_packing, enable_packing, is_packing
-from .backend.prepacked import is_prepacked, prepack
-from .backend.residual import keep_residual_in_float32, round_residual
-from .bidirectional import Audit, enable_bidirectional_attention, has_twin, is_bidirectional, restore_causal_attention
+from .backend.packed_batch import PackedBatch, packed, packed_checkpoints
+from .backend.packing import disable_packing, is_packing
+from .backend.residual import round_residual
+from .bidirectional import Audit, enable_bidirectional_attention, is_bidirectional, restore_causal_attention
 from .errors import InvalidCheckpointError, InvalidInputError
+from .hosts import no_load_report
+from .pooling import LLM2VecPooling
 from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
-from .tokenization import TokenizedText, require_unicode, split_input, tokenize
-from .vetting import own_attention
-
-# What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda mask: mask,
-    "weightedmean": lambda mask: mask.cumsum(1) * mask,  # 1 ... n over the span; stock counts from the text's start
-    "lasttoken": lambda mask: (mask.flip(1).cumsum(1).flip(1) == 1) * mask,
-    "cls": lambda mask: (mask.cumsum(1) == 1) * mask,
-}
+from .tokenization import TokenizedText, as_stored, keep_within, require_unicode, split_input, tokenize
+from .vetting import own_attention, require_held, require_no_kernels
 
 # An instruct tokenizer would make the stock module wrap every text in its chat template and forget the prompt's length.
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-
-
-# Prepacking takes as long as it saves on about 5,000 tokens, whatever the size of the decoder: both grow with it.
-PREPACK_TOKENS = 8192
-CHECKED_TOKENS = 512  # fewer do not pay for a look at every layer
-# What makes encoding fast without changing vectors; `LLM2VecTransformer.status` says of each whether it is on.
-MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
-
-
-@contextmanager
-def no_load_report() -> Iterator[None]:
-    """Keeps transformers' report on tensors that a model does not use, such as an encoder's language-model head."""
-    log = logging.getLogger("transformers.modeling_utils")
-    log.addFilter(_is_no_load_report)
-    try:
-        yield
-    finally:
-        log.removeFilter(_is_no_load_report)
-
-
-def _is_no_load_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
 
 
 class LLM2VecTransformer(Transformer):  # type: ignore[misc]
@@ -110,7 +81,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         self.status = dict.fromkeys(MECHANISMS, Status())
         self.text_template = template if isinstance(template, Template) else Template(**(template or {}))
         self.document_max_length = document_max_length
-        self._use_stored_tokenizer(tokenizer_folder or model_name_or_path, kwargs.get("processor_kwargs") or {})
+        stored = tokenizer_folder or model_name_or_path
+        self.processor = as_stored(self.tokenizer, stored, kwargs.get("processor_kwargs") or {})
         tokenizer = self.tokenizer
         tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:
@@ -120,7 +92,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "Set one: processor_kwargs={'pad_token': '...'}."
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        self._keep_within_the_table(model_name_or_path)
+        keep_within(tokenizer, self.model.get_input_embeddings().weight.shape[0], model_name_or_path)
         if attention is not None:
             self.attention = attention
 
@@ -135,56 +107,6 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         self.status["packed"] = Status() if value else off("packing=False")
         if is_packing(self.model):
             disable_packing(self.model)
-
-    def _packs(self, features: dict[str, Any]) -> bool:
-        if not self._packing or "input_ids" not in features or "attention_mask" not in features:
-            return False
-        if torch.compiler.is_compiling():  # it would be compiled again for every packed batch
-            return False
-        if self.training and recomputes_elsewhere(self.model):
-            return False
-        config = self.model.config  # weights of attention are those of a padded batch
-        if getattr(config, "output_attentions", False):
-            return False
-        # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
-        if not features["attention_mask"][:, 0].all():
-            return False
-        if self.status["packed"].on is None or (self.status["packed"] and not is_packing(self.model)):
-            self.status["packed"] = self._prove_packing()
-        if self.compiles and self.status["compiled"].on is None and torch.is_inference_mode_enabled():
-            from .backend.compilation import compile_layers  # the compiler takes a second to import
-
-            self.status["compiled"] = compile_layers(self.model, self.tokenizer)
-        return bool(self.status["packed"])
-
-    def _prove_packing(self) -> Status:
-        # Training rounds the residual stream, and a pretrained decoder makes much of every rounding (equivalence.py):
-        # what can be seen of another layout is seen without it.
-        kept = self.training and keep_residual_in_float32(self.model)
-        try:
-            return enable_packing(self.model, self.tokenizer)
-        finally:
-            if kept:
-                round_residual(self.model)
-
-    def expect(self, tokens: int) -> None:
-        """Prepack the weights once the work repays it: in float32 on a CPU, where the vectors stay the same.
-
-        Nothing but an addition for a single query. Call it while no other thread runs the model.
-
-        Args:
-            tokens: How many are waiting to be encoded, besides those that were.
-        """
-        prepacked = self.status["prepacked"]
-        if self.tokens_encoded + tokens < PREPACK_TOKENS or prepacked.on is False:
-            return
-        if prepacked and tokens >= CHECKED_TOKENS and not is_prepacked(self.model):  # trained, moved, an adapter ...
-            self.status["prepacked"], self.tokens_encoded = Status(), 0
-            return self.expect(tokens)
-        on_cpu = self.model.device.type == "cpu" and self.model.dtype == torch.float32
-        if prepacked.on is None and on_cpu and not has_twin(self.model):
-            self.status["prepacked"] = prepack(self.model, self.tokenizer)
-        return None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled, nor is what a worker process gets; it will be, on its first packed batch.
@@ -231,9 +153,14 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.scores_span = True
 
     def _load_model(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        own_attention(args[1])  # the config; what the caller asks for is in kwargs
+        config, folder = args[1], Path(model_name_or_path)
+        own_attention(config)  # what the caller asks for is in kwargs
+        if not kwargs.get("quantization_config"):
+            require_no_kernels(folder, config)
         # transformers fills weights that a file lacks with random numbers and warns; here that is an error.
         try:
+            if folder.is_dir():
+                require_held(folder, config)
             with no_load_report():
                 model, info = super()._load_model(model_name_or_path, *args, output_loading_info=True, **kwargs)
         except (SafetensorError, RuntimeError) as error:
@@ -244,34 +171,6 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                 f"model, {wrong[0]!r} first, which would be random numbers. Download or save them again."
             )
         return model
-
-    def _use_stored_tokenizer(self, name: str, options: dict[str, Any]) -> None:
-        # Tokenizer classes of transformers 5 rebuild parts of tokenizer.json from their own rules (leading blanks of
-        # Llama 2); the model was trained with the file.
-        rebuilt = self.tokenizer
-        if type(rebuilt) is PreTrainedTokenizerFast and rebuilt.name_or_path == name:
-            return
-        try:
-            stored = PreTrainedTokenizerFast.from_pretrained(name, **options)
-        except (OSError, ValueError):
-            return  # no tokenizer.json: a SentencePiece model only, which the class above has read
-        stored.model_max_length = rebuilt.model_max_length
-        self.processor = stored
-
-    def _keep_within_the_table(self, name: str) -> None:
-        """A tokenizer may have tokens that the decoder has no embedding for; what we add to texts is not of them."""
-        tokenizer = self.tokenizer
-        rows: int = self.model.get_input_embeddings().weight.shape[0]
-        tokenizer.embedded = min(rows, len(tokenizer))  # training draws its random tokens below
-        if odd := [i for i in tokenizer("")["input_ids"] if i >= rows]:
-            raise InvalidCheckpointError(
-                f"The tokenizer of {name!r} adds token {odd[0]} ({tokenizer.convert_ids_to_tokens(odd[0])!r}) to every "
-                f"text, and the decoder has {rows} embeddings: this is the tokenizer of another decoder."
-            )
-        if tokenizer.pad_token_id >= rows:  # what stands there is masked, but it is looked up
-            others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
-            within = next(i for i in others if i is not None and i < rows)
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(within)
 
     def preprocess(
         self,
@@ -411,7 +310,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "lack its template. Tokenize with model.preprocess(texts)."
                 )
             pooling_mask = self._span(features)
-        if self._packs(features):
+        if packs(self, features):
             self._forward_packed(features, batch, **kwargs)
         else:
             features = super().forward(features, **kwargs)
@@ -433,38 +332,6 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             value = found[name]  # (1, total, hidden), or one for every layer
             layers = [batch.scatter(x, ids.shape) for x in (value if isinstance(value, tuple) else (value,))]
             features[name] = tuple(layers) if isinstance(value, tuple) else layers[0]
-
-
-class LLM2VecPooling(Pooling):  # type: ignore[misc]
-    """Pools text and template suffix, in float32; differs from stock `Pooling` in what counts as the prompt.
-
-    Args:
-        embedding_dimension: Width of the token embeddings.
-        pooling_mode: As for the stock class ("mean", "weightedmean", "lasttoken", "cls").
-        include_prompt: Pool all tokens (BOS, template and prompt too), as `skip_instruction=False` did.
-    """
-
-    def __init__(self, embedding_dimension: int, pooling_mode: str = "mean", include_prompt: bool = False) -> None:
-        super().__init__(embedding_dimension, pooling_mode, include_prompt)
-
-    @property
-    def reads_span(self) -> bool:
-        """Whether the value depends on where the text begins and the template's suffix ends."""
-        return self.pooling_mode != "cls" and (not self.include_prompt or self.pooling_mode == "lasttoken")
-
-    def on_model_ready(self, model: Any) -> None:
-        # The last token without a template has no suffix to keep: it is cut as the stock module cuts it.
-        model[0].keep_suffix = self.reads_span and (self.pooling_mode != "lasttoken" or bool(model[0].text_template))
-
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds `sentence_embedding`: float32 (n, hidden)."""
-        tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)
-        names = ("pooling_mask", "attention_mask") if self.reads_span else ("token_mask", "attention_mask")
-        mask = next(features[name] for name in names if name in features)
-        weights = WEIGHTS[self.pooling_mode](mask).to(tokens.dtype)  # (n, length)
-        vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
-        features["sentence_embedding"] = vectors
-        return features
 
 
 # A saved folder may name the stock classes; opened by us it gets ours, which give the same numbers there.

@@ -31,9 +31,10 @@ def enable_plugin() -> None:
     _enabled = True
     if _HOST in sys.modules and hasattr(sys.modules[_HOST], "SentenceTransformer"):
         _patch(sys.modules[_HOST])
-    elif not getattr(enable_plugin, "waiting", False):
+    if not getattr(enable_plugin, "waiting", False):
         enable_plugin.waiting = True  # type: ignore[attr-defined]
         wrapt.register_post_import_hook(_patch, _HOST)  # our own import stays light
+        wrapt.register_post_import_hook(f"{__package__}.evaluation:name_in_mteb", "mteb")
 
 
 def disable_plugin() -> None:

@@ -43,6 +43,20 @@ DEFAULTS: dict[str, Values] = {
         "lora_r": 16,
         "scale": 50.0,
     },
+    # Not of the paper: what is usual for a small student with precomputed targets.
+    "distill": {
+        "max_steps": 1000,
+        "batch_size": 64,
+        "learning_rate": 2e-4,
+        "scheduler": "cosine",
+        "warmup_steps": 50,
+        "save_steps": 200,
+        "seed": 42,
+        "lora_r": 16,
+        "distance": "cosine",
+        "contrast_weight": 0.0,
+        "scale": 20.0,
+    },
 }
 
 # 512 pairs are one batch here; the paper has 64 in each of 8 processes.
@@ -62,7 +76,7 @@ _PAPER: dict[str, Values] = {
 
 def _family(model: str, **stages: Values) -> dict[str, Values]:
     """The paper's settings with the decoder, and what differs for it."""
-    merged = {name: {**values, **stages.get(name, {})} for name, values in _PAPER.items()}
+    merged: dict[str, Values] = {name: {**values, **stages.get(name, {})} for name, values in _PAPER.items()}
     return {**merged, "all": {**merged["all"], "model": model}}
 
 
@@ -93,5 +107,6 @@ PRESETS: dict[str, dict[str, Values]] = {
             "scale": 20.0,
             "save_steps": 50,
         },
+        "distill": {"batch_size": 48, "learning_rate": 4e-4, "max_seq_length": 96, "save_steps": 50},
     },
 }

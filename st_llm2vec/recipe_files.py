@@ -102,7 +102,7 @@ def _recipe(shared: dict[str, Any], said: Mapping[str, Any], tables: dict[str, A
                 raise InvalidInputError(f"[{name}] starts from [{start}], and names a model. Leave one of them out.")
             values["model"] = os.path.join(output, start)
         stages[name], after[name] = TrainingSettings(objective, **values), start
-        stages[name].require("model", "data")
+        stages[name].require_complete()
     if odd := sorted(set(shared) - taken):
         raise InvalidInputError(f"{odd[0]} is for {' and '.join(FIELDS[odd[0]].metadata['only'])}; no stage here is.")
     if only is not None:

@@ -21,6 +21,8 @@ from .settings import ATTENTION, EncoderSettings, as_count, as_flag, as_share, o
 
 OBJECTIVES = tuple(DEFAULTS)
 CONTRASTIVE = ("simcse", "supervised")
+SCALED, PROMPTED = (*CONTRASTIVE, "distill"), ("supervised", "distill")
+DISTANCES = ("cosine", "mse", "l2")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -96,7 +98,8 @@ class DataSet:
     Args:
         file: .jsonl, .csv, .parquet or .txt; from Python also rows: a list of dicts or texts, or a `datasets.Dataset`.
         columns: mntp and simcse: the column of the text (default: text). supervised: anchor, positive and any number of
-            hard negatives (default: all columns in their order). A column of lists of texts stands for as many columns.
+            hard negatives, distill: texts or pairs (default: all columns in their order). A column of lists of texts
+            stands for as many columns.
         limit: Take this many rows, drawn with the stage's seed; default: all.
         weight: How often a row is read in an epoch; 0.5 takes half of the rows.
         query_prompt: Before each anchor; default: the stage's.
@@ -163,7 +166,7 @@ class TrainingSettings:
         InvalidInputError: A value of the wrong type or size, or one that the objective does not know.
     """
 
-    objective: str = _row(_of(OBJECTIVES), None, "What is trained: mntp, simcse or supervised.")
+    objective: str = _row(_of(OBJECTIVES), None, f"What is trained: {', '.join(OBJECTIVES)}.")
     model: str | None = _row(_text, None, "Alias, folder or hub id to start from.")
     data: Mapping[str, DataSet] | None = _row(_data, None, "Data sets by name.")
     output: str | None = _row(_text, None, "Folder of the trained encoder and its checkpoints.", fixed=False)
@@ -199,12 +202,19 @@ class TrainingSettings:
     attention_dropout: float | None = _row(
         _in("[0, 1)"), float, "Of the two passes, which it makes differ.", ("simcse",)
     )
-    scale: float | None = _row(_number, float, "Of the cosine similarities: 1 / temperature.", CONTRASTIVE)
+    scale: float | None = _row(_number, float, "Of the cosine similarities: 1 / temperature.", SCALED)
     symmetric: bool | None = _row(as_flag, bool, "Each positive finds its anchor, too.", CONTRASTIVE)
     matryoshka_dims: tuple[int, ...] | None = _row(_dims, list, "Train the first dimensions alone, too.", CONTRASTIVE)
-    query_prompt: str | None = _row(_prompt, str, "Before each anchor; saved as the query prompt.", ("supervised",))
+    query_prompt: str | None = _row(_prompt, str, "Before each anchor; saved as the query prompt.", PROMPTED)
     document_prompt: str | None = _row(
-        _prompt, str, "Before each positive and negative; saved as the document prompt.", ("supervised",)
+        _prompt, str, "Before each positive and negative; saved as the document prompt.", PROMPTED
+    )
+    teacher: str | None = _row(_text, str, "Any sentence-transformers model, whose vectors are learned.", ("distill",))
+    distance: str | None = _row(
+        _of(DISTANCES), str, f"Of projected vectors to the teacher's: {', '.join(DISTANCES)}.", ("distill",)
+    )
+    contrast_weight: float | None = _row(
+        _not_negative, float, "Of contrast with the rest of the batch, which needs pairs; 0 is none.", ("distill",)
     )
     pooling_mode: str | None = _row(_encoder, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
     template: str | None = _row(_encoder, str, "Chat template around every text.")
@@ -255,9 +265,9 @@ class TrainingSettings:
                 return values[name]
         return None
 
-    def require(self, *names: str) -> None:
+    def require_complete(self) -> None:
         """Raise `InvalidInputError` where a field that has no default is not said."""
-        for name in names:
+        for name in ("model", "data", "output", *REQUIRED.get(self.objective, ())):
             if self[name] is None:
                 raise InvalidInputError(f"{name} is missing: {FIELDS[name].metadata['help']}")
 
@@ -285,5 +295,6 @@ def _named(data: DataSet) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+REQUIRED = {"distill": ("teacher",)}  # besides model, data and output
 FIELDS = {row.name: row for row in fields(TrainingSettings)}
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "adapter_dtype")

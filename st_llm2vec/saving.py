@@ -25,7 +25,7 @@ from .cards import complete_card
 from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
-from .modules import LLM2VecPooling
+from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
 from .templates import special_counts
 from .vetting import read_json

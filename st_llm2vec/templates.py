@@ -13,7 +13,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from .errors import InvalidInputError
-from .vetting import require_finite_template
+from .vetting import render_apart
 
 MAX_LENGTH = 20_000  # characters before and after every text; the longest of TEMPLATES have 60
 
@@ -82,27 +82,18 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     turns = [{"role": "user", "content": first}, {"role": "assistant", "content": reply}]
     turns += [{"role": "user", "content": second}]
 
-    def render(turns: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-
     if not tokenizer.chat_template:
         raise InvalidInputError(
             f"template={CHAT!r} was asked for, and the tokenizer has no chat template. Use one of {sorted(TEMPLATES)}."
         )
-    tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    require_finite_template(tokenizer.get_chat_template(), [turns, turns[:2], turns[:1]], tokens)
-    try:
-        # The second turn of the user: a system message stands before the first one only.
-        closing = render(turns[:2]).partition(reply)[2]
-        between, found, suffix = render(turns).partition(reply)[2].partition(second)
-        prefix = between.removeprefix(closing)
-        if prefix == between:  # the last turn ends in another way (phi3): what both turns of the user begin with
-            opening = render(turns[:1]).partition(first)[0]
-            prefix = commonprefix([opening[::-1], between[::-1]])[::-1]  # noqa: RUF071 - of texts, not of paths
-    except Exception as error:  # whatever a template raises that wants other turns
-        raise InvalidInputError(
-            f"The tokenizer's chat template cannot be used ({error}). Give a Template(prefix, suffix)."
-        ) from error
+    # The second turn of the user: a system message stands before the first one only.
+    answered, whole = render_apart(tokenizer.get_chat_template(), [turns[:2], turns], tokenizer.special_tokens_map)
+    closing = answered.partition(reply)[2]
+    between, found, suffix = whole.partition(reply)[2].partition(second)
+    prefix = between.removeprefix(closing)
+    if prefix == between:  # the last turn ends in another way (phi3): what both turns of the user begin with
+        opening = render_apart(tokenizer.get_chat_template(), [turns[:1]], tokenizer.special_tokens_map)[0]
+        prefix = commonprefix([opening.partition(first)[0][::-1], between[::-1]])[::-1]  # noqa: RUF071 - of texts
     if not found:
         raise InvalidInputError("The tokenizer's chat template changes the text. Give a Template(prefix, suffix).")
     if special_counts(tokenizer)[0]:

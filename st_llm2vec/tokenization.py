@@ -6,12 +6,12 @@ in attention only. Sections named here are those of the parity kit's README (sem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .errors import InvalidInputError
+from .errors import InvalidCheckpointError, InvalidInputError
 from .templates import Template, special_counts
 
 
@@ -116,6 +116,13 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = F
     except TypeError:
         require_unicode(*texts)
         raise
+    except BaseException as error:  # of tokenizers: a plain Exception, or a panic, which is none
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise InvalidCheckpointError(
+            f"The tokenizer cannot read a text ({str(error)[:200]}): its tokenizer.json fits no text like it. Download "
+            "it again, or load the tokenizer that the decoder was trained with."
+        ) from error
     return ids
 
 
@@ -186,3 +193,40 @@ def _truncate(
     head = ids[: before + min(prompt_end - before, room - n_text)]
     tail = ids[suffix_start:]
     return TokenizedText(head + ids[prompt_end : prompt_end + n_text] + tail, n_text + len(tail))
+
+
+def as_stored(rebuilt: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer as its file has it.
+
+    Tokenizer classes of transformers 5 rebuild parts of tokenizer.json from their own rules (leading blanks of Llama
+    2); the model was trained with the file.
+    """
+    if type(rebuilt) is PreTrainedTokenizerFast and rebuilt.name_or_path == name:
+        return rebuilt
+    try:
+        stored = PreTrainedTokenizerFast.from_pretrained(name, **options)
+    except (OSError, ValueError):
+        return rebuilt  # no tokenizer.json: a SentencePiece model only, which that class has read
+    stored.model_max_length = rebuilt.model_max_length
+    return stored
+
+
+def keep_within(tokenizer: Any, rows: int, name: str) -> None:
+    """Let what is added to texts be tokens that the decoder has an embedding for; its tokenizer may have more.
+
+    Args:
+        rows: Embeddings of the decoder.
+
+    Raises:
+        InvalidCheckpointError: Every text would get a token without an embedding.
+    """
+    tokenizer.embedded = min(rows, len(tokenizer))  # training draws its random tokens below
+    if odd := [i for i in tokenizer("")["input_ids"] if i >= rows]:
+        raise InvalidCheckpointError(
+            f"The tokenizer of {name!r} adds token {odd[0]} ({tokenizer.convert_ids_to_tokens(odd[0])!r}) to every "
+            f"text, and the decoder has {rows} embeddings: this is the tokenizer of another decoder."
+        )
+    if tokenizer.pad_token_id >= rows:  # what stands there is masked, but it is looked up
+        others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
+        within = next(i for i in others if i is not None and i < rows)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(within)

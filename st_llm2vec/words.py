@@ -35,6 +35,7 @@ def encode_words(
     *,
     prompt: str = "",
     reading: Reading = "same_token",
+    lost: Literal["raise", "nan"] = "raise",
     batch_size: int = 32,
 ) -> Any:
     """A vector for every word of every sentence: the mean of the last hidden states of its tokens.
@@ -46,6 +47,7 @@ def encode_words(
         prompt: An instruction that is read before each sentence, and has no vectors. A list of words gets it as words.
         reading: "same_token" reads a token where it stands, "next_token" one position before, from which masked
             next-token prediction predicts it.
+        lost: What "next_token" does with a first word that nothing stands before: raise, or give it a vector of nan.
         batch_size: Sentences at once.
 
     Returns:
@@ -59,7 +61,7 @@ def encode_words(
         nice, cat = st_llm2vec.encode_words(model, "nice cat")
     """
     if isinstance(sentences, str):
-        (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, batch_size=batch_size)
+        (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, lost=lost, batch_size=batch_size)
         return vectors
     if not isinstance(model[0], LLM2VecTransformer):
         raise InvalidInputError(
@@ -68,7 +70,9 @@ def encode_words(
         )
     if reading not in ("same_token", "next_token"):
         raise InvalidInputError(f"reading={reading!r} is not known. Use 'same_token' or 'next_token'.")
-    rows = [_tokenize(model, sentence, prompt, reading, i) for i, sentence in enumerate(sentences)]
+    if lost not in ("raise", "nan"):
+        raise InvalidInputError(f"lost must be 'raise' or 'nan', got {lost!r}.")
+    rows = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
     vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(rows)
     order = sorted((i for i, row in enumerate(rows) if row.words), key=lambda i: len(rows[i].input_ids))
     was_training = model.training
@@ -80,14 +84,17 @@ def encode_words(
             with torch.no_grad():  # (batch, length, hidden), padded on the right
                 hidden = model[0](batch_to_device(features, model.device))["token_embeddings"].float()
             for i, states in zip(batch, hidden, strict=True):
-                means = [states[positions].mean(0) for positions in rows[i].words]
+                none = states.new_full(states.shape[1:], torch.nan)
+                means = [states[positions].mean(0) if positions else none for positions in rows[i].words]
                 vectors[i] = torch.stack(means).cpu().numpy()
     finally:
         model.train(was_training)
     return vectors
 
 
-def _tokenize(model: LLM2Vec, sentence: str | Sequence[str], prompt: str, reading: Reading, index: int) -> _Sentence:
+def _tokenize(
+    model: LLM2Vec, sentence: str | Sequence[str], prompt: str, reading: Reading, lost: str, index: int
+) -> _Sentence:
     if isinstance(sentence, str):
         words, ids, positions = _by_offsets(model.tokenizer, sentence, prompt)
     elif isinstance(sentence, (list, tuple)) and all(isinstance(word, str) for word in sentence):
@@ -103,7 +110,9 @@ def _tokenize(model: LLM2Vec, sentence: str | Sequence[str], prompt: str, readin
         raise InvalidInputError(f"Word {empty[0]!r} of sentence {index} has no token of its own. Leave it out.")
     if reading == "next_token":
         positions = [[position - 1 for position in word] for word in positions]
-        if positions and positions[0][0] < 0:
+        if positions and positions[0][0] < 0 and lost == "nan":
+            positions[0] = []
+        elif positions and positions[0][0] < 0:
             raise InvalidInputError(
                 f"reading='next_token' reads the token before each word, and nothing stands before the first word of "
                 f"sentence {index}: the tokenizer adds no BOS token. Give a prompt, or read 'same_token'."

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from tiny_models import save_decoder, tiny_tokenizer
 
-collect_ignore = ["databases", "real"]  # make test-databases, with its own environment; make test-real, with its model
+# make test-databases and make test-mteb, with environments of their own; make test-real, with its model
+collect_ignore = ["databases", "real", "with_mteb"]
 
 
 @pytest.fixture(scope="session")

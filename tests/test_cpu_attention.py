@@ -131,8 +131,7 @@ def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = packing.vectors_of(model, texts)
     assert compile_layers(model)
     calls: list[Any] = []
-    attend = cpu_attention.attend
-    monkeypatch.setattr(cpu_attention, "attend", lambda *a, **k: calls.append(attend(*a, **k)) or calls[-1])
+    monkeypatch.setattr(attention, "attend", lambda *a, **k: calls.append(cpu_attention.attend(*a, **k)) or calls[-1])
     after = packing.vectors_of(model, texts)
     assert len(calls) == model.config.num_hidden_layers
     assert all(call is not None for call in calls)

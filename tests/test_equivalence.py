@@ -16,7 +16,7 @@ from processors import needs
 from tiny_models import tiny_decoder
 from transformers import AutoConfig, AutoModel, AutoTokenizer, MistralConfig, MistralModel, PreTrainedModel
 
-from st_llm2vec.backend import attention as packed_attention
+from st_llm2vec.backend import attention
 from st_llm2vec.backend.equivalence import (
     LIMITS,
     PROBES,
@@ -54,13 +54,13 @@ def decoder(name: str, **changes: Any) -> tuple[PreTrainedModel, Any]:
 
 
 def shorter(
-    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packed_attention._mask
+    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = attention._mask
 ) -> Any:
     return mask(implementation, query, causal, window and window - 1)
 
 
 def lost(
-    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = packed_attention._mask
+    implementation: str, query: Any, causal: bool, window: int | None, mask: Callable[..., Any] = attention._mask
 ) -> Any:
     return mask(implementation, query, causal, None)
 
@@ -104,7 +104,7 @@ def test_packing_is_accepted(name: str, attention: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_a_wrong_window_is_refused(name: str, fault: Callable[..., Any]) -> None:
     model, tokenizer = decoder(name, sliding_window=12)
-    with mock.patch.object(packed_attention, "_mask", fault):
+    with mock.patch.object(attention, "_mask", fault):
         assert "moves the vectors" in str(enable_packing(model, tokenizer))
     assert not is_packing(model)
     assert enable_packing(model, tokenizer)
@@ -114,7 +114,7 @@ def test_a_wrong_window_is_refused(name: str, fault: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param((packed_attention, "_mask", blind), id="one token unseen"),
+        pytest.param((attention, "_mask", blind), id="one token unseen"),
         pytest.param((PackedBatch, "runs", property(touching)), id="texts see each other"),
         pytest.param((PackedBatch, "of", positions(lambda ids: ids * 2)), id="positions doubled"),
     ],

@@ -273,6 +273,9 @@ def test_the_mode_of_training_is_left_as_it_was(decoder: Path, data: Path) -> No
 def test_every_named_task_is_of_a_kind() -> None:
     assert {task.kind for task in TASKS.values()} <= set(KINDS)
     assert set(TASKS) >= {"stsb", "scifact", "cranfield", "cisi", "wikiqa", "banking77", "emotion", "trec_qc", "sst2"}
+    words = {f"conll2003_{each}{reading}" for each in ("pos", "chunk", "ner_f1") for reading in ("", "_next")}
+    assert set(TASKS) >= words | {"ud_ewt_upos"}
+    assert (TASKS["conll2003_ner_f1_next"].kind, TASKS["conll2003_ner"].kind) == ("spans_next", "words")
     assert set(TASKS) >= {"snips", "ag_news", "stackoverflow_clustering", "mrpc", "quora"}
 
 
@@ -280,7 +283,7 @@ def test_every_named_task_is_of_a_kind() -> None:
     ("name", "rows", "said"),
     [
         ("a.jsonl", [{"sentence1": "n:1", "sentence2": "n:2", "score": "high"}], "'score' must be a number"),
-        ("a.jsonl", [{"sentence1": "n:1", "sentence2": 2, "score": 1}], r"line 1: 'sentence2' must be a text, got 2"),
+        ("a.jsonl", [{"sentence1": "n:1", "sentence2": 2, "score": 1}], r"'sentence2' is 2 \(int\), not a text"),
         ("a.jsonl", [{"sentence1": "n:1", "sentence2": "n:2", "label": 2}], r"label must be 1 .* or 0"),
         ("a.jsonl", [{"sentence1": "n:1", "other": "n:2"}], r"other, sentence1, which are of no known kind"),
         ("a.csv", [{"text": "n:1", "cluster": "a"}, {"text": "n:1", "cluster": "b"}], r"fewer than the 2 texts"),
@@ -326,6 +329,9 @@ def test_bad_names_and_lines_are_named(data: Path) -> None:
     (data / "latin.csv").write_bytes("text,label\ncaf\xe9,a\n".encode("latin-1"))
     with pytest.raises(InvalidInputError, match="UTF-8"):
         list(read(data / "latin.csv"))
+    (data / "cut.jsonl.xz").write_bytes((data / "stsb" / "test.jsonl.xz").read_bytes()[8:])
+    with pytest.raises(InvalidInputError, match=r"cut\.jsonl\.xz cannot be read"):
+        list(read(data / "cut.jsonl.xz"))
 
 
 def test_spearman_of_the_score_is_scipys() -> None:

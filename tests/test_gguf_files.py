@@ -281,6 +281,14 @@ def stored_dtypes(folder: Path) -> set[torch.dtype]:
     return {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
 
 
+def test_weights_that_the_files_float_type_cannot_hold_stay_as_they_are(llama: Path, tmp_path: Path) -> None:
+    norm = np.full(32, 1 + 2**-20, np.float32)  # float16 has 10 bits
+    tensors = {"blk.0.attn_norm.weight": norm}
+    path = write_gguf(llama, tmp_path / "a.gguf", pre="llama-bpe", quantization="F16", tensors=tensors)
+    model = st_llm2vec.load(str(path), device="cpu")
+    assert (model[0].model.layers[0].input_layernorm.weight.detach().numpy() == norm).all()
+
+
 def test_convert_from_the_shell(file: Path, tmp_path: Path) -> None:
     from st_llm2vec.cli import main
 

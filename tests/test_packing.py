@@ -22,8 +22,8 @@ from torch.nn.functional import cosine_similarity
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
-from st_llm2vec.backend import attention as packed_attention
-from st_llm2vec.backend.packed_batch import PackedBatch, packed
+from st_llm2vec.backend import attention, deciding, packing
+from st_llm2vec.backend.packed_batch import PackedBatch, batches, packed
 from st_llm2vec.backend.packing import disable_packing, enable_packing, is_packing
 from st_llm2vec.backend.residual import keeps_residual_in_float32
 from st_llm2vec.bidirectional import ARCHITECTURES, attn_implementation_of, enable_bidirectional_attention
@@ -71,16 +71,6 @@ def test_architecture(model_type: str, implementation: str, attention: str) -> N
     assert torch.allclose(alone, together, atol=1e-5 * float(alone.abs().max()))
 
 
-def test_a_batch_is_laid_out_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = st_llm2vec.load(str(folder), device="cpu")
-    model.encode(TEXTS)  # packing is proven here
-    made = []
-    of = PackedBatch.of
-    monkeypatch.setattr(PackedBatch, "of", lambda mask: made.append(mask.shape) or of(mask))
-    model.encode(TEXTS[1:4])
-    assert len(made) == 1
-
-
 def test_causal_window() -> None:
     model = tiny_decoder("mistral", sliding_window=5)
     assert enable_packing(model)
@@ -109,8 +99,8 @@ def test_a_model_that_would_differ_is_not_packed(fault: str) -> None:
             PackedBatch, "of", lambda mask, of=PackedBatch.of: without_positions(of(mask))
         ),
         "is not called": mock.patch.dict(
-            packed_attention.ALL_ATTENTION_FUNCTIONS._global_mapping,
-            {"packed_sdpa": packed_attention.ALL_ATTENTION_FUNCTIONS["sdpa"]},
+            attention.ALL_ATTENTION_FUNCTIONS._global_mapping,
+            {"packed_sdpa": attention.ALL_ATTENTION_FUNCTIONS["sdpa"]},
         ),
     }[fault]
     with patch:
@@ -189,7 +179,7 @@ def test_any_lengths(
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2048))
 def test_batches_hold_every_text_once(lengths: list[int], budget: int) -> None:
-    found = list(encoding.batches(lengths, budget))
+    found = list(batches(lengths, budget))
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
         sizes = [lengths[i] for i in batch]
@@ -385,13 +375,14 @@ def test_bfloat16_is_proven_for_training_without_its_own_rounding(folder: Path) 
     """Training rounds the residual stream again, which the proof leaves out, and the weights stay as they were."""
     model = st_llm2vec.load(str(folder), device="cpu", dtype="bfloat16").train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    rounded = []
-    prove = modules.enable_packing
-    with mock.patch.object(
-        modules, "enable_packing", lambda *a: rounded.append(keeps_residual_in_float32(a[0])) or prove(*a)
-    ):
-        losses(model)
-    assert rounded == [True]
+    with attention_dropout(model, 0.3), mock.patch.object(deciding, "enable_packing", wraps=enable_packing) as prove:
+        prove.side_effect = lambda decoder, _: kept.append(keeps_residual_in_float32(decoder)) or mock.DEFAULT
+        drawn, kept = torch.get_rng_state(), []
+        deciding._prove_packing(model[0])
+    assert kept == [True]
+    assert torch.equal(torch.get_rng_state(), drawn)  # else a resumed run would not be the straight one
+    assert model[0].model.training
+    losses(model)
     assert model[0].status["packed"]
     assert not keeps_residual_in_float32(model)
     for name, parameter in model.named_parameters():
@@ -440,7 +431,7 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
 
 def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
     batch = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
-    found = packed_attention._flash_arguments(batch, torch.device("cpu"))
+    found = attention._flash_arguments(batch, torch.device("cpu"))
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
@@ -469,14 +460,36 @@ def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
     with packed(batch):
-        expected = packed_attention._attend(q, k, v, 0.3, causal, window)
+        expected = attention._attend(q, k, v, 0.3, causal, window)
     with mock.patch.object(varlen, "varlen_attn", flash):
-        assert torch.allclose(packed_attention._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+        assert torch.allclose(attention._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_reaches_as_far_as_the_masks_of_transformers(causal: bool) -> None:
     """Causal windows count the token itself, symmetric ones do not."""
-    seen = packed_attention._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
+    seen = attention._mask("sdpa", torch.zeros(1, 1, 6, 1), causal, 2)
     assert seen is not None
     assert seen[0, 0, 3].tolist() == [False, not causal, True, True, not causal, not causal]
+
+
+@pytest.mark.parametrize(
+    ("said", "own", "found"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_the_direction_that_a_call_names_comes_before_its_modules(said: Any, own: bool, found: bool) -> None:
+    module = torch.nn.Module()
+    module.is_causal = own
+    assert attention._is_causal(module, {"is_causal": said}) is found
+    assert attention._is_causal(module, {}) is own
+    assert attention._is_causal(torch.nn.Module(), {}) is True
+
+
+@pytest.mark.parametrize(("calls", "packs"), [(0, False), (2, False), (3, True), (4, False), (6, True)])
+def test_every_layer_asks_for_the_attention_as_often(calls: int, packs: bool) -> None:
+    """However close the vectors are: a layer that does not ask would see across texts."""
+    model, texts = tiny_decoder("llama"), [[3, 4, 5], [6, 7]]
+    alone = packing.alone(model, texts)
+    with mock.patch.object(packing, "_together", return_value=(alone, calls)):
+        status = packing._probe(model, attn_implementation_of(model), texts)
+    assert bool(status) is packs
+    assert packs or status.reason == f"{calls} of 3 layers ask for the attention function"

@@ -17,7 +17,8 @@ from tiny_models import tiny_decoder
 from torch import nn
 
 import st_llm2vec
-from st_llm2vec.backend.prepacked import PrepackedLinear, Product, prepack
+from st_llm2vec.backend.prepacked import PrepackedLinear, Product, prepack, sibling_groups
+from st_llm2vec.encoding import _in_use
 
 TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
 FOLDED = {"llama": {1, 2, 3}, "qwen3": {1, 2, 3}, "gemma2": {1, 2, 3}, "gpt_neox": {1}, "phi3": {1}, "mixtral": {1, 3}}
@@ -69,6 +70,51 @@ def test_layers_whose_weights_are_read_stay_ordinary():
     before = hidden(model)
     assert "reads the weights" in str(prepack(model))
     torch.testing.assert_close(hidden(model), before)
+
+
+def test_layers_that_run_twice_or_share_a_weight_stay_ordinary():
+    class Twice(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(self.inner(x))
+
+    model = tiny_decoder("llama")
+    square = nn.Linear(32, 32)
+    model.layers[0].self_attn.o_proj = Twice(square)
+    shared = model.layers[1].mlp
+    shared.up_proj.weight = shared.gate_proj.weight
+    found = [layer for group in sibling_groups(model, (nn.Linear,), fused=False) for layer in group]
+    others = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    left_out = {id(square), id(shared.up_proj), id(shared.gate_proj)}
+    assert {id(layer) for layer in found} == {id(layer) for layer in others} - left_out
+
+
+@needs["float32"]
+def test_who_needs_another_dtype_gets_it(model):
+    layer = packed(model)[0]
+    x = torch.randn(3, layer.in_features)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer not in packed(model)
+
+
+def test_threads_that_run_a_model_keep_its_layers_as_they_are():
+    class Transformer:
+        def __init__(self):
+            self.asked = []
+
+        def expect(self, tokens):
+            self.asked.append(tokens)
+
+    transformer = Transformer()
+    with _in_use(transformer, 5), _in_use(transformer, 7):  # the second one comes while the first one runs
+        pass
+    assert transformer.asked == [5]
+    with _in_use(transformer, 9):
+        assert transformer.asked == [5, 9]
 
 
 @needs["bfloat16"]
@@ -187,8 +233,8 @@ def test_a_copy_can_be_edited_and_a_twin_shares(model):
 @pytest.fixture
 def unasked(decoder, monkeypatch):
     """An encoder that nobody asked for prepacked weights; 200 tokens repay them."""
-    monkeypatch.setattr("st_llm2vec.modules.PREPACK_TOKENS", 200)
-    monkeypatch.setattr("st_llm2vec.modules.CHECKED_TOKENS", 50)
+    monkeypatch.setattr("st_llm2vec.backend.deciding.PREPACK_TOKENS", 200)
+    monkeypatch.setattr("st_llm2vec.backend.deciding.CHECKED_TOKENS", 50)
     return st_llm2vec.load(str(decoder), device="cpu")
 
 

@@ -10,7 +10,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from st_llm2vec.corpus import published
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.readers import read_rows
 
@@ -55,7 +54,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path: Path) -> None:
         ("a.csv", b'text,year\n"two\nlines",1\nshort\n', "a.csv, line 4: more or fewer fields than the 2"),
         ("a.csv", b'text\n"open\n', "a.csv, line 2: not valid CSV"),
         ("a.parquet", b"nonsense", "a.parquet cannot be read as parquet"),
-        ("a.pdf", b"", "Give a file that ends in .txt, .jsonl, .csv, .parquet"),
+        ("a.pdf", b"", "Give a file that ends in .txt, .jsonl, .json, .csv, .tsv"),
     ],
 )
 def test_complaints_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -64,18 +63,3 @@ def test_complaints_name_file_and_line(tmp_path: Path, name: str, content: bytes
     with pytest.raises(InvalidInputError) as raised:
         read_rows(path).texts("text")
     assert message in str(raised.value)
-
-
-def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
-    path = tmp_path / "vectors.npy"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with published(path) as draft:
-            draft.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

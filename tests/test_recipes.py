@@ -44,6 +44,9 @@ WRONG = {
     "matryoshka_dims": [64, 64],
     "query_prompt": 3,
     "document_prompt": ["a"],
+    "teacher": "",
+    "distance": "dot",
+    "contrast_weight": -1,
     "pooling_mode": "max",
     "template": "lama",
     "attention": "both",
@@ -106,12 +109,14 @@ def test_what_is_said_comes_before_the_preset_and_the_preset_before_the_default(
 def test_presets_hold_the_papers_numbers_and_known_fields_only() -> None:
     for preset, stages in PRESETS.items():
         for objective in DEFAULTS:
-            values = {**stages["all"], **stages[objective]}
+            values = {**stages["all"], **stages.get(objective, {})}
             TrainingSettings(objective, preset=preset, **values)
     families = [name for name in PRESETS if name != "small-decoder"]
     assert families == ["sheared-llama-1.3b", "llama-2-7b", "mistral-7b", "llama-3-8b"]
     for family in families:
-        mntp, simcse, labels = (TrainingSettings(objective, preset=family) for objective in DEFAULTS)
+        mntp, simcse, labels = (
+            TrainingSettings(objective, preset=family) for objective in ("mntp", "simcse", "supervised")
+        )
         assert (mntp["learning_rate"], mntp["batch_size"], mntp["max_steps"]) == (5e-5, 32, 1000)
         assert (mntp["max_seq_length"], simcse["max_seq_length"], labels["max_seq_length"]) == (512, 128, 512)
         assert (simcse["learning_rate"], simcse["attention_dropout"], simcse["scale"]) == (3e-5, 0.3, 20)
@@ -182,6 +187,7 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
         ("model='m'\noutput='o'\n[mntp]", "data is missing"),
         ("output='o'\n[mntp]\ndata.a='x.txt'", "model is missing"),
         ("model='m'\n[mntp]\ndata.a='x.txt'", "output is missing"),
+        ("model='m'\noutput='o'\n[distill]\ndata.a='x.txt'", "teacher is missing"),
         ("model='m'\noutput='o'", "no table"),
         ("model='m'\noutput='o'\n[mntp]\nafter='simcse'", "no table above"),
         ("model='m'\noutput='o'\nscale=3\n[mntp]\ndata.a='x.txt'", "scale is for simcse and supervised"),

@@ -71,15 +71,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
+CASES = [
+    (stage, full, dtype)
+    for stage in ("mntp", "simcse", "supervised")
+    for full in (False, True)
+    for dtype in ("float32", "bfloat16")
+]
+
+
+@pytest.mark.parametrize(("stage", "full", "dtype"), [*CASES, ("distill", False, "float32")])
 def test_a_killed_run_resumes_to_the_weights_of_a_straight_one(
     stage: str, full: bool, dtype: str, data: Path, tmp_path: Path
 ) -> None:
     # The decoder lies in `dtype`; full training keeps it, LoRA on a CPU computes in float32 and trains in float32.
-    own = {"full": True, "dtype": dtype, "lora_r": None} if full else {}
-    rows = {"rows": DataSet(data / ("pairs.jsonl" if stage == "supervised" else "texts.jsonl"))}
+    own: dict[str, Any] = {"full": True, "dtype": dtype, "lora_r": None} if full else {}
+    if stage == "distill":
+        own |= {"teacher": "llm2vec-tiny", "contrast_weight": 0.5}
+    rows = {"rows": DataSet(data / ("pairs.jsonl" if stage in ("supervised", "distill") else "texts.jsonl"))}
     told = TrainingSettings(stage, str(data / dtype), rows, **{**SETTINGS, **own})
     straight, killed = (replace(told, output=str(tmp_path / name)) for name in ("straight", "killed"))
     assert start(straight, False, None) == 0

@@ -52,6 +52,18 @@ def test_without_a_template_blanks_stay() -> None:
     assert pooled_text("plain", ("", " lazy "))[0] == " lazy "
 
 
+def test_in_a_template_a_prompt_begins_without_blanks() -> None:
+    assert pooled_text("plain", ("  find: ", "lazy dog"), CHAT) == ("<s>find: lazy dog</s>", " lazy dog</s>")
+    assert pooled_text("plain", ("  find: ", "lazy dog"))[0] == "  find: lazy dog"
+
+
+def test_a_cut_at_the_right_keeps_the_tokenizers_own_eos() -> None:
+    text = "lazy dog " * 50
+    (row,) = tokenize(TOKENIZERS["bos+eos"], [("", text)], NONE, max_length=16, keep_suffix=False)
+    assert row.input_ids == TOKENIZERS["bos+eos"](text, truncation=True, max_length=16)["input_ids"]
+    assert row.input_ids[-1] == TOKENIZERS["bos+eos"].eos_token_id
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("template", [NONE, CHAT], ids=["none", "chat"])
 @given(text=st.text(max_size=60), prompt=st.sampled_from(["", "find: ", "query:"]), limit=st.integers(4, 40))

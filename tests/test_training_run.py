@@ -19,9 +19,10 @@ from tiny_models import WORDS
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.training import DataSet, TrainingSettings, mntp, simcse, supervised, train_all, train_stage
+from st_llm2vec.training import DataSet, TrainingSettings, add_lora, mntp, simcse, supervised, train_all, train_stage
 from st_llm2vec.training.data import read_source, tuples
-from st_llm2vec.training.objectives import cosine
+from st_llm2vec.training.objectives import OBJECTIVES
+from st_llm2vec.training.similarity import cosine
 
 TEXTS = [f"{a} {b} compress {c}" for a in ("the", "seven") for b in WORDS.split()[:6] for c in ("files", "dog")]
 PAIRS = [{"anchor": text, "positive": text[4:], "negative": TEXTS[-i]} for i, text in enumerate(TEXTS)]
@@ -262,6 +263,22 @@ def test_layers_are_computed_again_where_that_is_asked(bos_decoder: Path, tmp_pa
     assert all(tensor.isfinite().all() for tensor in ended.values())
     layers = [trainer.model[0].model.layers[0] for trainer in seen]
     assert [layer.gradient_checkpointing for layer in layers] == [False, True]
+
+
+def test_mini_batches_have_the_gradients_of_the_whole_batch(bos_decoder: Path) -> None:
+    found = []
+    for size in (None, 3):
+        model = st_llm2vec.load(str(bos_decoder), device="cpu")
+        model.train()
+        add_lora(model, "supervised", dropout=0.0)
+        told = TrainingSettings("supervised", scale=1.0, batch_size=8, mini_batch_size=size, matryoshka_dims=(16,))
+        loss = OBJECTIVES["supervised"].loss(model, told, None)  # type: ignore[arg-type]
+        columns = ([row[name] for row in PAIRS[:8]] for name in ("anchor", "positive", "negative"))
+        loss([model.preprocess(texts) for texts in columns], None).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert max(grad.abs().max().item() for grad in found[0].values()) > 1e-2
+    assert max((grad - found[1][name]).abs().max().item() for name, grad in found[0].items()) <= 1e-6
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])

@@ -14,6 +14,8 @@ from tiny_models import KIT, save_decoder, tiny_tokenizer
 import st_llm2vec
 from st_llm2vec import encode_words
 from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.evaluation.files import Source
+from st_llm2vec.evaluation.words import accuracy, probe, probe_loss, read, span_f1, spans
 
 TAGGED = json.loads((KIT / "training" / "word_level.json").read_text(encoding="utf-8"))
 SENTENCES = ["the quick brown fox", "a", "  seven wizards\n compress files  ", "naïve café 编码器 👨‍👩‍👧"]
@@ -52,6 +54,90 @@ def test_words_give_the_originals_logits(family: str, reading: str) -> None:
         for i, vector in enumerate(found):
             position = word_ids.tolist().index(i)
             assert np.abs(vector @ weight.T + bias - wanted[position]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma"])
+@pytest.mark.parametrize("reading", ["same_token", "next_token"])
+def test_a_probe_has_the_originals_loss(family: str, reading: str) -> None:
+    """The same classifier with the tags of the sentences: labels are aligned as the original aligns them."""
+    model = st_llm2vec.load(str(KIT / "models" / f"{family}-mntp"), device="cpu")
+    vectors = np.concatenate(encode_words(model, [item["tokens"] for item in TAGGED["items"]], reading=reading))
+    with np.load(KIT / "training" / "word_level.npz") as golden:
+        weight, bias = golden[f"{family}__classifier_weight"], golden[f"{family}__classifier_bias"]
+    tags = torch.tensor([tag for item in TAGGED["items"] for tag in item["tags"]])
+    loss = probe_loss(torch.from_numpy(vectors @ weight.T + bias), tags)
+    assert float(loss) == pytest.approx(TAGGED[family][f"{reading}_merge1_loss"], abs=1e-4)
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    """Short words are names, alone or in a row."""
+    random = np.random.default_rng(0)
+    for split, n in (("train", 60), ("test", 30)):
+        rows = []
+        for _ in range(n):
+            choice = ["fox", "dog", "compress", "wizards", "lazy", "search"]
+            words = random.choice(choice, random.integers(1, 7)).tolist()
+            names = [len(word) == 3 for word in words]
+            inside = [name and i > 0 and names[i - 1] for i, name in enumerate(names)]
+            tags = [("O", "B-animal", "I-animal")[name + i] for name, i in zip(names, inside, strict=True)]
+            rows.append({"tokens": words, "tags": tags})
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_probes_learn_what_the_vectors_know(bos_decoder: Path, tagged: Path) -> None:
+    model = st_llm2vec.load(str(bos_decoder), device="cpu")
+    examples = read(Source(tagged))
+    items = probe(model, examples, reading="same_token", steps=300)
+    assert items.shape == (30, 5)
+    assert items[:, 1].tolist() == [len(words) for words in examples.test]
+    assert items[:, 4].sum() == sum(tag == "B-animal" for tags in examples.test_tags for tag in tags)
+    assert accuracy(items) > 0.85
+    assert 0.5 < span_f1(items) <= accuracy(items)
+    assert np.array_equal(items, probe(model, examples, reading="same_token", steps=300))
+    with torch.no_grad():  # other weights, other vectors: what is kept of the last task is not taken for these
+        for parameter in model[0].model.parameters():
+            parameter.mul_(0)
+    assert accuracy(probe(model, examples, reading="same_token", steps=300)) < 0.8
+
+
+def test_a_word_that_nothing_stands_before_is_left_out(tagged: Path, decoder: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")  # no BOS
+    examples = read(Source(tagged))
+    items = probe(model, examples, reading="next_token", steps=5)
+    assert items[:, 1].tolist() == [len(words) - 1 for words in examples.test]
+    assert np.isfinite(items).all()
+    with pytest.raises(InvalidInputError, match="lost must be"):
+        encode_words(model, ["a fox"], lost="drop")
+    first, second = encode_words(model, "a fox", reading="next_token", lost="nan")
+    assert np.isnan(first).all()
+    assert np.isfinite(second).all()
+
+
+def test_probes_name_what_is_wrong(tagged: Path) -> None:
+    with pytest.raises(InvalidInputError, match="give a folder with train"):
+        read(Source(tagged / "test.jsonl"))
+    (tagged / "dev.jsonl").write_text('{"tokens": ["a", "b"], "tags": ["O"]}\n')
+    with pytest.raises(InvalidInputError, match="2 tokens and 1 tags"):
+        read(Source(tagged, "dev"))
+    (tagged / "dev.jsonl").write_text('{"tokens": "a b", "tags": ["O"]}\n')
+    with pytest.raises(InvalidInputError, match="'tokens' must be a list of texts"):
+        read(Source(tagged, "dev"))
+
+
+@pytest.mark.parametrize(
+    ("tags", "wanted"),
+    [
+        ("B-X I-X O B-Y", {("X", 0, 2), ("Y", 3, 4)}),
+        ("B-X B-X", {("X", 0, 1), ("X", 1, 2)}),
+        ("I-X I-X O", {("X", 0, 2)}),  # a stray I- begins a span
+        ("B-X I-Y I-Y", {("X", 0, 1), ("Y", 1, 3)}),
+        ("O O", set()),
+    ],
+)
+def test_spans_are_conllevals(tags: str, wanted: set[tuple[str, int, int]]) -> None:
+    assert spans(tags.split()) == wanted
 
 
 def test_words_between_blanks_are_the_means_of_their_tokens(model: SentenceTransformer) -> None:

@@ -7,13 +7,14 @@ with FaissStore.create("my-store", model) as store:
     store.search("What do animals do in winter?", k=1, where={"topic": "animals"})
 
 store.py      FaissStore: what users call
-reader.py     what any number of store objects may do
+changing.py   how it is changed
+searching.py  how it is searched
 access.py     threads, the writer's lock, and processes that were forked
 making.py     how a store comes to be in a folder
 change.py     what a change does
 contents.py   rows, manifest and segments of one moment, and the change that replaces them
 database.py   texts, metadata and the manifest in SQLite; its COMMIT is the one commit point
-inspection.py reading the whole database: what is wrong, what can be saved
+inspection.py looking at a whole store: what it is, what is wrong, what can be saved
 connections.py  how the database is opened: frozen, within bounds, or as a copy
 rows.py       a document as a row, with a checksum
 manifest.py   what a store is and which files belong to it, checked where it is read
@@ -22,7 +23,10 @@ segments.py   vectors in immutable FAISS files, and searching them
 kinds.py      the table of index kinds, FAISS factory strings, quantised kinds, recommend_kind
 filters.py    `where` filters: their meaning, and how they become ids
 inputs.py     what callers may hand in: checked, or refused with a reason
-models.py     what a store remembers of its model
+models.py     what a store remembers of its model, and opening it by its name
+lexical.py    the word index: BM25 by SQLite
+reranking.py  cross-encoders
+several.py    several stores searched as one
 diversity.py  maximal marginal relevance
 records.py    Record, Hit
 lock.py       one writer at a time
@@ -39,6 +43,7 @@ except ImportError as error:
 
 from faiss_llm2vec.kinds import recommend_kind
 from faiss_llm2vec.records import Hit, Record
+from faiss_llm2vec.several import search_stores
 from faiss_llm2vec.store import FaissStore
 
-__all__ = ["FaissStore", "Hit", "Record", "recommend_kind"]
+__all__ = ["FaissStore", "Hit", "Record", "recommend_kind", "search_stores"]

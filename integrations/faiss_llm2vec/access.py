@@ -28,8 +28,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 def absolute(path: str | Path) -> Path:
     """A path that stays the same when the working folder changes."""
-    if "\0" in str(path):
-        raise InvalidInputError(f"path must be one that a file can have, got {str(path)!r}.")
+    named = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    try:
+        fits = isinstance(named, str) and b"\0" not in os.fsencode(named)
+    except UnicodeEncodeError:  # half a character
+        fits = False
+    if not fits:
+        raise InvalidInputError(f"path must be one that a file can have, got {path!r:.80} ({type(path).__name__}).")
     try:
         return Path(path).absolute()
     except OSError as error:
@@ -52,6 +57,7 @@ class Access:
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
         self.path = path
+        self.recovers = recover
         self.contents = Contents(path, mmap=mmap, recover=recover)
         self._mutex = threading.RLock()
         self._lock: Lock | None = None
@@ -60,6 +66,10 @@ class Access:
         self._changing = False  # in the middle of a change
         self._closed = False
         _all.add(self)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def writes(self) -> bool:
@@ -74,14 +84,18 @@ class Access:
             yield
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Around a whole call that changes the store."""
+    def claimed(self, *, keep: bool = True) -> Iterator[None]:
+        """Around a whole call that changes the store.
+
+        Args:
+            keep: whether the store object stays the writer if the call worked.
+        """
         with self._mutex:
             self._claims += 1
         worked = False
         try:
             yield
-            worked = True
+            worked = keep
         finally:
             with self._mutex:
                 self._claims -= 1

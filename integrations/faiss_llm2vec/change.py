@@ -20,6 +20,7 @@ class Change:
         model_dimension: dimension of those vectors before the store cut them.
         relabel: documents to put in place of those with these ids, keeping their vectors.
         merge: segments to replace by a new one.
+        model: name and revision of the model, for a store that does not have them yet.
     """
 
     remove: Sequence[int] = ()
@@ -28,3 +29,4 @@ class Change:
     model_dimension: int | None = None
     relabel: Mapping[int, Document] = field(default_factory=dict)
     merge: Sequence[Segment] = ()
+    model: tuple[str | None, str | None] = (None, None)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from faiss_llm2vec import files, filters
+from faiss_llm2vec import files, filters, lexical
 from st_llm2vec.errors import StoreCorruptedError, StoreError
 
 SCHEMA = f"""
@@ -151,12 +151,15 @@ def check_schema(path: Path, sql: sqlite3.Connection) -> None:
         StoreCorruptedError: It is not the database of a store.
     """
     query = "SELECT type, name, sql FROM sqlite_master WHERE name NOT IN ('sqlite_stat1', 'sqlite_stat4') LIMIT 20"
-    ours = connect(None)
-    ours.executescript(SCHEMA)
-    wanted = ours.execute(query).fetchall()
-    ours.close()
     with named(path):
         found = sql.execute(query).fetchall()
+    ours = connect(None)
+    ours.executescript(SCHEMA)
+    if any(name == lexical.NAME for _, name, _ in found):
+        lexical.require()
+        lexical.make(ours)
+    wanted = ours.execute(query).fetchall()
+    ours.close()
     if sorted(map(_words, found)) != sorted(map(_words, wanted)):
         names = ", ".join(sorted({str(name) for _, name, _ in wanted} - {str(name) for _, name, _ in found}))
         missing = f"no such table: {names}; " if names else ""

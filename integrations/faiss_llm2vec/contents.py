@@ -271,6 +271,8 @@ class Contents:
             StoreError: The disk is full or cannot be written; nothing was changed.
         """
         manifest, vectors = self.manifest, change.vectors
+        if manifest.model is None:
+            manifest = replace(manifest, model=change.model[0], revision=change.model[1])
         new = np.arange(manifest.next_id, manifest.next_id + len(change.documents), dtype=np.int64)
         kept, dropped, parts = self._sorted_out(change)
         if vectors is not None:
@@ -300,8 +302,7 @@ class Contents:
                 docids=[*change.relabel, *new.tolist()],
                 insert=documents,
             )
-        # Durable from here on.
-        for segment, stays in kept:
+        for segment, stays in kept:  # durable from here on
             segment.alive = stays
         self.segments = [*(segment for segment, _ in kept), *added]
         self.manifest = committed

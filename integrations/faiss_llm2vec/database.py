@@ -28,13 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec import connections, files, filters
+from faiss_llm2vec import connections, files, filters, lexical
 from faiss_llm2vec.connections import named
-from faiss_llm2vec.filters import FieldRows, Ids
-from faiss_llm2vec.manifest import FORMAT
-from faiss_llm2vec.manifest import Manifest as Manifest  # noqa: PLC0414  (for inputs.py and models.py)
+from faiss_llm2vec.filters import Ids
+from faiss_llm2vec.manifest import FORMAT, READABLE, Manifest
 from faiss_llm2vec.records import Documents
-from faiss_llm2vec.rows import Row, checksum, row_digest
+from faiss_llm2vec.rows import Row, checksum, row_digest, with_docids
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreNotFoundError
 
 _BATCH = 900  # bound values per statement; SQLite before 3.32 allows 999
@@ -106,7 +105,7 @@ class Database:
             ids=[row.id for row in kept],
             texts=[row.text for row in kept],
             metadata=[row.metadata for row in kept],
-            fields=_field_rows(kept),
+            fields=[row.fields for row in kept],
         )
         database._insert([row.docid for row in kept], documents)
         return database
@@ -122,8 +121,8 @@ class Database:
             rows = self.sql.execute("SELECT json, checksum FROM manifest LIMIT 2").fetchall()
         if len(rows) != 1 or not isinstance(rows[0][0], str) or checksum(rows[0][0]) != rows[0][1]:
             raise StoreCorruptedError(f"{self.path}: the manifest is damaged or was edited.")
-        if (found := _format(rows[0][0])) != FORMAT:
-            raise StoreError(f"{self.path} has format {found!s:.20}, this version reads {FORMAT}: upgrade st-llm2vec.")
+        if (found := _format(rows[0][0])) not in READABLE:
+            raise StoreError(f"{self.path} has format {found!s:.20}, and this version {FORMAT}: upgrade st-llm2vec.")
         try:
             manifest = Manifest.from_json(rows[0][0])
         except ValueError as error:
@@ -202,6 +201,7 @@ class Database:
             wanted = manifest()
             committed = replace(
                 wanted,
+                format=FORMAT,
                 generation=wanted.generation + 1,
                 count=wanted.count - len(removed) + len(insert),
                 digest=wanted.digest ^ digest,
@@ -291,6 +291,8 @@ class Database:
     def vacuum(self) -> None:
         """Gives the space of deleted documents back, if the disk has room for a copy meanwhile."""
         with suppress(sqlite3.OperationalError):
+            if lexical.exists(self.sql):
+                lexical.optimize(self.sql)
             self.sql.execute("VACUUM")
 
     def close(self) -> None:
@@ -312,14 +314,18 @@ class Database:
         checksums = np.frombuffer(b"".join(map(row_digest, *columns)), dtype="<i8")
         rows = zip(*columns, checksums.tolist(), strict=True)
         self.sql.executemany("INSERT INTO docs VALUES (?, ?, ?, ?, ?)", rows)
-        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", _with_docids(docids, documents.fields))
+        self.sql.executemany("INSERT INTO fields VALUES (?, ?, ?, ?)", with_docids(docids, documents.fields))
+        if lexical.exists(self.sql):
+            lexical.add(self.sql, docids, documents.texts)
         return int(np.bitwise_xor.reduce(checksums))
 
     def _remove(self, rows: Sequence[Row]) -> None:
+        if lexical.exists(self.sql):
+            lexical.remove(self.sql, ((row.docid, row.text) for row in rows))
         self.sql.executemany("DELETE FROM docs WHERE docid = ?", ((row.docid,) for row in rows))
         self.sql.executemany(
             "DELETE FROM fields WHERE field = ? AND type = ? AND value = ? AND docid = ?",
-            _with_docids([row.docid for row in rows], _field_rows(rows)),
+            with_docids([row.docid for row in rows], [row.fields for row in rows]),
         )
 
 
@@ -335,16 +341,3 @@ def _format(text: str) -> str | int:
 def _set_manifest(sql: sqlite3.Connection, manifest: Manifest) -> None:
     text = json.dumps(asdict(manifest))
     sql.execute("INSERT OR REPLACE INTO manifest VALUES (1, ?, ?)", (text, checksum(text)))
-
-
-def _field_rows(rows: Iterable[Row]) -> list[FieldRows]:
-    return [row.fields for row in rows]
-
-
-def _with_docids(docids: Iterable[int], fields: Iterable[FieldRows]) -> list[tuple[str, str, Any, int]]:
-    # Sorted, so that inserting walks the primary key once instead of jumping about in it.
-    return sorted(
-        (field, type, value, docid)
-        for docid, entries in zip(docids, fields, strict=True)
-        for field, type, value in entries
-    )

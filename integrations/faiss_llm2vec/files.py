@@ -109,17 +109,6 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Flushes a folder's list of names to the disk, where the system lets one (Windows does not, and needs it not)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write(index: Any, path: Path) -> File:
     """Writes a FAISS index to a new file, flushed to the disk, and returns its size and checksum."""
     digest = hashlib.sha256()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from faiss_llm2vec.database import Manifest
 from faiss_llm2vec.filters import FieldRows, field_rows, plain
 from faiss_llm2vec.kinds import Vectors
+from faiss_llm2vec.manifest import Manifest
 from faiss_llm2vec.records import Documents
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 
@@ -157,6 +157,28 @@ def checked_vectors(values: Any, rows: int, manifest: Manifest) -> Vectors:
             raise InvalidInputError(f"vectors {few(np.flatnonzero(zero))} are zero: they have no cosine.")
         vectors = vectors / np.sqrt(squares).astype(np.float32)[:, np.newaxis]
     return np.ascontiguousarray(vectors)
+
+
+def queries(given: Any) -> tuple[list[str] | Vectors, bool]:
+    """Texts, or vectors (n, dimension), and whether a single one was given."""
+    texts = [given] if isinstance(given, str) else given
+    if isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str):
+        for text in texts:
+            check_query(text)
+        return list(texts), isinstance(given, str)
+    vectors = floats(given)
+    if vectors.ndim > 2:
+        raise InvalidInputError(f"queries of shape {vectors.shape}: give (dimension,) or (n, dimension).")
+    single = vectors.ndim == 1 and len(vectors) > 0
+    return vectors[np.newaxis] if single else vectors, single
+
+
+def one_vector(given: Any) -> Vectors:
+    """The vector of a query, as (1, dimension)."""
+    vector = floats(given)
+    if vector.ndim != 1:
+        raise InvalidInputError(f"vector of shape {vector.shape}: give (dimension,).")
+    return vector[np.newaxis]
 
 
 def check_query(text: Any) -> None:

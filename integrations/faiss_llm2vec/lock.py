@@ -1,8 +1,10 @@
 """The writer's lock: a file that the system unlocks when its process ends, however it ends.
 
-filelock does not serve here, for three reasons: a process that is forked shares the lock of its parent (both go on
-writing, in turns, see access.py), a link in its place must be refused by every version, and a lock whose file was
-replaced must be noticed before each change.
+filelock does not serve here, for two properties that tests/faiss_llm2vec/test_sharing.py proves. A process that is
+forked shares the lock of its parent, and both go on writing, in turns (`test_parent_and_child_write_in_turns...`);
+filelock 4 closes the descriptor in the child and raises "was inherited across fork". And a lock whose file was replaced
+is noticed before each change (`test_a_writer_does_not_touch_a_folder_that_took_the_place...`); filelock goes on saying
+that it is held, while another writer takes the new file.
 """
 
 from __future__ import annotations

@@ -7,11 +7,14 @@ import os
 import uuid
 from pathlib import Path
 
-from faiss_llm2vec import files
+from faiss_llm2vec import files, inputs, models
 from faiss_llm2vec.database import Database
+from faiss_llm2vec.kinds import METRICS, kind_of
 from faiss_llm2vec.lock import Lock
 from faiss_llm2vec.manifest import Manifest
-from st_llm2vec.errors import StoreError, StoreExistsError, StoreLockedError
+from faiss_llm2vec.models import StoreModel
+from st_llm2vec.atomic import move, sync_folder
+from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError, StoreLockedError
 
 # What may be in a folder that counts as empty: a file system's own, and what a `create` that was interrupted left.
 _NOTHING = ("lost+found", "lock", "segments")
@@ -26,6 +29,38 @@ def check_free(path: Path) -> None:
         if isinstance(error, StoreExistsError):
             raise
         raise StoreError(f"cannot make a store in {path}: {error}.") from error
+
+
+def check_kind(kind: str, metric: str) -> None:
+    """Raise InvalidInputError unless there are such a kind and metric, and they go together."""
+    if metric not in METRICS:
+        raise InvalidInputError(f"metric={metric!r} is unknown. Choose one of {', '.join(METRICS)}.")
+    if (kind_of(kind).factory or "").startswith("B") and metric != "cosine":
+        raise InvalidInputError(f"kind={kind!r} keeps signs, which know no lengths: use metric='cosine'.")
+
+
+def manifest_of(model: StoreModel, kind: str, metric: str, truncate_dim: int | None) -> Manifest:
+    """What a new store of a model is."""
+    dimension = model_dimension = models.dimension_of(model.encoder)
+    if truncate_dim is not None:
+        truncate_dim = inputs.whole("truncate_dim", truncate_dim)
+        if model_dimension is not None and truncate_dim > model_dimension:
+            raise InvalidInputError(f"truncate_dim={truncate_dim} is more than the model's {model_dimension}.")
+        dimension = None if model_dimension is None else truncate_dim
+    if dimension is not None:
+        kind_of(kind, dimension)
+    return Manifest(
+        kind=kind,
+        metric=metric,
+        dimension=dimension,
+        truncate_dim=truncate_dim,
+        model_dimension=model_dimension,
+        fingerprint=models.fingerprint_of(model.encoder, model.stated),
+        model=model.name,
+        revision=model.revision,
+        prompts=models.prompts_of(model.encoder),
+        pooling=models.pooling_of(model.encoder),
+    )
 
 
 def make(path: Path, manifest: Manifest) -> None:
@@ -48,9 +83,8 @@ def make(path: Path, manifest: Manifest) -> None:
             check_free(path)
             Database.create(draft, manifest)
             (path / "segments").mkdir(exist_ok=True)
-            os.rename(draft, path / "store.db")
-            files.sync_folder(path)
-            files.sync_folder(path.parent)
+            move(draft, path / "store.db")
+            sync_folder(path.parent)
         finally:
             lock.release()
     except StoreLockedError:

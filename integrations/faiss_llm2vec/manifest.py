@@ -15,9 +15,11 @@ from typing import Any
 
 from faiss_llm2vec.kinds import KINDS, METRICS
 
-FORMAT = 1
+FORMAT = 2  # with the name of the model
+READABLE = (1, FORMAT)
 # Numbers instead of "as many as memory holds", each far above what anyone stores.
 _MOST_DIMENSIONS = 1 << 20
+_MOST_NAME = 4096
 _MOST_KIND = 100  # characters of a factory string
 _MOST_OF = {"x": 16, "HNSW": 2048, "IVF": 1 << 20}  # in a factory string: bits per code, edges, lists; else:
 _MOST_ELSE = 1 << 16
@@ -62,6 +64,8 @@ class Manifest:
     truncate_dim: int | None = None  # vectors are cut to their first so many numbers
     model_dimension: int | None = None  # before the cut
     fingerprint: str | None = None  # of the model; None for a store of bare vectors
+    model: str | None = None  # its name: an alias, an absolute path or a hub id
+    revision: str | None = None  # of a hub id
     prompts: dict[str, Any] | None = None
     pooling: str | None = None
     format: int = FORMAT
@@ -144,6 +148,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_name(value: Any) -> bool:
+    """Whether this can be the name of a model in a manifest."""
+    return isinstance(value, str) and 0 < len(value) <= _MOST_NAME and value.isprintable()
+
+
 def _is_kind(value: Any) -> bool:
     """A kind whose index can be built: a factory string of 10^8 lists would take the memory of the machine."""
     if not isinstance(value, str) or len(value) > _MOST_KIND or not value.isascii():
@@ -158,6 +167,7 @@ def _are_prompts(value: Any) -> bool:
 
 _DIMENSION = f"a whole number from 1 to {_MOST_DIMENSIONS}, or null", _optional(_whole(1, _MOST_DIMENSIONS))
 _TEXT = "text or null", _optional(_is_text)
+_NAME = f"a printable text of at most {_MOST_NAME} characters, or null", _optional(is_name)
 _COUNT = "a whole number of at least 0", _whole(0)
 # Name -> what is allowed, in words and as a check.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -167,6 +177,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "truncate_dim": _DIMENSION,
     "model_dimension": _DIMENSION,
     "fingerprint": _TEXT,
+    "model": _NAME,
+    "revision": _NAME,
     "prompts": ("texts by name, or null", _optional(_are_prompts)),
     "pooling": _TEXT,
     "format": _COUNT,

@@ -1,20 +1,97 @@
-"""What a store remembers of its model, and the check that it is opened with the same one."""
+"""What a store remembers of its model, the check that it is opened with the same one, and opening it by its name."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from faiss_llm2vec.database import Manifest
-from st_llm2vec.encoders import open_encoder
-from st_llm2vec.errors import InvalidInputError, StoreMismatchError
+from faiss_llm2vec.manifest import Manifest, is_name
+from st_llm2vec.encoders import lasting_name, open_encoder, open_unasked
+from st_llm2vec.errors import InvalidInputError, ModelNotFoundError, StoreMismatchError
 from st_llm2vec.types import Encoder
 
 # What embeds documents, in sentence-transformers' words, LangChain's and LlamaIndex's.
 _EMBED = ("encode_document", "embed_documents", "get_text_embedding")
 # Where wrappers keep the model whose vectors they hand on as they are: LangChain's cache, LlamaIndex's bridge.
 _PASSED_ON = ("underlying_embeddings", "_langchain_embedding")
+
+
+class StoreModel:
+    """The model of an open store: the one that was given, else the one that the store names, opened when it is needed.
+
+    Attributes:
+        encoder: The model, None as long as none was given or needed.
+        name, revision: What to record of it, None where it has no name.
+    """
+
+    encoder: Encoder | None = None
+    name: str | None = None
+    revision: str | None = None
+    stated: str | None = None  # fingerprint, by the caller
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opening = threading.Lock()
+
+    def give(self, model: Encoder | str | None, name: str | None, stated: str | None) -> None:
+        """Take what the caller says: an encoder or its name, the name to record, and a fingerprint."""
+        self.stated = fingerprint_of(None, stated)
+        self.encoder = loaded_model(model)
+        found = name or (model if isinstance(model, str) else name_of(self.encoder))
+        self.name, self.revision = (None, None) if found is None else lasting_name(found)
+        if not is_name(self.name):  # as a folder may be called, and a manifest may not hold
+            self.name = self.revision = None
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise StoreMismatchError unless the model, if there is one, is that of the manifest."""
+        check_same(self._path, manifest, self.encoder, self.stated)
+
+    def open(self, manifest: Manifest, purpose: str, **options: Any) -> Encoder:
+        """The encoder, opened by the name in the manifest if none was given; nothing is downloaded.
+
+        Args:
+            purpose: What it is needed for, for the error.
+            options: Arguments of `st_llm2vec.load`, where it is opened here.
+
+        Raises:
+            ModelNotFoundError: It is not on this machine.
+            StoreMismatchError: What has this name here is another model than the store was made with.
+            InvalidInputError: The store does not know its model.
+        """
+        with self._opening:
+            if self.encoder is None:
+                self.encoder = self._opened(manifest, purpose, options)
+                self.name, self.revision = manifest.model, manifest.revision
+            elif options:
+                raise InvalidInputError(f"{', '.join(options)} cannot be given: the store has its encoder already.")
+        return self.encoder
+
+    def _opened(self, manifest: Manifest, purpose: str, options: dict[str, Any]) -> Encoder:
+        path = str(self._path)
+        # Without a fingerprint nothing would tell whether it is the same model.
+        if manifest.model is None or manifest.fingerprint is None:
+            raise InvalidInputError(
+                f"to {purpose}, the store needs its model, and does not know its name: FaissStore.open({path!r}, "
+                "model). Without one, give vectors."
+            )
+        try:
+            encoder = open_unasked(manifest.model, manifest.revision, **options)
+        except ModelNotFoundError as error:
+            name = manifest.model if manifest.revision is None else f"{manifest.model}@{manifest.revision}"
+            raise ModelNotFoundError(
+                f"{path} was made with the model {name!r}, which a store does not download by itself. To open it all "
+                f"the same, name it: FaissStore.open({path!r}, {name!r}), or -m {name} on the command line. ({error})"
+            ) from error
+        check_same(self._path, manifest, encoder, self.stated)
+        return encoder
+
+
+def name_of(model: Any, seen: tuple[Any, ...] = ()) -> str | None:
+    """The name of a model, or of the one inside a wrapper, as it was given; None where it has none."""
+    inside = [] if model is None else list(_models_inside(model, (*seen, model)).values())
+    return (name_of(inside[0], (*seen, model)) if len(inside) == 1 else None) or _full_name(model)
 
 
 def loaded_model(model: Encoder | str | None) -> Encoder | None:
@@ -66,11 +143,16 @@ def _fingerprint(model: Any, seen: tuple[Any, ...]) -> tuple[str, bool]:
 
 
 def _name(model: Any) -> str | None:
+    name = _full_name(model)
+    return None if name is None else Path(name).name  # a model folder that was moved is still the same model
+
+
+def _full_name(model: Any) -> str | None:
     # A SentenceTransformer keeps the name in the transformers model inside it.
     for owner in (model, getattr(model, "transformers_model", None)):
         for attribute in ("model_name", "model", "model_id", "model_name_or_path", "name_or_path"):
             if isinstance(name := getattr(owner, attribute, None), str) and name:
-                return Path(name).name  # the last part only: a model folder that was moved is still the same model
+                return name
     return None
 
 
@@ -122,8 +204,11 @@ def check_same(path: Path, manifest: Manifest, model: Encoder | None, stated: st
     for name, ours, theirs in pairs:
         if ours is not None and theirs is not None and ours != theirs:
             same = f" If both give the same vectors, say so: fingerprint={ours!r}." if name == "fingerprint" else ""
+            made_with = "a model" if manifest.model is None else f"the model {manifest.model!r},"
+            given = name_of(model)
+            shown = "the model given" if given is None else f"the model given, {lasting_name(given)[0]!r},"
             raise StoreMismatchError(
-                f"{path} was made with a model of {name} {ours!r}; the model given has {name} {theirs!r}. Open it with "
+                f"{path} was made with {made_with} of {name} {ours!r}; {shown} has {name} {theirs!r}. Open it with "
                 f"the model it was made with, or make a new store for this one.{same}"
             )
 

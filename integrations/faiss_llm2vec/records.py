@@ -70,7 +70,8 @@ class Hit:
     """A document found by a search.
 
     `score`, higher is better: cosine similarity in [-1, 1] (metric "cosine"), inner product ("dot"), or the negative
-    Euclidean distance ("l2", 0 is identical). `vector`, (dimension,) float32, is there if it was asked for.
+    Euclidean distance ("l2", 0 is identical); BM25 in mode "bm25", a sum of reciprocal ranks in mode "hybrid", and what
+    the cross-encoder says where one reranks. `vector`, (dimension,) float32, is there if it was asked for.
     """
 
     id: str

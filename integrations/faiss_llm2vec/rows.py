@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from faiss_llm2vec import filters
@@ -51,6 +52,15 @@ class Row(NamedTuple):
         except (ValueError, InvalidInputError) as error:
             reason = str(error)
         raise StoreCorruptedError(f"metadata of document {self.id!r} must be a flat JSON object: {reason:.300}")
+
+
+def with_docids(docids: Iterable[int], fields: Iterable[FieldRows]) -> list[tuple[str, str, Any, int]]:
+    """Rows of the table `fields`, sorted, so that inserting walks the primary key instead of jumping about in it."""
+    return sorted(
+        (field, type, value, docid)
+        for docid, entries in zip(docids, fields, strict=True)
+        for field, type, value in entries
+    )
 
 
 def row_digest(docid: int, id: str, text: str, metadata: str) -> bytes:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from faiss_llm2vec.files import difference, read_index, read_vectors, remove, sync_folder
+from faiss_llm2vec.files import difference, read_index, read_vectors, remove
 from faiss_llm2vec.files import write as _write
 from faiss_llm2vec.filters import Ids
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS, METRICS, Kind, Vectors, build, faiss, kind_of, nearest
 from faiss_llm2vec.manifest import Entry, Manifest
+from st_llm2vec.atomic import sync_folder
 from st_llm2vec.errors import StoreCorruptedError
 
 # Up to this share of a segment, matching rows are scanned exactly in every kind: of 100,000 x 256 vectors that is

@@ -10,44 +10,41 @@ moved whenever nothing writes to it. It needs a local file system: SQLite's writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 
-from faiss_llm2vec import access, inputs, making, models
+from faiss_llm2vec import access, inputs, inspection, making
 from faiss_llm2vec.access import changes
-from faiss_llm2vec.change import Change
-from faiss_llm2vec.kinds import METRICS, kind_of
-from faiss_llm2vec.manifest import Manifest
-from faiss_llm2vec.reader import StoreReader
-from faiss_llm2vec.records import Document, Documents
-from st_llm2vec.errors import InvalidInputError, StoreError
+from faiss_llm2vec.changing import Writer
+from faiss_llm2vec.contents import Contents
+from faiss_llm2vec.kinds import Vectors
+from faiss_llm2vec.models import StoreModel
+from faiss_llm2vec.records import Hit, Record
+from faiss_llm2vec.reranking import Reranker
+from faiss_llm2vec.searching import Search, vectors_or_none
+from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError, StoreMismatchError, StoreNotFoundError
 from st_llm2vec.types import Encoder
 
-
-@dataclass
-class _Difference:
-    """What separates the store from the documents that `index` was given."""
-
-    change: Change  # without vectors
-    vectors: dict[str, int]  # text -> id of a document that has it, and so its vector, already
-    counts: dict[str, int]
-
-    @property
-    def texts(self) -> list[str]:
-        """Texts to encode."""
-        return [document.text for document in self.change.documents if document.text not in self.vectors]
+Self = TypeVar("Self", bound="FaissStore")  # typing has it from Python 3.11 on
 
 
-class FaissStore(StoreReader):
+class FaissStore:
     """Documents and their vectors in a folder. Make one with `create` or `open`; use it in a `with` block.
 
     One store object may be shared by threads. Writing is for one store object at a time, on the whole machine.
     """
+
+    def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
+        self.path = access.absolute(path)  # whatever the working folder becomes
+        self._access = access.Access(self.path, mmap=mmap, recover=recover)
+        self._model = StoreModel(self.path)
+        self._writer = Writer(self._access, self._model)
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -61,47 +58,30 @@ class FaissStore(StoreReader):
         metric: str = "cosine",
         truncate_dim: int | None = None,
         fingerprint: str | None = None,
+        model_name: str | None = None,
     ) -> FaissStore:
-        """Makes a store in a folder that does not exist yet, or is empty (a new volume), and opens it.
+        """Make a store in a folder that does not exist yet, or is empty (a new volume), and open it.
 
         Args:
-            model: encoder of texts, the name of one for `st_llm2vec.load`, or None for a store of bare vectors.
-            kind: a row of `faiss_llm2vec.kinds.KINDS` or a FAISS factory string: "flat" and small stores are exact, the
+            path: The folder.
+            model: Encoder of texts, the name of one for `st_llm2vec.load`, or None for a store of bare vectors.
+            kind: A row of `faiss_llm2vec.kinds.KINDS` or a FAISS factory string: "flat" and small stores are exact, the
                 others trade recall for speed or memory; `recommend_kind` chooses.
             metric: "cosine" (vectors are normalised), "dot" or "l2"; see `Hit` for the scores.
-            truncate_dim: keep the first so many numbers of each vector, for models trained to allow it (Matryoshka).
-            fingerprint: what tells the model from others, where it cannot do so itself or there is none.
+            truncate_dim: Keep the first so many numbers of each vector, for models trained to allow it (Matryoshka).
+            fingerprint: What tells the model from others, where it cannot do so itself or there is none.
+            model_name: What the store records as the name of its model, in place of what the model says.
 
         Raises:
             StoreExistsError: There is something at `path`; it was left as it is.
         """
         path = access.absolute(path)
-        if metric not in METRICS:
-            raise InvalidInputError(f"metric={metric!r} is unknown. Choose one of {', '.join(METRICS)}.")
         making.check_free(path)
-        if (kind_of(kind).factory or "").startswith("B") and metric != "cosine":
-            raise InvalidInputError(f"kind={kind!r} keeps signs, which know no lengths: use metric='cosine'.")
-        model = models.loaded_model(model)
-        dimension = model_dimension = models.dimension_of(model)
-        if truncate_dim is not None:
-            truncate_dim = inputs.whole("truncate_dim", truncate_dim)
-            if model_dimension is not None and truncate_dim > model_dimension:
-                raise InvalidInputError(f"truncate_dim={truncate_dim} is more than the model's {model_dimension}.")
-            dimension = None if model_dimension is None else truncate_dim
-        if dimension is not None:
-            kind_of(kind, dimension)
-        manifest = Manifest(
-            kind=kind,
-            metric=metric,
-            dimension=dimension,
-            truncate_dim=truncate_dim,
-            model_dimension=model_dimension,
-            fingerprint=models.fingerprint_of(model, fingerprint),
-            prompts=models.prompts_of(model),
-            pooling=models.pooling_of(model),
-        )
-        making.make(path, manifest)
-        return cls.open(path, model, fingerprint=fingerprint)
+        making.check_kind(kind, metric)
+        opened = StoreModel(path)
+        opened.give(model, model_name, fingerprint)
+        making.make(path, making.manifest_of(opened, kind, metric, truncate_dim))
+        return cls.open(path, opened.encoder, fingerprint=fingerprint)
 
     @classmethod
     def open(
@@ -112,32 +92,130 @@ class FaissStore(StoreReader):
         recover: bool = False,
         mmap: bool = False,
         fingerprint: str | None = None,
+        model_name: str | None = None,
     ) -> FaissStore:
-        """Opens a store as it was after the last change that was acknowledged.
+        """Open a store as it was after the last change that was acknowledged.
 
         Opening compares the checksum of the manifest, the set of documents, SQLite's structure and the sha256 of each
         segment. The content of a document is compared when it is read, and by `verify`.
 
         Args:
-            model: the encoder the store was made with, its name, or None to search by vector only.
-            recover: serve what is sound of a damaged store, read-only, and list the rest in `missing`. The folder is
+            path: The folder.
+            model: The encoder the store was made with, or its name. With None, the one that the store names is opened
+                at the first text to encode, if it is on this machine; nothing is downloaded unless it is named here.
+            recover: Serve what is sound of a damaged store, read-only, and list the rest in `missing`. The folder is
                 left as it is. Documents whose vectors are lost can still be read by `get`, and encoded again.
-            mmap: map the vectors instead of reading them, and compare only the sizes of the files: opens at once.
-            fingerprint: what to compare with the store's, in place of the model's own.
+            mmap: Map the vectors instead of reading them, and compare only the sizes of the files: opens at once.
+            fingerprint: What to compare with the store's, in place of the model's own.
+            model_name: As in `create`, for a store that has no name of its model yet; recorded by the next change.
 
         Raises:
             StoreNotFoundError: There is no store.
             StoreCorruptedError: A file is damaged or missing; the message names it.
             StoreMismatchError: The store was made with another model, or has another dimension.
         """
-        store = cls(Path(path), models.loaded_model(model), mmap=mmap, recover=recover)
+        store = cls(access.absolute(path), mmap=mmap, recover=recover)
         try:
-            store._stated = fingerprint
-            models.check_same(store.path, store._contents.manifest, store.model, fingerprint)
+            store._model.give(model, model_name, fingerprint)
+            store._model.check(store._contents.manifest)
         except BaseException:
             store.close()
             raise
         return store
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | Path,
+        model: Encoder | str | None,
+        *,
+        kind: str | None = None,
+        metric: str | None = None,
+        truncate_dim: int | None = None,
+        mmap: bool = False,
+        fingerprint: str | None = None,
+        model_name: str | None = None,
+    ) -> FaissStore:
+        """Open the store at a path, or make it if there is none.
+
+        Args:
+            path, model, fingerprint, model_name: As in `create`.
+            kind, metric, truncate_dim: As in `create`, whose defaults they have; a store that is there must have those
+                that are given.
+            mmap: As in `open`.
+
+        Raises:
+            StoreMismatchError: The store was made with another model, kind, metric or truncate_dim.
+        """
+        asked: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+        given = {name: value for name, value in asked.items() if value is not None}
+        with suppress(StoreNotFoundError):
+            return cls._opened_as(path, given, model, mmap=mmap, fingerprint=fingerprint, model_name=model_name)
+        with suppress(StoreExistsError):  # unless somebody else has made it by now
+            made = cls.create(path, model, fingerprint=fingerprint, model_name=model_name, **given)
+            if not mmap:
+                return made
+            model = made.model
+            made.close()
+        return cls._opened_as(path, given, model, mmap=mmap, fingerprint=fingerprint, model_name=model_name)
+
+    @classmethod
+    def _opened_as(cls, path: str | Path, given: Mapping[str, Any], model: Any, **options: Any) -> FaissStore:
+        store = cls.open(path, model, **options)
+        for name, value in given.items():
+            if (found := getattr(store._contents.manifest, name)) != value:
+                store.close()
+                raise StoreMismatchError(f"{path} was made with {name}={found!r}, not {value!r}. Leave it out.")
+        return store
+
+    @property
+    def model(self) -> Encoder | None:
+        """The encoder; None as long as none was given or needed."""
+        return self._model.encoder
+
+    def encoder(self, **options: Any) -> Encoder:
+        """Return the encoder, opened by the name that the store records if none was given.
+
+        Args:
+            options: Arguments of `st_llm2vec.load`, such as device, where it is opened here.
+
+        Raises:
+            ModelNotFoundError: It is not on this machine; nothing was downloaded.
+            StoreMismatchError: What has this name here is another model.
+            InvalidInputError: The store does not know its model.
+        """
+        return self._model.open(self._contents.manifest, "encode texts", **options)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What `open(recover=True)` could not read; empty for a sound store."""
+        return self._contents.missing
+
+    def refresh(self) -> None:
+        """Go on to what the store holds now; else, a store object goes on seeing what it opened.
+
+        A store object that stays open for long should be refreshed now and then: as long as one sees an old state,
+        the write-ahead log has to keep what was written since.
+
+        Raises:
+            StoreMismatchError: Another store is in this place now, made with another model.
+            StoreCorruptedError: A file is damaged or missing. What was seen before can still be read.
+        """
+        if self._access.recovers:
+            raise StoreError(f"{self.path} was opened with recover=True; open it again to see what it holds now.")
+        self._access.refresh(self._model.check)
+
+    def close(self) -> None:
+        """Free the files and the writer's lock. Everything acknowledged is on the disk already."""
+        self._access.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     # -- changing ------------------------------------------------------------------------------------------------------
 
@@ -151,13 +229,14 @@ class FaissStore(StoreReader):
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
-        """Adds documents, all or none; they are on the disk when this returns.
+        """Add documents, all or none; they are on the disk when this returns.
 
         Args:
-            ids: one new id per text; random ones by default.
-            metadata: one flat dict (or None) per text: str, bool, None, numbers, and lists of those.
-            vectors: float (len(texts), dimension), instead of encoding the texts.
-            show_progress: have the model show a progress bar.
+            texts: The documents.
+            ids: One new id per text; random ones by default.
+            metadata: One flat dict (or None) per text: str, bool, None, numbers, and lists of those.
+            vectors: Float (len(texts), dimension), instead of encoding the texts.
+            show_progress: Have the model show a progress bar.
 
         Returns:
             The ids, in the order of the texts.
@@ -166,7 +245,7 @@ class FaissStore(StoreReader):
             InvalidInputError: An id exists already or twice, or an argument makes no sense. Nothing was added.
             StoreLockedError: Another writer has this store open.
         """
-        return self._put(texts, ids, metadata, vectors, show_progress, replacing=False)
+        return self._writer.put(inputs.documents(texts, ids, metadata), ids, vectors, show_progress, replacing=False)
 
     @changes
     def upsert(
@@ -178,8 +257,8 @@ class FaissStore(StoreReader):
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
-        """Like `add`, but replaces the documents whose id exists: text, metadata and vector."""
-        return self._put(texts, ids, metadata, vectors, show_progress, replacing=True)
+        """Add documents as `add` does, and replace those whose id exists: text, metadata and vector."""
+        return self._writer.put(inputs.documents(texts, ids, metadata), ids, vectors, show_progress, replacing=True)
 
     @changes
     def index(
@@ -191,11 +270,12 @@ class FaissStore(StoreReader):
         skip_unchanged: bool = True,
         show_progress: bool = False,
     ) -> dict[str, int]:
-        """Makes the store hold exactly these documents, in one change, encoding only texts that are new or changed.
+        """Make the store hold exactly these documents, in one change, encoding only texts that are new or changed.
 
         A text that the store has under another id is not encoded either: documents may move.
 
         Args:
+            texts, ids, metadata, show_progress: As in `add`.
             skip_unchanged: False encodes every text again.
 
         Returns:
@@ -205,21 +285,11 @@ class FaissStore(StoreReader):
         documents = inputs.documents(texts, ids, metadata)
         if not documents:
             raise InvalidInputError("index() got no texts, which would delete everything. Type store.delete(where={}).")
-        encoded: dict[str, Any] = {}  # text -> vector
-        while True:
-            with self._writing():
-                difference = self._difference(documents, skip_unchanged)
-                texts_to_encode = list(dict.fromkeys(text for text in difference.texts if text not in encoded))
-                if not texts_to_encode:
-                    return self._made_so(difference, encoded)
-            # Outside of the mutex: other threads go on searching. Should one of them change the store meanwhile, the
-            # difference is taken again.
-            vectors = inputs.floats(self._encoded(texts_to_encode, show_progress))
-            encoded.update(zip(texts_to_encode, inputs.one_per_text(vectors, len(texts_to_encode)), strict=True))
+        return self._writer.sync(documents, skip_unchanged, show_progress)
 
     @changes
     def delete(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> int:
-        """Deletes the documents with these ids, or that match the filter, or both if both are given.
+        """Delete the documents with these ids, or that match the filter, or both if both are given.
 
         Ids that do not exist are passed over; `where={}` matches all documents.
 
@@ -228,123 +298,178 @@ class FaissStore(StoreReader):
         """
         if ids is None and where is None:
             raise InvalidInputError("delete() needs ids= or where=; delete(where={}) deletes every document.")
-        with self._writing():
-            docids = self._contents.selected(ids, where)
-            if docids:
-                self._contents.commit(Change(remove=docids))
-        return len(docids)
+        return self._writer.delete(ids, where)
 
     @changes
     def compact(self) -> None:
-        """Merges all segments into one without the vectors of deleted documents, and builds the kind's index over it.
+        """Merge all segments into one without the vectors of deleted documents, and build the kind's index over it.
 
         Takes the time of writing all vectors again and, meanwhile, their size in memory. Does nothing where there is
         nothing to gain.
         """
-        with self._writing():
-            segments = self._contents.segments
-            if len(segments) > 1 or any(not segment.alive.all() for segment in segments):
-                self._contents.commit(Change(merge=segments))
-                self._contents.database.vacuum()
+        self._writer.compact()
 
-    # -- inside: changing ----------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _put(
+    def search(
         self,
-        texts: Sequence[str],
-        ids: Sequence[str] | None,
-        metadata: Sequence[Mapping[str, Any] | None] | None,
-        vectors: Any,
-        show_progress: bool,
+        query: Any,
+        k: int = 10,
         *,
-        replacing: bool,
-    ) -> list[str]:
-        documents = inputs.documents(texts, ids, metadata)
-        if not documents:
-            return []
-        given = [] if ids is None else documents.ids  # random ones are new
-        if vectors is None:
-            # Before encoding, which may take hours: the lock, and ids that exist.
-            with self._writing():
-                self._replaced(given, replacing)
-            vectors = self._encoded(documents.texts, show_progress)
-        with self._writing():
-            change = Change(remove=self._replaced(given, replacing), documents=documents)
-            self._set_vectors(change, vectors)
-            self._contents.commit(change)
-        return documents.ids
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        vector: Any = None,
+        score_threshold: float | None = None,
+        mmr: float | None = None,
+        rerank: Reranker | str | None = None,
+        fetch_k: int | None = None,
+        effort: float = 1.0,
+        with_vectors: bool = False,
+    ) -> list[Hit]:
+        """Return the best documents for one query, best first; fewer than `k` where fewer match.
 
-    def _replaced(self, ids: list[str], replacing: bool) -> list[int]:
-        known = self._contents.database.docids(ids)
-        if known and not replacing:
+        Args:
+            query: A text, or a vector (dimension,); see `search_batch` for several.
+            k: How many.
+            where: Only documents that match this filter (filters.py) are returned, in every mode.
+            mode: "dense" compares vectors; "bm25" looks for the words of the query; "hybrid" does both and adds up
+                reciprocal ranks. The first search by words makes a word index, which takes a while in a large store.
+            vector: The vector of a query that is a text, instead of encoding it.
+            score_threshold: Only hits with at least this score are returned.
+            mmr: From 1.0 (relevance only) to 0.0 (diversity only): pick `k` of the `fetch_k` best by maximal marginal
+                relevance over cosine similarities. Hits then come in the order they were picked.
+            rerank: A cross-encoder, or its name, that puts the `fetch_k` best into its own order, with its scores.
+            fetch_k: Candidates for `mmr` or `rerank`, max(20, 4 k) by default.
+            effort: How many times wider than usual an index is searched: more recall, more time. Flat is exact anyway.
+            with_vectors: Give each hit its vector.
+
+        Raises:
+            InvalidInputError: The query has no text, or an option makes no sense.
+        """
+        search = Search(k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors)
+        queries, single = inputs.queries(query)
+        if not single:
+            message = "search() is for one query; for several, type store.search_batch(queries, k)."
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+        results = self._searched(search, queries, None if vector is None else inputs.one_vector(vector))
+        return results[0] if single else results  # type: ignore[return-value]
+
+    def search_batch(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        where: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        vectors: Any = None,
+        score_threshold: float | None = None,
+        mmr: float | None = None,
+        rerank: Reranker | str | None = None,
+        fetch_k: int | None = None,
+        effort: float = 1.0,
+        with_vectors: bool = False,
+    ) -> list[list[Hit]]:
+        """Return the best documents for each of several queries, as `search` does for one.
+
+        Args:
+            queries: A list of texts or of vectors, or an array (n, dimension).
+            vectors: (n, dimension), of queries that are texts, instead of encoding them.
+            k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors: As in `search`.
+        """
+        search = Search(k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors)
+        checked, single = inputs.queries(queries)
+        if single:
             raise InvalidInputError(
-                f"ids {inputs.few(known)} exist already; nothing was added. Replace documents with store.upsert(...)."
+                f"search_batch() is for a list of queries, got {queries!r:.80}. For one, type store.search(query, k)."
             )
-        return list(known.values())
+        return self._searched(search, checked, vectors)
 
-    def _difference(self, documents: Documents, skip_unchanged: bool) -> _Difference:
-        given = {document.id: document for document in documents}
-        texts = {document.text for document in documents} if skip_unchanged else set()
-        settled, replaced, vanished = set(), [], []
-        relabel: dict[int, Document] = {}
-        vectors: dict[str, int] = {}
-        for row in self._contents.database.everything():
-            if not row.sound:
-                self._contents.database.rows([row.docid])  # says what is wrong
-            if row.text in texts:
-                vectors[row.text] = row.docid
-            document = given.get(row.id)
-            if document is None:
-                vanished.append(row.docid)
-            elif not skip_unchanged or row.text != document.text:
-                replaced.append(row.docid)
-            else:
-                settled.add(row.id)
-                if row.metadata != document.metadata:
-                    relabel[row.docid] = document
-        put = Documents.of(document for document in documents if document.id not in settled)
-        return _Difference(
-            Change(remove=[*vanished, *replaced], documents=put, relabel=relabel),
-            vectors=vectors,
-            counts={
-                "added": len(put) - len(replaced),
-                "updated": len(replaced) + len(relabel),
-                "unchanged": len(settled) - len(relabel),
-                "deleted": len(vanished),
-            },
-        )
+    def get(
+        self,
+        ids: Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        *,
+        limit: int | None = None,
+        with_vectors: bool = False,
+    ) -> list[Record]:
+        """Return the documents with these ids, in their order, or all that match a filter, oldest first, or both.
 
-    def _made_so(self, difference: _Difference, encoded: dict[str, Any]) -> dict[str, int]:
-        """Commits a difference, whose texts have a vector in the store or in `encoded`."""
-        change = difference.change
-        texts = [document.text for document in change.documents]
-        if texts:
-            fresh = np.array([text in encoded for text in texts])
-            kept = [difference.vectors[text] for text in texts if text not in encoded]
-            rows = self._contents.vectors(np.array(kept, dtype=np.int64))
-            if fresh.any():
-                new = np.stack([encoded[text] for text in texts if text in encoded])
-                change.model_dimension = self._contents.manifest.model_dimension or new.shape[1]
-                checked = self._checked(new, len(new))
-                change.vectors = np.empty((len(texts), checked.shape[1]), dtype=np.float32)
-                change.vectors[fresh] = checked
-                change.vectors[~fresh] = rows if kept else 0
-            else:
-                change.vectors = rows
-        if texts or change.relabel or change.remove:
-            self._contents.commit(change)
-        return difference.counts
+        Ids that do not exist are passed over; `limit` stops after so many.
+        """
+        limit = None if limit is None else inputs.whole("limit", limit)
+        if ids is None and where is None:
+            raise InvalidInputError("get() needs ids= or where=; get(where={}) returns every document.")
+        with self._access.reading():
+            docids = self._contents.selected(ids, where)[:limit]
+            rows = self._contents.database.rows(docids)
+            vectors = vectors_or_none(self._contents, docids, with_vectors)
+            return [
+                Record(id=row.id, text=row.text, metadata=row.labels, vector=vector)
+                for row, vector in zip(rows, vectors, strict=True)
+            ]
 
-    def _set_vectors(self, change: Change, vectors: Any) -> None:
-        given = inputs.floats(vectors)
-        change.vectors = inputs.checked_vectors(given, len(change.documents), self._contents.manifest)
-        change.model_dimension = self._contents.manifest.model_dimension or given.shape[1]
+    def scan(self, size: int = 1024) -> Iterator[list[Record]]:
+        """Yield all documents there are now, oldest first, so many at once: memory stays flat.
 
-    def _writing(self) -> AbstractContextManager[None]:
-        """A change of this store object as the writer, on the newest state."""
-        if self._recover:
-            raise StoreError(
-                f"{self.path} was opened with recover=True, which only reads. Write what store.get(where={{}}) returns "
-                "to a new store, or restore the files named in store.missing and open it again."
+        Raises:
+            StoreCorruptedError: A document is damaged, or was deleted meanwhile.
+        """
+        with self._access.reading():
+            docids = self._contents.docids().tolist()
+        for start in range(0, len(docids), size):
+            with self._access.reading():
+                rows = self._contents.database.rows(docids[start : start + size])
+            yield [Record(id=row.id, text=row.text, metadata=row.labels) for row in rows]
+
+    def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
+        """Return the vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
+        if ids is None and where is None:
+            raise InvalidInputError("vectors() needs ids= or where=; vectors(where={}) returns every vector.")
+        with self._access.reading():
+            return self._contents.vectors(np.array(self._contents.selected(ids, where), dtype=np.int64))
+
+    def count(self, where: Mapping[str, Any] | None = None) -> int:
+        """Return how many documents there are, or match a filter."""
+        with self._access.reading():
+            return self._contents.manifest.count if where is None else len(self._contents.matching(where))
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def verify(self) -> list[str]:
+        """Read every byte of the store and return what is wrong with it; an empty list means that it is sound."""
+        with self._access.reading():
+            return list(self.missing) if self._access.recovers else self._contents.damage()
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the store is and what it costs; bytes in memory are those of the vectors that are not mapped."""
+        with self._access.reading():
+            return {**inspection.stats(self._contents), "writer": self._access.writes}
+
+    def __repr__(self) -> str:
+        return f"FaissStore({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what the store is, for notebooks."""
+        return inspection.as_html(self.path, None if self._access.closed else self.stats())
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _contents(self) -> Contents:
+        return self._access.contents
+
+    def _searched(self, search: Search, queries: list[str] | Vectors, vectors: Any) -> list[list[Hit]]:
+        texts = queries if isinstance(queries, list) else []
+        if not texts and len(queries) and (vectors is not None or search.by_words or search.rerank is not None):
+            raise InvalidInputError(
+                f"mode={search.mode!r}, rerank and vectors go with texts: give the query as a text, and its vector."
             )
-        return self._access.writing(lambda manifest: models.check_same(self.path, manifest, self.model, self._stated))
+        if search.by_words:
+            self._writer.index_words()
+        if vectors is None and search.by_vector:
+            vectors = queries
+            if texts:
+                vectors = self._model.open(self._contents.manifest, "search for a text").encode_query(texts)
+        with self._access.reading():
+            return search.hits(self._contents, texts, vectors)

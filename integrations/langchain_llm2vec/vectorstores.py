@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore
 
 from faiss_llm2vec import FaissStore, Hit, Record, inputs
 from faiss_llm2vec.models import fingerprint_of
-from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError, StoreNotFoundError
+from st_llm2vec.errors import InvalidInputError, StoreExistsError
 
 # Scores of FaissStore, brought to LangChain's [0, 1]. Inner products have no bounds.
 _RELEVANCE: dict[str, Callable[[float], float]] = {
@@ -32,7 +32,8 @@ class FaissVectorStore(VectorStore):
 
     Every change is on the disk when its call returns. Adding a document whose id exists replaces it. `filter` is a
     `where` of faiss_llm2vec/filters.py; no hit ever violates it. Scores are those of `faiss_llm2vec.Hit`: the higher,
-    the better.
+    the better. Searches, and the `search_kwargs` of retrievers, take `mode="hybrid"` or "bm25" and `rerank`, as
+    `FaissStore.search` does.
 
     Args:
         path: folder of the store, made if there is none.
@@ -54,19 +55,10 @@ class FaissVectorStore(VectorStore):
         fingerprint: str | None = None,
     ) -> None:
         self.embedding = embedding
-        given: dict[str, Any] = {
-            name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
-        }
-        try:
-            self.store = FaissStore.open(path, _EmbeddingsEncoder(embedding), fingerprint=fingerprint)
-        except StoreNotFoundError:
-            self.store = FaissStore.create(path, _EmbeddingsEncoder(embedding), fingerprint=fingerprint, **given)
-        stats = self.store.stats()
-        for name, value in given.items():
-            if stats[name] != value:
-                self.close()
-                raise StoreMismatchError(f"{path} was made with {name}={stats[name]!r}, not {value!r}. Leave it out.")
-        self._metric: str = stats["metric"]
+        self.store = FaissStore.open_or_create(
+            path, _EmbeddingsEncoder(embedding), kind=kind, metric=metric, fingerprint=fingerprint
+        )
+        self._metric: str = self.store.stats()["metric"]
 
     @classmethod
     def from_texts(
@@ -193,7 +185,7 @@ class FaissVectorStore(VectorStore):
         return [_document(record) for record in self.store.get(_listed(ids))]
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The `k` best documents; takes `filter` and `score_threshold`."""
+        """The `k` best documents; takes `filter`, `score_threshold`, `mode="hybrid"` or "bm25", and `rerank`."""
         return [_document(hit) for hit in self._search(query, k, **kwargs)]
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
@@ -226,26 +218,25 @@ class FaissVectorStore(VectorStore):
 
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """`similarity_search` without blocking the event loop."""
-        vector = await self._vector(query)
-        return await run_in_executor(None, self.similarity_search_by_vector, vector, k, **kwargs)
+        return [_document(hit) for hit in await self._asearch(query, k, **kwargs)]
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` without blocking the event loop."""
-        vector = await self._vector(query)
-        return await run_in_executor(None, self.similarity_search_with_score_by_vector, vector, k, **kwargs)
+        return [(_document(hit), hit.score) for hit in await self._asearch(query, k, **kwargs)]
 
     async def amax_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """`max_marginal_relevance_search` without blocking the event loop."""
-        vector, search = await self._vector(query), self.max_marginal_relevance_search_by_vector
-        return await run_in_executor(None, search, vector, k, fetch_k, lambda_mult, **kwargs)
+        found = await self._asearch(query, k, fetch_k=fetch_k, mmr=lambda_mult, **kwargs)
+        return [_document(hit) for hit in found]
 
-    async def _vector(self, query: str) -> list[float]:
+    async def _asearch(self, query: str, k: int, **kwargs: Any) -> list[Hit]:
         inputs.check_query(query)
-        return await self.embedding.aembed_query(query)
+        vector = None if kwargs.get("mode") == "bm25" else await self.embedding.aembed_query(query)
+        return await run_in_executor(None, self._search, query, k, vector=vector, **kwargs)
 
     def _search(
         self,
@@ -253,14 +244,36 @@ class FaissVectorStore(VectorStore):
         k: int,
         *,
         filter: Mapping[str, Any] | None = None,
+        mode: str = "dense",
+        vector: Any = None,
         score_threshold: float | None = None,
         mmr: float | None = None,
+        rerank: Any = None,
         fetch_k: int | None = None,
     ) -> list[Hit]:
-        hits: list[Hit] = self.store.search(
-            query, k, where=filter, score_threshold=score_threshold, mmr=mmr, fetch_k=fetch_k
+        return self.store.search(
+            query,
+            k,
+            where=filter,
+            mode=mode,
+            vector=vector,
+            score_threshold=score_threshold,
+            mmr=mmr,
+            rerank=rerank,
+            fetch_k=fetch_k,
         )
-        return hits
+
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        _require_similarities(kwargs)
+        return super()._similarity_search_with_relevance_scores(query, k, **kwargs)
+
+    async def _asimilarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        _require_similarities(kwargs)
+        return await super()._asimilarity_search_with_relevance_scores(query, k, **kwargs)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         if self._metric not in _RELEVANCE:
@@ -301,6 +314,13 @@ def _listed(strings: Iterable[Any]) -> list[Any]:
 
 def _completed(ids: Sequence[str | None] | None) -> list[str] | None:
     return None if ids is None else [uuid.uuid4().hex if id is None else id for id in _listed(ids)]
+
+
+def _require_similarities(options: Mapping[str, Any]) -> None:
+    if options.get("mode", "dense") != "dense" or options.get("rerank") is not None:
+        raise InvalidInputError(
+            "ranks that were fused, BM25 and rerankers give no relevance from 0 to 1. Use similarity_search_with_score."
+        )
 
 
 def _refuse(unknown: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship
 from llama_index.core.vector_stores.types import (
@@ -21,19 +22,27 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from faiss_llm2vec import FaissStore, Hit, Record
 from faiss_llm2vec.filters import plain
-from faiss_llm2vec.models import fingerprint_of
+from faiss_llm2vec.models import fingerprint_of, name_of
 from llama_index_llm2vec.filters import NODE_ID, Where, where_of
-from st_llm2vec.errors import InvalidInputError, StoreMismatchError, StoreNotFoundError
+from st_llm2vec.errors import InvalidInputError
 
 _REF_DOC_ID = ("document_id", "doc_id", "ref_doc_id")  # LlamaIndex writes it under each
-_QUERY_OPTIONS = ("mmr_threshold", "mmr_prefetch_k", "mmr_prefetch_factor")
+_QUERY_OPTIONS = ("mmr_threshold", "mmr_prefetch_k", "mmr_prefetch_factor", "rerank")
+# LlamaIndex's modes, and FaissStore's.
+_MODES = {
+    VectorStoreQueryMode.DEFAULT: "dense",
+    VectorStoreQueryMode.MMR: "dense",
+    VectorStoreQueryMode.HYBRID: "hybrid",
+    VectorStoreQueryMode.TEXT_SEARCH: "bm25",
+    VectorStoreQueryMode.SPARSE: "bm25",
+}
 
 
 class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     """Nodes in a folder: text, metadata, relationships and vectors.
 
         vector_store = FaissVectorStore(path="my-store")
-        index = VectorStoreIndex.from_vector_store(vector_store, embed_model)
+        index = vector_store.as_index(embed_model)
 
     Every change is on the disk when its call returns; adding a node whose id exists replaces it. Similarities are the
     scores of `faiss_llm2vec.Hit`: the higher, the better. The store holds vectors of the dimension of the first one.
@@ -70,18 +79,9 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     ) -> None:
         fingerprint = fingerprint_of(embed_model, fingerprint)
         super().__init__(path=str(path), kind=kind, metric=metric, fingerprint=fingerprint, **kwargs)
-        given: dict[str, Any] = {
-            name: value for name, value in (("kind", kind), ("metric", metric)) if value is not None
-        }
-        try:
-            self._store = FaissStore.open(path, fingerprint=fingerprint)
-        except StoreNotFoundError:
-            self._store = FaissStore.create(path, None, fingerprint=fingerprint, **given)
-        stats = self._store.stats()
-        for name, value in given.items():
-            if stats[name] != value:
-                self.close()
-                raise StoreMismatchError(f"{path} was made with {name}={stats[name]!r}, not {value!r}. Leave it out.")
+        self._store = FaissStore.open_or_create(
+            path, None, kind=kind, metric=metric, fingerprint=fingerprint, model_name=name_of(embed_model)
+        )
 
     @classmethod
     def class_name(cls) -> str:
@@ -91,6 +91,21 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     def client(self) -> FaissStore:
         """The store underneath."""
         return self._store
+
+    def as_index(self, embed_model: Any = None, **options: Any) -> VectorStoreIndex:
+        """An index over this store that knows which documents it holds.
+
+        So `refresh_ref_docs` embeds those that are new or changed and no others, which it cannot know after
+        `VectorStoreIndex.from_vector_store`: LlamaIndex keeps the hashes of documents in a document store beside it.
+
+        Args:
+            embed_model, options: As for `VectorStoreIndex`.
+        """
+        context = StorageContext.from_defaults(vector_store=self)
+        for record in self._store.get(where={"ref_doc_id": {"$exists": True}}):  # oldest first
+            if (source := _node(record).source_node) is not None and source.hash:
+                context.docstore.set_document_hash(source.node_id, source.hash)
+        return VectorStoreIndex(nodes=[], embed_model=embed_model, storage_context=context, **options)
 
     def close(self) -> None:
         """Frees the files and the writer's lock."""
@@ -122,8 +137,8 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             names = ", ".join(map(repr, sorted(outdated)[:5])) + (" ..." if len(outdated) > 5 else "")
             warnings.warn(
                 f"{self.path} keeps nodes of older versions of {names} beside the new ones. Replace a document with "
-                "index.update_ref_doc(document); refresh_ref_docs does so if the index has the document store that it "
-                "was made with (storage_context.persist).",
+                "index.update_ref_doc(document); refresh_ref_docs does so if the index was made by "
+                "vector_store.as_index(embed_model) and so knows what is there.",
                 stacklevel=2,
             )
         return ids
@@ -179,26 +194,39 @@ class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The best nodes for a vector; of a query without vector and text, the first nodes that pass its filters.
 
-        Mode "mmr" takes `mmr_threshold`, 1.0 for relevance only, 0.0 for diversity, and picks among `mmr_prefetch_k`
-        nodes, or `mmr_prefetch_factor` times `similarity_top_k`.
+        Modes "hybrid", and "text_search" or "sparse" for BM25 alone, look for the words of `query_str`. `rerank`, a
+        cross-encoder or its name, puts the nodes into its own order. Mode "mmr" takes `mmr_threshold`, 1.0 for
+        relevance only, 0.0 for diversity, and picks among `mmr_prefetch_k` nodes, or `mmr_prefetch_factor` times
+        `similarity_top_k`.
         """
         if unknown := kwargs.keys() - set(_QUERY_OPTIONS):
             raise InvalidInputError(f"unexpected {', '.join(sorted(unknown))}; there are {', '.join(_QUERY_OPTIONS)}.")
-        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
-            mode = getattr(query.mode, "value", query.mode)
-            raise InvalidInputError(f"mode {mode!r} is not vector search. Use 'default' or 'mmr'.")
-        where = self._where(query)
-        if query.query_embedding is None:
+        if query.mode not in _MODES:
+            names = ", ".join(repr(mode.value) for mode in _MODES)
+            raise InvalidInputError(f"mode must be one of {names}, got {getattr(query.mode, 'value', query.mode)!r}.")
+        for name in ("alpha", "sparse_top_k"):
+            if getattr(query, name) is not None:
+                raise InvalidInputError(f"{name} cannot be set: hybrid search adds up reciprocal ranks. Leave it out.")
+        mode, where = _MODES[query.mode], self._where(query)
+        if query.query_embedding is None and mode != "bm25":
             return self._first(query, where)
         threshold = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get("mmr_threshold")
         fetch_k = kwargs.get("mmr_prefetch_k")
         if fetch_k is None and (factor := kwargs.get("mmr_prefetch_factor")) is not None:
             fetch_k = int(query.similarity_top_k * factor)
+        by_words = mode != "dense" or kwargs.get("rerank") is not None
+        if by_words and not query.query_str:
+            raise InvalidInputError(
+                f"mode {getattr(query.mode, 'value', query.mode)!r} and rerank need the text, as query_str."
+            )
         hits = self._store.search(
-            query.query_embedding,
-            query.similarity_top_k,
+            query.query_str if by_words else query.query_embedding,
+            query.hybrid_top_k or query.similarity_top_k,
             where=where,
-            mmr=None if query.mode == VectorStoreQueryMode.DEFAULT else 0.5 if threshold is None else threshold,
+            mode=mode,
+            vector=query.query_embedding if by_words and mode != "bm25" else None,
+            mmr=None if query.mode != VectorStoreQueryMode.MMR else 0.5 if threshold is None else threshold,
+            rerank=kwargs.get("rerank"),
             fetch_k=fetch_k,
             with_vectors=True,
         )

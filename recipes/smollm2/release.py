@@ -19,7 +19,7 @@ from st_llm2vec.checkpoints import SETTINGS_FILE
 
 PACKAGE = Path(__file__).parents[2] / "models" / "smollm2" / "st_llm2vec_smollm2"
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-STAGES = {"mntp": ["mntp"], "unsup": ["mntp", "simcse"], "supervised": ["mntp", "supervised"]}
+STAGES = ("mntp", "supervised")
 
 
 def write(stage: str, adapter: Path, settings: dict[str, object]) -> Path:
@@ -30,6 +30,7 @@ def write(stage: str, adapter: Path, settings: dict[str, object]) -> Path:
     weights = load_file(adapter / "adapter_model.safetensors")
     halves = {name: weight.to(torch.float16) for name, weight in weights.items()}
     save_file(halves, target / "adapter_model.safetensors")
+    (target / "adapter_model.safetensors").chmod(0o644)
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in sorted(config.items()) if value not in (None, {}, False)}
     config |= {"base_model_name_or_path": BASE, "inference_mode": True}

@@ -1,15 +1,17 @@
-"""Attention within each text of a packed sequence, by a table of attention implementations.
+"""Attention within each text of a packed sequence: one row of a table for each attention implementation.
 
-For each of them an attention function and a mask function are registered with transformers under `packed_<name>`:
-inside `packed(batch)` they keep attention within each text, elsewhere they are the implementation of that name.
-Importing this module registers them, so a worker process that unpickles a model has them.
+No architecture's code is copied. For each implementation ("sdpa", "eager", flash attention) an attention function and a
+mask function are registered with transformers under `packed_<implementation>`: inside `packed(batch)` they give each
+text to the implementation of that name, elsewhere they are that implementation. Importing this module registers them,
+so a worker process that unpickles a model has them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,97 +21,74 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..bidirectional import PACKED
-from . import cpu_attention
+from .cpu_attention import attend
 from .packed_batch import PackedBatch, current_batch
 
+IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 # torch's bfloat16 attention on a CPU takes 1.05 to 1.7 times as long as float32's, but for AMX (2 Zen 4 cores).
 _IN_FLOAT32 = not getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
-class Call(NamedTuple):
-    """What a layer gives its attention function, but for the tensors."""
-
-    implementation: str
-    module: nn.Module
-    plain: Callable[..., tuple[Tensor, Any]]  # the implementation's own function
-    options: dict[str, Any]
-    is_causal: bool
-    window: int | None
-
-    @property
-    def special(self) -> list[str]:
-        """Options that only the plain function knows."""
-        given = [name for name in ("softcap", "s_aux", "position_bias") if self.options.get(name) is not None]
-        return given + ["dropout"] * bool(self.options.get("dropout"))
-
-
-def _registered(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
+def _attention(implementation: str) -> Callable[..., tuple[Tensor, Any]]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         # eager is no entry of transformers' table: each architecture has its own, with its caps, sinks and biases
-        plain: Callable[..., tuple[Tensor, Any]] = (
+        function: Callable[..., tuple[Tensor, Any]] = (
             ALL_ATTENTION_FUNCTIONS.get(implementation) or sys.modules[type(module).__module__].eager_attention_forward
         )
         compiling = torch.compiler.is_compiling()
         batch = None if compiling else current_batch()
         if batch is None and not (compiling and attention_mask is None):
-            return plain(module, query, key, value, attention_mask, **kwargs)
-        call = Call(implementation, module, plain, kwargs, _is_causal(module, kwargs), kwargs.get("sliding_window"))
-        if batch is None and (implementation != "sdpa" or call.special):
-            raise NotImplementedError(f"attention by {implementation!r} with {call.special} is not compiled")
-        return IMPLEMENTATIONS[implementation](batch, query, key, value, call), None  # (1, total, heads, dim)
+            return function(module, query, key, value, attention_mask, **kwargs)
+        causal, window = _is_causal(module, kwargs), kwargs.get("sliding_window")
+        special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+        dropout = kwargs.get("dropout") or 0.0
+        if implementation == "sdpa" and not special and not (compiling and dropout):
+            run = partial(_attend, dropout=dropout) if batch else torch.ops.st_llm2vec.attend
+            slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
+            q, k, v = (x.float() if slow else x for x in (query, key, value))
+            return run(q, k, v, kwargs.get("scaling"), causal, window).to(query.dtype), None
+        if batch is None:
+            raise NotImplementedError(f"attention by {implementation!r} with {special or 'dropout'} is not compiled")
+        batch.calls += 1
+        if implementation.startswith("flash"):
+            return function(module, query, key, value, None, **kwargs, **_flash_arguments(batch, query.device))
+        heads = []
+        for q, k, v in _runs(batch, query, key, value):
+            mask = _mask(implementation, q, causal, window)
+            heads.append(function(module, q, k, v, mask, **kwargs)[0].flatten(0, 1))
+        return torch.cat(heads)[None], None  # (1, total, heads, dim)
 
     return attention
 
 
-def _sdpa(batch: PackedBatch | None, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    if batch and call.special:
-        return _plain(batch, query, key, value, call)
-    run = _attend if batch else torch.ops.st_llm2vec.attend
-    slow = _IN_FLOAT32 and query.device.type == "cpu" and query.dtype == torch.bfloat16
-    q, k, v = (x.float() if slow else x for x in (query, key, value))
-    found: Tensor = run(q, k, v, call.options.get("scaling"), call.is_causal, call.window)
-    return found.to(query.dtype)
-
-
-def _plain(batch: PackedBatch, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    """By the plain function, texts of equal length at a time."""
-    batch.calls += 1
-    heads = []
-    for q, k, v in _runs(batch, query, key, value):
-        mask = _mask(call.implementation, q, call.is_causal, call.window)
-        heads.append(call.plain(call.module, q, k, v, mask, **call.options)[0].flatten(0, 1))
-    return torch.cat(heads)[None]
-
-
-def _flash(batch: PackedBatch, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-    batch.calls += 1
-    options = {**call.options, **_flash_arguments(batch, query.device)}
-    return call.plain(call.module, query, key, value, None, **options)[0]
-
-
-# What takes packed sequences: an `attn_implementation`, and how.
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    "sdpa": _sdpa,
-    "eager": _plain,
-    "flash_attention_2": _flash,
-    "flash_attention_3": _flash,
-}
-
-
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Attention within each text, as the first of `PATHS` that fits does it: to (1, total, heads, dim)."""
+    """Attention within each text of the packed batch, by torch: (1, heads, total, dim) to (1, total, heads, dim)."""
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1], "dropout_p": dropout}
     batch = current_batch()
     if batch is None:  # somebody compiled a padded model, and this batch has no pads
-        options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
         whole = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, **options)
         return whole.transpose(1, 2).contiguous()
     batch.calls += 1
-    run = next(path.run for path in PATHS if path.fits(query, value))
-    return run(batch, query, key, value, scaling, is_causal, window)
+    if _has_varlen(query, value) and not dropout:
+        return _varlen(batch, query, key, value, scaling, is_causal, window)
+    if query.is_cuda and options.pop("enable_gqa"):  # its kernels without a loss of speed take equal heads
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+    heads = []
+    for q, k, v in _runs(batch, query, key, value):
+        mask = _mask("sdpa", q, is_causal, window)
+        alone = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None, **options)
+        heads.append(alone.transpose(1, 2).flatten(0, 1))
+    return (torch.cat(heads) if len(heads) > 1 else heads[0].contiguous())[None]
 
 
 def _attend_compiled(
@@ -118,8 +97,7 @@ def _attend_compiled(
     """The same as an operator in compiled layers: where the texts end is none of the compiler's business."""
     found = None
     if batch := current_batch():
-        options: dict[str, Any] = {"scaling": scaling, "is_causal": is_causal, "window": window}
-        found = cpu_attention.attend(query, key, value, batch.cu_seqlens, **options)
+        found = attend(query, key, value, batch.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window)
     if batch is None or found is None:
         return _attend(query, key, value, scaling, is_causal, window)
     batch.calls += 1
@@ -130,29 +108,6 @@ _library: Any = torch.library.Library("st_llm2vec", "FRAGMENT")  # type: ignore[
 _library.define("attend(Tensor q, Tensor k, Tensor v, float? scaling, bool is_causal, SymInt? window) -> Tensor")
 _library.impl("attend", _attend_compiled, "CompositeExplicitAutograd")
 _library.impl("attend", lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]), "Meta")
-
-
-def _by_length(
-    batch: PackedBatch,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    is_causal: bool,
-    window: int | None,
-) -> Tensor:
-    """Texts of equal length at a time."""
-    shared = query.shape[1] != key.shape[1]
-    if query.is_cuda and shared:  # its kernels without a loss of speed take equal heads
-        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
-        shared = False
-    heads = []
-    for q, k, v in _runs(batch, query, key, value):
-        mask = _mask("sdpa", q, is_causal, window)
-        options: dict[str, Any] = {"is_causal": is_causal and mask is None, "scale": scaling, "enable_gqa": shared}
-        alone = functional.scaled_dot_product_attention(q, k, v, mask, **options)
-        heads.append(alone.transpose(1, 2).flatten(0, 1))
-    return (torch.cat(heads) if len(heads) > 1 else heads[0].contiguous())[None]
 
 
 def _runs(batch: PackedBatch, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -228,16 +183,6 @@ def _varlen(
     return out[None]
 
 
-class Path(NamedTuple):
-    """A way to do "sdpa" within each text, and the layers, by their queries and values, that it can do."""
-
-    fits: Callable[[Tensor, Tensor], bool]
-    run: Callable[..., Tensor]
-
-
-PATHS = (Path(_has_varlen, _varlen), Path(lambda query, value: True, _by_length))
-
-
 def _mask_function(implementation: str) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
         # A packed batch has none: it would be (total, total).
@@ -247,5 +192,10 @@ def _mask_function(implementation: str) -> Callable[..., Any]:
 
 
 for _name in IMPLEMENTATIONS:
-    AttentionInterface.register(PACKED + _name, _registered(_name))
+    AttentionInterface.register(PACKED + _name, _attention(_name))
+    AttentionMaskInterface.register(PACKED + _name, _mask_function(_name))
+
+
+for _name in IMPLEMENTATIONS:
+    AttentionInterface.register(PACKED + _name, _attention(_name))
     AttentionMaskInterface.register(PACKED + _name, _mask_function(_name))

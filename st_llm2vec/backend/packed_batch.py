@@ -1,8 +1,9 @@
-"""`PackedBatch`: the texts of a batch as one packed sequence, and the batch that attention layers are to read."""
+"""A batch without padding: where its texts stand in one packed sequence, and who reads that while a block runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -67,9 +68,38 @@ class PackedBatch:
         return flat.index_copy(0, self.positions, sequence[0]).view(*shape, -1)
 
 
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of texts with these numbers of tokens, longest first, in batches of at most `budget` tokens (or one)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        # counted as if padded to the longest, which is what a model that cannot pack will do
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def one_ahead(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Iterator[Any]]:
+    """The function's values, the next of which is worked out in a thread while the caller has the last."""
+    if len(items) < 2:  # a single query should not wait for a thread
+        yield map(function, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+
+        def values() -> Iterator[Any]:
+            coming = pool.submit(function, items[0])
+            for item in items[1:]:
+                value, coming = coming.result(), pool.submit(function, item)
+                yield value
+            yield coming.result()
+
+        yield values()
+
+
 _current: ContextVar[PackedBatch | None] = ContextVar("st_llm2vec_packed_batch", default=None)
-
-
 current_batch = _current.get
 
 
@@ -85,7 +115,11 @@ def packed(batch: PackedBatch) -> Iterator[None]:
 
 def recomputes_elsewhere(model: nn.Module) -> bool:
     """Whether layers run again in the backward pass where no packed sequence can be given to them (FSDP's wrapper)."""
-    return any(hasattr(module, "_checkpoint_wrapped_module") for module in model.modules())
+    return any(
+        hasattr(module, "_checkpoint_wrapped_module")
+        or (getattr(module, "gradient_checkpointing", False) and not hasattr(module, "_gradient_checkpointing_func"))
+        for module in model.modules()
+    )
 
 
 @contextmanager
@@ -102,7 +136,7 @@ def packed_checkpoints(model: nn.Module, batch: PackedBatch) -> Iterator[None]:
 
         return checkpointed
 
-    layers: list[Any] = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     held = [(layer, found) for layer in layers if (found := getattr(layer, "_gradient_checkpointing_func", None))]
     try:
         for layer, checkpoint in held:

@@ -1,8 +1,7 @@
-"""Runs a batch without padding, once it is proven that the model gives packed texts the vectors that they have alone.
+"""Packing: the texts of a batch become one packed sequence, with attention within each of them only (attention.py).
 
-No architecture's code is copied: attention.py registers attention functions with transformers. Some architectures take
-the setting and never ask for the function, or mix the tokens of a sequence in another way (falcon, gptj, bloom):
-`enable_packing` therefore believes nothing that it has not seen.
+Some architectures take the setting and never ask for the function, or mix the tokens of a sequence in another way
+(falcon, gptj, bloom): `enable_packing` therefore believes nothing that it has not seen.
 """
 
 from __future__ import annotations

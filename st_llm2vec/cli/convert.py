@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
+from ..atomic import published
 from ..cards import how_to_open
-from ..corpus import published
 from ..settings import NAMES, EncoderSettings
 from . import options
 from .options import folder_size, megabytes, note, open_model

@@ -1,23 +1,21 @@
-"""`encode`: texts in, vectors out, as .npy or .parquet."""
+"""`encode`: files, folders or standard input in, vectors out, as one file or as shards."""
 
 from __future__ import annotations
 
-import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..corpus import encode_shard, published, writer_of
-from ..errors import InvalidInputError
-from ..readers import READERS, TEXT_COLUMN, read_rows
+from . import inputs as reading_options
 from . import options
+from .inputs import BarOf, reading_of
 from .options import note, open_model
 
 
 class Format(str, Enum):
-    """What each file of a folder becomes."""
+    """What a shard is."""
 
     npy = "npy"
     parquet = "parquet"
@@ -31,17 +29,25 @@ class Task(str, Enum):
 
 
 def encode(
-    texts: Annotated[Path, typer.Argument(help=".txt (a text per line), .jsonl, .csv, .parquet; or a folder of them.")],
+    inputs: reading_options.Inputs,
     output: Annotated[
-        Path, typer.Argument(help=".npy (vectors only) or .parquet (all columns + embedding); a folder for a folder.")
+        Path, typer.Argument(help="One file, .npy (vectors only) or .parquet (with ids and columns); or a folder.")
     ],
     model: options.Model = options.DEFAULT_MODEL,
-    text_column: options.TextColumn = TEXT_COLUMN,
-    task: Annotated[Task, typer.Option("--as", help="Use the model's prompt for documents or for queries.")] = (
-        Task.document
-    ),
+    text_column: reading_options.TextColumn = None,
+    id_column: reading_options.IdColumn = None,
+    metadata: reading_options.Metadata = None,
+    txt: reading_options.Txt = reading_options.TxtAs.lines,
+    input_format: reading_options.InputFormat = None,
+    on_error: reading_options.OnError = reading_options.Policy.stop,
+    chunk_size: reading_options.ChunkSize = None,
+    chunk_overlap: reading_options.ChunkOverlap = None,
+    task: Annotated[Task | None, typer.Option("--as", help="Whose prompt the texts get. Default: document.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Put this before every text instead; it is not pooled.")] = None,
-    to: Annotated[Format, typer.Option(help="What each file of a folder becomes.")] = Format.npy,
+    to: Annotated[Format | None, typer.Option(help="Of the shards in a folder. Default: parquet.")] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Texts of a shard; a kill costs one at most. Default: 8192.")
+    ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of unit length.")] = False,
     batch_size: options.BatchSize = 32,
     max_seq_length: options.MaxSeqLength = None,
@@ -50,55 +56,53 @@ def encode(
     compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
-    """Turn texts into vectors, float32, in the order of the rows.
+    """Turn texts into vectors, float32, in the order of the inputs.
 
-    Blank lines of .txt and .jsonl files have no vector. OUTPUT is replaced, and only once it is complete. The files of
-    a folder are shards: those that are done already are passed over, so that a run that was killed can be run again.
+    Everything is read and checked before the first text is encoded. A run that was killed goes on when it is run again.
+    A folder as OUTPUT gets shards and a manifest; run it again on changed inputs, and only new texts are encoded.
 
     \b
     Examples:
       st-llm2vec encode texts.txt vectors.npy
       st-llm2vec encode papers.jsonl papers.parquet --text-column abstract --normalize
       st-llm2vec encode questions.csv q.npy --as query --model my-encoder
-      st-llm2vec encode corpus/ vectors/ --to parquet --dtype bfloat16 --compile
+      st-llm2vec encode notes/ 'papers/**/*.pdf' vectors/ --dtype bfloat16 --compile
     """
-    sources = [texts]
-    if texts.is_dir():
-        sources = sorted(path for path in texts.iterdir() if path.suffix.lower() in READERS)
-        if not sources:
-            raise InvalidInputError(f"{texts} has no file that ends in {', '.join(READERS)}.")
-    targets = {source: output / f"{source.name}.{to.value}" if texts.is_dir() else output for source in sources}
-    write = writer_of(targets[sources[0]])
-    rows = read_rows(sources[0])  # before the model, which takes longer to load
-    inputs = rows.texts(text_column)
+    from ..corpus import SHARD_SIZE, encode_corpus
+
+    if to is not None and output.suffix.lower() in (".npy", ".parquet"):
+        raise typer.BadParameter(f"{output} says by its ending what it is; give --to with a folder.", param_hint="--to")
+    if task is not None and prompt is not None:
+        raise typer.BadParameter(
+            "--prompt takes the place of the prompt that --as chooses; give one.", param_hint="--as"
+        )
+    reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=output)
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
     encoder = open_model(model, max_seq_length=max_seq_length, **how)
-
-    def embed(batch: list[str]) -> Any:
-        encode = encoder.encode_query if task is Task.query else encoder.encode_document
-        return encode(
-            batch, prompt=prompt, normalize_embeddings=normalize, batch_size=batch_size, show_progress_bar=True
+    with BarOf("texts") as progress:
+        done = encode_corpus(
+            encoder,
+            inputs,
+            output,
+            reading=reading,
+            format=(to or Format.parquet).value,
+            task=(task or Task.document).value,
+            prompt=prompt,
+            normalize=normalize,
+            chunk_size=chunk_size,
+            chunk_overlap=chunk_overlap or 0,
+            batch_size=batch_size,
+            shard_size=shard_size or SHARD_SIZE,
+            progress=progress,
         )
-
-    started = time.perf_counter()
-    if not texts.is_dir():
-        vectors = embed(inputs)
-        with published(output) as draft:
-            write(draft, rows, vectors)
-        rate = len(vectors) / (time.perf_counter() - started)
-        note(f"{output}: {len(vectors)} vectors of {vectors.shape[1]} dimensions, {rate:.1f} texts/s.")
-        return
-    setting = {
-        "fingerprint": encoder.fingerprint,
-        "task": task.value,
-        "prompt": prompt,
-        "normalize": normalize,
-        "dtype": dtype,
-    }
-    encoded = [
-        encode_shard(source, target, embed, text_column=text_column, setting=setting)
-        for source, target in targets.items()
-    ]
-    done = sum(count > 0 for count in encoded)
-    rate = sum(encoded) / (time.perf_counter() - started)
-    note(f"{output}: {done} of {len(sources)} shards encoded, the others were done; {rate:.1f} texts/s.")
+    for line in done.said:
+        note(line)
+    if done.skipped:
+        note(f"{done.skipped} rows or files could not be read and were skipped.")
+    if done.cut:
+        note(f"{done.cut} texts are longer than the model reads and were cut. Split them with --chunk-size.")
+    rate = done.encoded / max(done.seconds, 1e-9)
+    note(
+        f"{output}: {done.texts} vectors of {done.dimension} dimensions in {done.shards} shards; {done.encoded} texts "
+        f"encoded in {done.seconds:.1f} s, {rate:.1f} texts/s."
+    )

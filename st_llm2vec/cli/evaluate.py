@@ -14,7 +14,9 @@ from .options import note, open_model, print_table
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Aliases, folders or hub ids; the first is compared with all.")],
-    data: Annotated[Path, typer.Option(help="A file, the folder of one task, or a folder of tasks.", exists=True)],
+    data: Annotated[
+        Path | None, typer.Option(help="A file, the folder of one task, or a folder of tasks.", exists=True)
+    ] = None,
     tasks: Annotated[str, typer.Option(help="Names of tasks in a folder of tasks, with commas between them.")] = "",
     split: Annotated[str, typer.Option(help="test to report, dev to choose settings.")] = "test",
     kind: Annotated[
@@ -30,6 +32,13 @@ def evaluate(
     prompt_eol: Annotated[
         str | None, typer.Option(metavar="DECODER", help="Also score this decoder untrained, asked for one word.")
     ] = None,
+    mteb: Annotated[
+        str | None, typer.Option(metavar="TASK,TASK", help="Run these tasks of mteb in place of --data.")
+    ] = None,
+    instructions: Annotated[
+        bool,
+        typer.Option("--instructions", help="With --mteb: give every text but a document the paper's instruction."),
+    ] = False,
     static_floor: Annotated[bool, typer.Option("--static-floor", hidden=True)] = False,
     as_json: options.AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
@@ -49,6 +58,7 @@ def evaluate(
       reranking            test.*: query, positive, negative
       classification       train.*, test.*: text, label (of one file, half trains)
       clustering           test.*: text, cluster
+      words, spans         train.*, test.*: tokens, tags (lists of texts)
 
     \b
     Examples:
@@ -56,12 +66,21 @@ def evaluate(
       st-llm2vec eval my-encoder other-encoder --data my-corpus/ --json
       st-llm2vec eval my-encoder --data faq.csv --column query=question --column document=answer
       st-llm2vec eval llm2vec-tiny --tasks stsb,scifact --data data
+      st-llm2vec eval llm2vec-mistral --mteb STSBenchmark,SciFact --instructions
     """
+    if (data is None) == (mteb is None):
+        raise typer.BadParameter("one of --data and --mteb says what is scored", param_hint="'--data'")
+    if mteb is not None:
+        _on_mteb(models, _names(mteb), instructions, as_json, dtype=dtype, device=device)
+        return
+    if instructions:
+        raise typer.BadParameter("goes with --mteb", param_hint="'--instructions'")
+    assert data is not None  # or mteb is
     from ..evaluation import evaluate as evaluate_tasks
     from ..evaluation import prompt_eol as open_prompt_eol
     from ..evaluation.tasks import find
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = _names(tasks)
     columns = _columns(column or [])
     find(
         data, names, split=split, kind=kind, columns=columns
@@ -85,6 +104,28 @@ def evaluate(
         typer.echo(report.to_markdown())
     else:
         print_table(*report.table())
+
+
+def _on_mteb(models: list[str], tasks: list[str], instructions: bool, as_json: bool, **options: str | None) -> None:
+    from ..evaluation.on_mteb import evaluate_mteb, require_tasks
+
+    found = require_tasks(tasks)  # before a model is loaded
+    rows: list[tuple[str, str, str, float]] = []
+    for name in dict.fromkeys(models):
+        results = evaluate_mteb(open_model(name, **options), found, instructions=instructions, name=Path(name).name)
+        rows += [
+            (result.task_name, name, result.task.metadata.main_score, float(result.get_score()))
+            for result in results.task_results
+        ]
+    if as_json:
+        keys = ("task", "model", "metric", "value")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+    else:
+        print_table(("task", "model", "metric", "value"), [(*row[:3], f"{row[3]:.4f}") for row in rows])
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _columns(given: list[str]) -> dict[str, str]:

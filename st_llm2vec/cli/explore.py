@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from ..atomic import published
 from ..errors import InvalidInputError, MissingExtraError
-from .files import published
 from .options import note
-from .store import read_condition
+from .search import read_condition
 from .terminal import escaped_all
 
 if TYPE_CHECKING:

@@ -6,11 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import aliases
+from ..errors import ModelNotFoundError
 from ..settings import EncoderSettings
 from .terminal import escaped, message
 
@@ -34,7 +37,6 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Alias, folder or hub 
 Quantize = Annotated[
     str | None, typer.Option("--quantize", help="int8: round the weights, on a CPU, if the vectors stay close.")
 ]
-TextColumn = Annotated[str, typer.Option("--text-column", help="Column of the text (a .txt file has one: text).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -80,11 +82,28 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
     """`st_llm2vec.load`, with a word on stderr because it may take a while."""
     from .. import load
 
+    loading(name)
+    try:
+        return load(name, **options)
+    except ModelNotFoundError as error:
+        if close := get_close_matches(name, aliases.known(), 1):
+            raise ModelNotFoundError(f"Did you mean {close[0]!r}? {error}") from error
+        raise
+
+
+def loading(name: str) -> None:
+    """Say that a model is loaded, in the place of the host's bars."""
     note(f"Loading {name} ...")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
-    return load(name, **options)
+
+
+def given(context: typer.Context) -> list[str]:
+    """The parameters that the command line has, as it has to call them."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    # By its name: typer may bring a click of its own.
+    return [name.replace("_", "-") for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
 
 def folder_size(folder: Path) -> int:
@@ -97,22 +116,42 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+_quiet = False
+
+
+def quiet(wanted: bool | None = None) -> bool:
+    """Whether results and errors only are shown; `wanted` changes it."""
+    global _quiet  # noqa: PLW0603  (of the process, as stderr is)
+    _quiet = _quiet if wanted is None else wanted
+    return _quiet
+
+
 def note(text: str) -> None:
-    """Something to know that is no result: to stderr."""
-    typer.echo(message(text), err=True)
+    """Something to know that is no result: to stderr, unless --quiet."""
+    if not _quiet:
+        typer.echo(message(text), err=True)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout, as wide as the terminal; numbers are aligned to the right."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wide: str | None = None) -> None:
+    """A table on stdout, as wide as the terminal; numbers are aligned to the right.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        wide: A column that keeps half of the room; the others give way.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         numeric = all(row[i].replace(".", "").lstrip("-").isdigit() for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
+        longest = max((len(row[i]) for row in rows), default=0)
+        least = min(console.width // 2, longest) if name == wide else None
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, min_width=least)
     for row in rows:
         table.add_row(*(Text(escaped(cell)) for cell in row))  # as text: [brackets] in it are no markup
-    Console().print(table)
+    console.print(table)

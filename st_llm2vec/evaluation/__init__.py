@@ -3,18 +3,24 @@
 report.py               scores of models on tasks, with baselines
 tasks.py                public sets by name, a user's own files by their columns
 sts.py, retrieval.py, reranking.py, classification.py, clustering.py, pair_classification.py      kinds of tasks
+words.py                linear probes on the vectors of words
 kind.py                 what a kind of task is
 files.py                the files of a task
 intervals.py            bootstrap intervals, and the paired bootstrap between two models
 baselines.py, bm25.py   BM25, the static-embedding baseline, PromptEOL
+on_mteb.py              our encoders in mteb, and the paper's instructions (instructions.json)
 in_training.py          tasks as the evaluator of a trainer
 diagnosis.py            `doctor`, which examines an encoder
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingExtraError
 
 if TYPE_CHECKING:
     from .baselines import prompt_eol, static_model
@@ -50,6 +56,14 @@ __all__ = [
     "prompt_eol",
     "static_model",
 ]
+
+
+def name_in_mteb(module: ModuleType) -> None:
+    """Let `mteb.get_model` open our names, where this is an mteb with the registry that we know; for the plugin."""
+    with contextlib.suppress(MissingExtraError):
+        from .on_mteb import register
+
+        register()
 
 
 def __getattr__(name: str) -> Any:

@@ -48,6 +48,6 @@ class BM25:
         found = self._database.execute(
             "SELECT rowid, -bm25(documents) AS score FROM documents WHERE documents MATCH ? AND rowid >= ? "
             "AND rowid < ? ORDER BY score DESC, rowid LIMIT ?",
-            (" OR ".join(f'"{word}"' for word in words), first, last, k),
+            (" OR ".join(words), first, last, k),
         )
         return [(int(position), float(score)) for position, score in found]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import lzma
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInputError, MissingExtraError
+from ..errors import InvalidInputError
+from ..readers import TABLES, Table, text_of
 
 ENDINGS = (".jsonl", ".jsonl.xz", ".csv", ".tsv", ".parquet")
 Row = dict[str, Any]
@@ -66,9 +65,7 @@ class Source:
 
 def text(row: Row, column: str) -> str:
     """The text in a column."""
-    if not isinstance(row[column], str):
-        raise InvalidInputError(f"{row['']}: {column!r} must be a text, got {row[column]!r:.60}.")
-    return str(row[column])
+    return text_of(row, (column,), row[""])
 
 
 def number(row: Row, column: str) -> float:
@@ -123,7 +120,7 @@ def columns_of(file: Path) -> set[str]:
 
 
 def read(file: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with the place that an error names.
+    """The rows of a file, each with the place that an error names; all cells of a .csv or .tsv file are texts.
 
     Raises:
         InvalidInputError: Another ending, or a line that cannot be read.
@@ -132,47 +129,8 @@ def read(file: Path) -> Iterator[tuple[str, Row]]:
     end = ending(file)
     if end is None:
         raise InvalidInputError(f"{file} must end in one of {', '.join(ENDINGS)}.")
-    if end == ".parquet":
-        yield from _parquet(file)
-        return
-    with lzma.open(file, "rt", encoding="utf-8") if end.endswith(".xz") else file.open(encoding="utf-8-sig") as lines:
-        try:
-            if end in (".csv", ".tsv"):
-                table = csv.DictReader(lines, delimiter="\t" if end == ".tsv" else ",")
-                for row in table:
-                    place = f"{file}, line {table.line_num}"
-                    if None in row or None in row.values():
-                        raise InvalidInputError(f"{place}: more or fewer fields than the header.")
-                    yield place, row
-            else:
-                for count, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield f"{file}, line {count}", _json(f"{file}, line {count}", line)
-        except (UnicodeDecodeError, lzma.LZMAError, csv.Error) as error:
-            raise InvalidInputError(f"{file} cannot be read as {end}, UTF-8: {error}") from error
-
-
-def _json(place: str, line: str) -> Row:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{place}: not valid JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise InvalidInputError(f"{place}: must be a JSON object, got {line.strip():.60}.")
-    return row
-
-
-def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            '.parquet files need pyarrow. Install it with: pip install "st-llm2vec[all]"'
-        ) from error
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowException as error:
-        raise InvalidInputError(f"{file} cannot be read as parquet: {error}") from error
-    for count, row in enumerate(table.to_pylist(), 1):
-        yield f"{file}, row {count}", row
+        for line, row in TABLES[end.removesuffix(".xz")](Table(file, str(file), end)):
+            yield f"{file}, line {line}", row
+    except lzma.LZMAError as error:
+        raise InvalidInputError(f"{file} cannot be read as {end}: {error}") from error

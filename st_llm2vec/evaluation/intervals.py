@@ -39,10 +39,18 @@ class Score:
     n: int
     draws: Any = field(repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The score as JSON has it, without the draws."""
+    def to_dict(self, *, draws: bool = False) -> dict[str, Any]:
+        """The score as JSON has it; with its draws it can be compared later."""
         names = ("model", "task", "metric", "value", "low", "high", "n")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        if draws:
+            found["draws"] = [round(each, 6) if np.isfinite(each) else None for each in self.draws.tolist()]
+        return found
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Score:
+        """The score that `to_dict(draws=True)` wrote."""
+        return cls(**{**found, "draws": np.array(found["draws"], dtype=np.float64)})
 
 
 @dataclass(frozen=True)

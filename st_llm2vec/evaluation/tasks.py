@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidInputError
-from . import classification, clustering, pair_classification, reranking, retrieval, sts
+from . import classification, clustering, pair_classification, reranking, retrieval, sts, words
 from .files import Source, columns_of, ending, shards, splits
 from .kind import Kind
 
 # In this order a file's columns are tried.
 KINDS: dict[str, Kind] = {
     each.KIND.name: each.KIND for each in (sts, pair_classification, reranking, retrieval, classification, clustering)
-}
+} | {kind.name: kind for kind in words.KINDS}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ TASKS: dict[str, Task] = {
     "ag_news": Task("clustering", "ag_news", _CLUSTER),
     "stackoverflow_clustering": Task("clustering", "stackoverflow_clustering", _CLUSTER),
     "mrpc": Task("pair_classification", "mrpc"),
+}
+# Word level: <set>_<tags>, then _f1 for whole spans, then _next for the reading that MNTP is trained for.
+TASKS |= {
+    f"{folder}_{tags}{of}{reading}": Task(kind + reading, folder, {"tags": tags})
+    for folder, tags, figures in (
+        ("conll2003", "pos", {"": "words"}),
+        ("conll2003", "chunk", {"": "words", "_f1": "spans"}),
+        ("conll2003", "ner", {"": "words", "_f1": "spans"}),
+        ("ud_ewt", "upos", {"": "words"}),
+        ("ud_ewt", "xpos", {"": "words"}),
+    )
+    for of, kind in figures.items()
+    for reading in ("", "_next")
 }
 
 

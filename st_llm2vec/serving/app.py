@@ -164,7 +164,7 @@ class _Server:
         questions = [body.query] if isinstance(body.query, str) else body.query
         found = await self.encode(questions, "query")
         try:
-            hits = await asyncio.to_thread(self.store.search, found.vectors, body.k, where=body.where)
+            hits = await asyncio.to_thread(self.store.search_batch, found.vectors, body.k, where=body.where)
         except InvalidInputError as error:
             raise Refusal(400, str(error), "where") from error
         answers = [[asdict(hit) for hit in each] for each in hits]

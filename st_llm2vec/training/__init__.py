@@ -4,12 +4,14 @@ mntp.py         step 2: masked next-token prediction
 simcse.py       step 3, without labels: the same text twice under dropout
 supervised.py   step 3, with pairs or triplets: in-batch and hard negatives
 head.py         the causal LM's head, which MNTP predicts with
+lora_linear.py  a LoRA layer that trains fast
 lora.py         which weights train: LoRA, stage by stage; or all of them
 run.py          one stage from rows to a saved encoder; all stages of a recipe
 objectives.py   the objectives as rows of a table
 data.py         rows from files, checked and hashed
 arguments.py    a stage's settings as the host's arguments
 scoring.py      scores before, while and after it trains
+mining.py       hard negatives for pairs
 records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """
 
@@ -29,6 +31,7 @@ from ..recipes import DataSet, TrainingSettings
 from . import mntp, simcse, supervised
 from .head import language_model_head
 from .lora import add_lora, merge_lora
+from .mining import Mining, mine
 from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .records import Result
 from .run import train_all, train_stage
@@ -38,6 +41,7 @@ __all__ = [
     "DataSet",
     "MNTPDataCollator",
     "MNTPLoss",
+    "Mining",
     "Recipe",
     "Result",
     "TrainingSettings",
@@ -46,6 +50,7 @@ __all__ = [
     "chunk_texts",
     "language_model_head",
     "merge_lora",
+    "mine",
     "mntp",
     "read_recipe",
     "simcse",

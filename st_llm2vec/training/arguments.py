@@ -25,8 +25,13 @@ def arguments(
     *,
     batch_sampler: BatchSamplers,
     checkpoints: Path,
+    learning_rates: Mapping[str, float],
 ) -> SentenceTransformerTrainingArguments:
-    """Return the trainer's arguments for a stage."""
+    """Return the trainer's arguments for a stage.
+
+    Args:
+        learning_rates: Those of some parameters, by patterns of their names in the loss.
+    """
     evaluates = scoring != Scoring()
     batch = settings["batch_size"]
     given: dict[str, Any] = {
@@ -35,6 +40,7 @@ def arguments(
         "gradient_accumulation_steps": settings["gradient_accumulation"] or 1,
         "learning_rate": settings["learning_rate"],
         "weight_decay": settings["weight_decay"] or 0.0,
+        "learning_rate_mapping": dict(learning_rates),
         "lr_scheduler_type": settings["scheduler"],
         "eval_strategy": "steps" if evaluates else "no",
         "save_total_limit": 2,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from ..errors import InvalidInputError
@@ -25,12 +26,14 @@ class Source:
         rows: Those that are trained on, drawn and repeated as asked.
         columns: Their texts, by column.
         sha256: Of the file, or of the rows as JSON lines.
+        vectors: What a teacher makes of the texts, (rows, columns, dimensions).
     """
 
     data: DataSet
     rows: Rows
     columns: dict[str, list[str]]
     sha256: str
+    vectors: np.ndarray | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what a model card says of it."""
@@ -39,12 +42,13 @@ class Source:
         return {name: value for name, value in known.items() if value is not None}
 
 
-def read_source(name: str, data: DataSet, *, pairs: bool, seed: int) -> Source:
+def read_source(name: str, data: DataSet, *, pairs: bool, seed: int, least: int = 2) -> Source:
     """Read one data set.
 
     Args:
         pairs: Whether a row is an anchor, a positive and hard negatives; else it is one text.
         seed: Of the rows that a limit or weight draws.
+        least: Columns that pairs have at least.
 
     Raises:
         InvalidInputError: A column that is not there, something that is no text, or too few columns.
@@ -52,11 +56,12 @@ def read_source(name: str, data: DataSet, *, pairs: bool, seed: int) -> Source:
     """
     rows, digest = _from_rows(name, data.file) if not isinstance(data.file, str) else _from_file(Path(data.file))
     rows = _drawn(rows, data, random.Random(f"{seed} {name}"))  # noqa: S311 - a sample, not a secret
-    names = data.columns or (tuple(rows.columns) if pairs else (TEXT_COLUMN,))
+    columns = tuple(rows.columns)
+    names = data.columns or (columns if pairs else (TEXT_COLUMN,))
     if not pairs and len(names) != 1:
         raise InvalidInputError(f"columns of {name!r}: this stage trains on one column, got {', '.join(names)}.")
     texts = {column: values for given in names for column, values in _column(rows, given).items()}
-    if pairs and len(texts) < 2:
+    if pairs and len(texts) < least:
         raise InvalidInputError(
             f"{rows.path} has the one column {names[0]!r}; supervised training takes an anchor, a positive "
             "and, if there are any, hard negatives: --columns question,answer."

@@ -18,8 +18,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from ..hosts import no_load_report
 from ..model import LLM2Vec
-from ..modules import no_load_report
 
 
 @dataclass

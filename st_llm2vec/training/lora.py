@@ -22,6 +22,7 @@ from ..errors import InvalidInputError
 from ..merging import merged_copy
 from ..model import LLM2Vec
 from ..settings import as_count, as_share
+from .lora_linear import speed_up
 
 # All seven projections of a Llama-like layer, as in the original package.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -160,6 +161,7 @@ def add_lora(
     for parameter in decoder.parameters():  # of the adapter alone: bfloat16 would round most of a step away
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    speed_up(decoder)
     model.provenance.setdefault("stages", []).append(stage)
     adapted = {"stage": stage, "r": r, "alpha": alpha, "targets": [*targets.modules, *targets.parameters]}
     model.provenance.setdefault("lora", []).append(adapted)

@@ -163,6 +163,15 @@ class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
         return ids, labels
 
 
+def _share_of_all(count: Tensor) -> Tensor:
+    """A count's mean over all processes: what each divides by, so that their mean is that of one with all batches."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return count
+    total = count.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 class MNTPLoss(nn.Module):
     """Cross entropy of the masked tokens, each predicted from the position to its left.
 
@@ -195,7 +204,7 @@ class MNTPLoss(nn.Module):
         selected = targets != IGNORED
         logits = self.logits(hidden[selected])  # (masked tokens, vocabulary)
         total = functional.cross_entropy(logits.float(), targets[selected], reduction="sum")
-        return total / selected.sum().clamp_min(1)
+        return total / _share_of_all(selected.sum()).clamp_min(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, the causal LM's own: (positions, hidden) -> (positions, vocabulary)."""

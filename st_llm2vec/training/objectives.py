@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from sentence_transformers.base.sampler import BatchSamplers
@@ -16,15 +16,19 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.util import cos_sim
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .data import Source, texts, tuples
+from .distill import DistillLoss, taught, with_teacher
 from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .simcse import attention_dropout, simcse_pairs
+from .similarity import cosine
+
+Log = Callable[[str], None]
+Prepare = Callable[[Source, TrainingSettings, Path, Log], Source]
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,11 @@ class Objective:
 
     Args:
         dataset: What is trained on, of what was read.
-        loss: The loss of a model.
-        pairs: Whether a row of the data is several texts.
+        loss: The loss of a model, for the sources that it trains on.
+        pairs: Whether a row of the data is several texts, all columns if none are named.
+        least: Columns of such a row, at least.
+        loss_learns: Whether the loss has weights of its own, which a checkpoint keeps beside the model.
+        prepare: What is added to a source before the model is loaded, kept in the folder of checkpoints.
         collator: Makes batches; None takes the host's.
         around: Holds while the model trains.
         batch_sampler: The host's name of how rows become batches.
@@ -42,22 +49,18 @@ class Objective:
     """
 
     dataset: Callable[[LLM2Vec, Source], Dataset]
-    loss: Callable[[LLM2Vec, TrainingSettings], nn.Module]
+    loss: Callable[[LLM2Vec, TrainingSettings, Source], nn.Module]
     pairs: bool = False
+    least: int = 2
+    loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
+    prepare: Prepare = lambda source, settings, checkpoints, log: source
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
     batch_sampler: BatchSamplers = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
     never_after: tuple[str, ...] = ()
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarity in float32: bfloat16 would round it to 1/256, which the loss then multiplies by its scale."""
-    with torch.autocast(a.device.type, enabled=False):
-        similarity: Tensor = cos_sim(a.float(), b.float())
-    return similarity
-
-
-def _contrastive(model: LLM2Vec, settings: TrainingSettings) -> nn.Module:
+def _contrastive(model: LLM2Vec, settings: TrainingSettings, source: Source) -> nn.Module:
     shared = {
         "scale": settings["scale"],
         "similarity_fct": cosine,
@@ -81,7 +84,7 @@ def _contrastive(model: LLM2Vec, settings: TrainingSettings) -> nn.Module:
 OBJECTIVES: dict[str, Objective] = {
     "mntp": Objective(
         dataset=lambda model, source: chunk_texts(texts(source), model.tokenizer, model.max_seq_length),
-        loss=lambda model, settings: MNTPLoss(model, train_head=bool(settings["train_head"])),
+        loss=lambda model, settings, source: MNTPLoss(model, train_head=bool(settings["train_head"])),
         collator=lambda model, settings: MNTPDataCollator(
             model.preprocess,
             tokenizer=model.tokenizer,
@@ -90,8 +93,9 @@ OBJECTIVES: dict[str, Objective] = {
             mask_token=settings["mask_token"],
             seed=settings["seed"],
         ),
+        loss_learns=lambda settings: bool(settings["train_head"]),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
-        never_after=("simcse", "supervised"),
+        never_after=("simcse", "supervised", "distill"),
     ),
     "simcse": Objective(
         dataset=lambda model, source: simcse_pairs(texts(source)),
@@ -99,4 +103,12 @@ OBJECTIVES: dict[str, Objective] = {
         around=lambda model, settings: attention_dropout(model, settings["attention_dropout"]),
     ),
     "supervised": Objective(dataset=lambda model, source: tuples(source), loss=_contrastive, pairs=True),
+    "distill": Objective(
+        dataset=lambda model, source: taught(source),
+        loss=lambda model, settings, source: DistillLoss(model, source.vectors.shape[-1], settings),  # type: ignore[union-attr]
+        pairs=True,
+        least=1,
+        loss_learns=lambda settings: True,  # the projection
+        prepare=with_teacher,
+    ),
 }

@@ -9,7 +9,6 @@ OUTPUT/adapter/                   the LoRA adapter, in peft's format, with the e
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +18,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerState
 
 from .. import __version__
+from ..atomic import published, published_folder
 from ..checkpoints import SETTINGS_FILE
 from ..errors import InvalidInputError
-from ..merging import published
 from ..model import LLM2Vec
 from ..recipes import FIELDS, TrainingSettings
 from ..runtime import as_torch_dtype
 from ..vetting import read_json
 
 STATE = "train.json"
+LOSS = "loss.safetensors"
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,8 @@ def portable(settings: TrainingSettings) -> dict[str, Any]:
 def write_json(file: Path, content: Any) -> None:
     """Writes a JSON file that is there complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}-{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    with published(file) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_adapter(model: LLM2Vec, folder: Path, base: str, dtype: torch.dtype) -> None:
@@ -183,7 +182,7 @@ def save_adapter(model: LLM2Vec, folder: Path, base: str, dtype: torch.dtype) ->
         dtype: Of the adapter's tensors; it was trained in float32.
     """
     decoder = model[0].model
-    with published(folder) as draft:
+    with published_folder(folder) as draft:
         with warnings.catch_warnings():  # peft looks for a config.json in the decoder's folder
             warnings.filterwarnings("ignore", "Could not find a config file in")
             decoder.save_pretrained(draft)
@@ -213,6 +212,28 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
             own[name].copy_(tensor)
 
 
+def save_loss(loss: nn.Module, checkpoint: Path) -> None:
+    """Save what a loss learns beside the model; the last file of a checkpoint."""
+    with published(checkpoint / LOSS) as draft:
+        save_file({name: weight.detach().contiguous() for name, weight in _beside_model(loss).items()}, draft)
+
+
+def load_loss(loss: nn.Module, checkpoint: Path) -> None:
+    """Put what `save_loss` saved back."""
+    stored, own = load_file(checkpoint / LOSS), _beside_model(loss)
+    if stored.keys() != own.keys():
+        raise InvalidInputError(f"{checkpoint / LOSS} is of another loss. Remove {checkpoint}.")
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+
+
+def _beside_model(loss: nn.Module) -> dict[str, nn.Parameter]:
+    models = [module for module in loss.modules() if isinstance(module, LLM2Vec)]
+    theirs = {id(parameter) for model in models for parameter in model.parameters()}
+    return {name: p for name, p in loss.named_parameters() if p.requires_grad and id(p) not in theirs}
+
+
 def keep_share(model: LLM2Vec, first: Mapping[str, Tensor], share: float) -> None:
     """Leave a share of what the stage learned in the weights: of its adapter, or between the first weights and these.
 
@@ -238,7 +259,7 @@ def curve_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def write_run(folder: Path, settings: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
     """Writes settings, numbers and plot of a run."""
-    with published(folder) as draft:
+    with published_folder(folder) as draft:
         write_json(draft / "settings.json", {"st_llm2vec": __version__, **settings})
         lines = "".join(json.dumps(row) + "\n" for row in curve)
         (draft / "curve.jsonl").write_text(lines, encoding="utf-8")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
@@ -30,7 +32,7 @@ from .arguments import arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
-from .records import Result, Run, keep_share, take_checkpoint
+from .records import LOSS, Result, Run, keep_share, load_loss, save_loss, take_checkpoint
 from .scoring import Scoring, read_scoring
 
 Log = Callable[[str], None]
@@ -60,29 +62,57 @@ def train_stage(
         InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume.
         FileExistsError: The output has something in it, and resume was not asked for.
     """
-    settings.require("model", "data", "output")
+    settings.require_complete()
     log = log or (lambda line: None)
     objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
+    processes = PartialState(cpu=bool(settings["cpu"]))
     run = Run(output, settings, resume=resume)
     sources, scoring = _read(settings, evaluator)
     run.take_data({name: source.record() for name, source in sources.items()}, scoring.sha256)
     if run.finished:
         log(f"{output} is finished and left as it is.")
         return run.result()
-    last = last_checkpoint(run.checkpoints, log) if resume else None
+    processes.wait_for_everyone()  # nothing is written before each has looked
+    last_file = LOSS if objective.loss_learns(settings) else TRAINER_STATE_NAME
+    last = last_checkpoint(run.checkpoints, log, last_file) if resume else None
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
+    with processes.main_process_first():
+        sources = {name: objective.prepare(each, settings, run.checkpoints, log) for name, each in sources.items()}
+        if scoring.data:
+            scoring = replace(scoring, data=objective.prepare(scoring.data, settings, run.checkpoints, log))
     model = _model(settings, objective)
     own_length = model.max_seq_length
-    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.max_seq_length = settings["max_seq_length"] or own_length
     trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
     if run.before is None:
         before = scoring.score(trainer, own_length)
         run.begin(before, scoring.best(), write=trainer.is_world_process_zero())
+    _train(trainer, run, objective, last, log)
+    if settings["full"]:
+        model.provenance.setdefault("stages", []).append(settings.objective)
+    else:
+        run.save_adapter(model, own_length, write=trainer.is_world_process_zero())
+        merge_lora(model)
+    after = scoring.score(trainer, own_length)
+    model.max_seq_length = own_length
+    result = run.end(model, trainer.state, after, write=trainer.is_world_process_zero())
+    processes.wait_for_everyone()  # the next stage opens what the first one wrote
+    log(f"{output}: {settings.objective}, {result.steps} steps on {result.rows} rows.")
+    return result
+
+
+def _train(trainer: SentenceTransformerTrainer, run: Run, objective: Objective, last: str | None, log: Log) -> None:
+    """Train from the last checkpoint on, and leave in the model what the stage is to keep."""
+    settings, model = run.settings, trainer.model
+    first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
     if settings["keep_best"]:
         trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
+    if objective.loss_learns(settings):
+        trainer.add_callback(_LossState(trainer.loss))
+        if last is not None:
+            load_loss(trainer.loss, Path(last))
     model.train()
     set_seed(settings["seed"])  # whatever was scored before
     with objective.around(model, settings):
@@ -93,16 +123,6 @@ def train_stage(
         log(f"The best on the evaluation data: step {trainer.state.best_global_step}.")
     if settings["share"]:
         keep_share(model, first, settings["share"])
-    if settings["full"]:
-        model.provenance.setdefault("stages", []).append(settings.objective)
-    else:
-        run.save_adapter(model, own_length, write=trainer.is_world_process_zero())
-        merge_lora(model)
-    after = scoring.score(trainer, own_length)
-    model.max_seq_length = own_length
-    result = run.end(model, trainer.state, after, write=trainer.is_world_process_zero())
-    log(f"{output}: {settings.objective}, {result.steps} steps on {result.rows} rows.")
-    return result
 
 
 def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -> dict[str, Result]:
@@ -140,12 +160,23 @@ class _Log(TrainerCallback):  # type: ignore[misc]
             self.log(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}")
 
 
+class _LossState(TrainerCallback):  # type: ignore[misc]
+    """Keeps what a loss learns beside the model, such as a projection, in each checkpoint."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            save_loss(self.loss, Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
 def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None) -> tuple[dict[str, Source], Scoring]:
     """All files of a stage, before its model is loaded."""
-    pairs = OBJECTIVES[settings.objective].pairs
-    data = settings.data or {}
-    sources = {name: read_source(name, each, pairs=pairs, seed=settings["seed"]) for name, each in data.items()}
-    scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, pairs=pairs)
+    objective, data = OBJECTIVES[settings.objective], settings.data or {}
+    shape: dict[str, Any] = {"pairs": objective.pairs, "least": objective.least}
+    sources = {name: read_source(name, each, seed=settings["seed"], **shape) for name, each in data.items()}
+    scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, **shape)
     if settings["keep_best"] and scoring == Scoring():
         raise InvalidInputError("keep_best needs eval_file, on which the best checkpoint is chosen.")
     return sources, scoring
@@ -195,40 +226,42 @@ def _trainer(
         getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)(
             {"use_reentrant": False}
         )
-    loss = objective.loss(model, settings)
+    loss = objective.loss(model, settings, next(iter(sources.values())))
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=arguments(settings, datasets, scoring, batch_sampler=objective.batch_sampler, checkpoints=checkpoints),
+        args=arguments(
+            settings,
+            datasets,
+            scoring,
+            batch_sampler=objective.batch_sampler,
+            checkpoints=checkpoints,
+            learning_rates=_slow_embeddings(model, loss, settings),
+        ),
         train_dataset=DatasetDict(datasets) if len(datasets) > 1 else next(iter(datasets.values())),
         eval_dataset=objective.dataset(model, scoring.data) if scoring.data else None,
         evaluator=scoring.evaluator,
         loss=loss,
         data_collator=objective.collator(model, settings),
-        optimizers=(_slow_embeddings(model, loss, settings), None),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _slow_embeddings(model: LLM2Vec, loss: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer | None:
-    """AdamW whose token embeddings have a learning rate of their own; None where that is not asked for."""
+def _slow_embeddings(model: LLM2Vec, loss: nn.Module, settings: TrainingSettings) -> dict[str, float]:
+    """The learning rate of the token embeddings, by the pattern of their name in the loss."""
     if settings["embedding_learning_rate"] is None:
-        return None
-    embeddings = set(model[0].model.get_input_embeddings().parameters())
-    others = [parameter for parameter in loss.parameters() if parameter.requires_grad and parameter not in embeddings]
-    groups = [
-        {"params": others, "lr": settings["learning_rate"]},
-        {"params": list(embeddings), "lr": settings["embedding_learning_rate"]},
-    ]
-    return torch.optim.AdamW(groups, weight_decay=settings["weight_decay"] or 0.0)
+        return {}
+    embeddings = model[0].model.get_input_embeddings().weight
+    (name,) = [name for name, parameter in loss.named_parameters() if parameter is embeddings]
+    return {f"^{re.escape(name)}$": settings["embedding_learning_rate"]}
 
 
-def last_checkpoint(folder: Path, log: Log = lambda line: None) -> str | None:
-    """The last checkpoint that was written to its end: the trainer's state is the last file of each."""
+def last_checkpoint(folder: Path, log: Log = lambda line: None, last_file: str = TRAINER_STATE_NAME) -> str | None:
+    """The last checkpoint that was written to its end: the trainer's state is its last file, or one after it."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in reversed(found):
-        if _is_json(path / TRAINER_STATE_NAME):
+        if _is_json(path / TRAINER_STATE_NAME) and (path / last_file).is_file():
             return str(path)
         log(f"{path} was not written to its end and is left out.")
     return None

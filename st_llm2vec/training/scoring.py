@@ -52,7 +52,7 @@ class Scoring:
         return {f"eval_{name}": float(value) for name, value in values.items()}
 
 
-def read_scoring(settings: TrainingSettings, *, pairs: bool) -> Scoring:
+def read_scoring(settings: TrainingSettings, *, pairs: bool, least: int = 2) -> Scoring:
     """Read `eval_file`: an evaluator if it has scored pairs, else rows for the loss on them.
 
     Raises:
@@ -65,7 +65,7 @@ def read_scoring(settings: TrainingSettings, *, pairs: bool) -> Scoring:
     if set(STS_COLUMNS) <= set(rows.columns):
         return Scoring(evaluator=_sts(rows), sha256=sha256)
     first = next(iter((settings.data or {}).values()))
-    data = read_source("eval_file", DataSet(file, first.columns), pairs=pairs, seed=settings["seed"])
+    data = read_source("eval_file", DataSet(file, first.columns), pairs=pairs, seed=settings["seed"], least=least)
     return Scoring(data=data, sha256=sha256)
 
 

@@ -3,8 +3,9 @@
     files.py      regular files, links, names of files, JSON
     fields.py     what the JSON files may hold: types, sizes, what transformers would fetch or run
     tokens.py     tokenizer.json: patterns and replacements that end
-    chat.py       chat templates that end
+    chat.py       chat templates, rendered apart
     gguf.py       headers of GGUF files: lengths and counts that the file has
+    weights.py    a config against the files of its weights: sizes, and kernels from the hub
 
 docs/untrusted-files.md says what is refused and why. Nothing here repairs anything: a file is opened as it is, or not.
 """
@@ -13,23 +14,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .chat import require_finite_template
-from .fields import CONTENTS, own_attention, require_config, require_fields
-from .files import leaves, opening, read_json, require_below, require_file, require_files, require_shallow
+from .chat import render_apart
+from .fields import CONTENTS, named_weights, own_attention, require_config, require_fields
+from .files import can_be_path, leaves, opening, read_json, require_below, require_file, require_files, require_shallow
 from .gguf import require_sane_gguf
 from .tokens import require_finite_pattern, require_sane_tokenizer
+from .weights import require_held, require_no_kernels
 
 __all__ = [
+    "can_be_path",
     "leaves",
+    "named_weights",
     "opening",
     "own_attention",
     "read_json",
+    "render_apart",
     "require_below",
     "require_config",
     "require_file",
     "require_files",
     "require_finite_pattern",
-    "require_finite_template",
+    "require_held",
+    "require_no_kernels",
     "require_safe",
     "require_sane_gguf",
 ]

@@ -1,9 +1,11 @@
-"""Chat templates are small programs: one is run apart first, with a limit on time and memory."""
+"""Chat templates are small programs: they run apart, with a limit on time and memory, and never in this process."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import Any
 
 from ..errors import InvalidInputError
 
@@ -12,48 +14,49 @@ _SECONDS = 1  # of processor time; published templates take milliseconds
 _BYTES = 1 << 29
 _PATIENCE = 30  # seconds by the clock, on a machine that is busy with other things
 
-# What transformers renders with, as far as time and memory depend on it.
+# transformers' own function, so that what it renders is what transformers would.
 _CHILD = f"""
 import json, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+given = json.load(sys.stdin)
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
-    resource.setrlimit(resource.RLIMIT_AS, ({_BYTES}, {_BYTES}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + 1 + {_SECONDS}
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    with open("/proc/self/statm") as file:
+        most = int(file.read().split()[0]) * resource.getpagesize() + {_BYTES}
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except ImportError:
-    pass
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-given = json.load(sys.stdin)
-environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-environment.filters["tojson"] = lambda x, **_: json.dumps(x)
-def stop(*_):
-    raise RuntimeError("raise_exception")
-environment.globals |= dict(raise_exception=stop, strftime_now=lambda *_: "", **given["tokens"])
+except (ImportError, OSError):
+    pass  # another system: the clock is what is left
 try:
-    template = environment.from_string(given["template"])
-    for turns in given["turns"]:
-        template.render(messages=turns, tools=None, documents=None, add_generation_prompt=False)
+    found = [render_jinja_template([turns], chat_template=given["template"], **given["tokens"])[0][0]
+             for turns in given["turns"]]
+    if max(map(len, found)) > {1 << 20}:
+        raise MemoryError
 except MemoryError:
     sys.exit(9)
-except Exception:
-    pass  # it ended; transformers says what is wrong with it
+except Exception as error:
+    found = str(error)[:500]
+print(json.dumps(found))
 """
 
 
-def require_finite_template(template: str, turns: list[list[dict[str, str]]], tokens: dict[str, str]) -> None:
-    """Raises where rendering a chat template does not end within a second and half a gigabyte.
+def render_apart(template: str, turns: list[list[dict[str, str]]], tokens: dict[str, Any]) -> list[str]:
+    """Render a chat template in a process of its own.
 
     Args:
         template: Jinja, as in chat_template.jinja.
-        turns: The conversations that it will be asked to render.
+        turns: The conversations to render.
         tokens: Special tokens by name, which templates may use.
 
-    Raises:
-        InvalidInputError: It is too long, loops for ever, or fills the memory.
-    """
-    import json
+    Returns:
+        What the template makes of each conversation.
 
+    Raises:
+        InvalidInputError: It is too long, raises, does not end within a second, or fills half a gigabyte.
+    """
     if len(template) > MAX_TEMPLATE:
         raise InvalidInputError(
             f"The tokenizer's chat template must have at most {MAX_TEMPLATE:,} characters, got {len(template):,}. "
@@ -64,11 +67,16 @@ def require_finite_template(template: str, turns: list[list[dict[str, str]]], to
         done = subprocess.run(  # noqa: S603 - our own text above, in our own interpreter
             [sys.executable, "-c", _CHILD], input=given.encode(), capture_output=True, timeout=_PATIENCE, check=False
         )
-        ended = done.returncode == 0
-    except subprocess.TimeoutExpired:
-        ended = False
-    if not ended:
+        found = json.loads(done.stdout) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError):
+        found = None
+    if found is None:
         raise InvalidInputError(
             "The tokenizer's chat template cannot be used: rendering one short conversation takes more than "
             f"{_SECONDS} s or {_BYTES >> 20} MB. Give a Template(prefix, suffix)."
         )
+    if isinstance(found, str):
+        raise InvalidInputError(
+            f"The tokenizer's chat template cannot be used ({found}). Give a Template(prefix, suffix)."
+        )
+    return list(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidCheckpointError
 from .files import leaves, require_below
-from .tokens import require_finite_pattern
+from .tokens import MAX_ADDED, require_finite_pattern
 
 MAX_PROMPT = 20_000  # characters, before every text; the longest published instructions have 2,000
 MAX_PATTERNS = 4096  # of an adapter: more than a decoder has linear layers (Llama 405B: 882)
+MAX_SHARDS = 4096  # files of weights; DeepSeek-V3 has 163
 # Attention implementations that come with torch and transformers: nothing is fetched for them.
 BUILT_IN = ("eager", "sdpa", "flex_attention")
 _BUILT_IN_EXPERTS = ("eager", "batched_mm", "grouped_mm")
@@ -42,6 +44,10 @@ def _are_prompts(value: Any) -> bool:
     return _are_texts(value) and all(len(text) <= MAX_PROMPT for text in value.values())
 
 
+def _are_host_prompts(value: Any) -> bool:
+    return isinstance(value, dict) and _are_prompts({name: text for name, text in value.items() if text is not None})
+
+
 def _is_template(value: Any) -> bool:
     return isinstance(value, str) or (_are_prompts(value) and value.keys() <= {"prefix", "suffix"})
 
@@ -59,10 +65,40 @@ def _are_options(value: Any) -> bool:
     return built_in and texts.keys() <= {"dtype", "torch_dtype", "padding_side", "truncation_side"}
 
 
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, (list, dict)) and len(value) <= MAX_ADDED
+
+
+def _is_provenance(value: Any) -> bool:
+    """What is written on model cards of an encoder that is made of this one has the form that we give it."""
+    if not isinstance(value, dict):
+        return False
+    license_name, stages = value.get("license"), value.get("stages") or []
+    lists = (value.get(name, []) for name in ("lora", "stages", "training", "checkpoints"))
+    return (
+        (license_name is None or (isinstance(license_name, str) and bool(re.fullmatch(r"[\w.+-]{1,64}", license_name))))
+        and all(isinstance(rows, list) for rows in lists)
+        and all(map(_is_stage, value.get("lora") or []))
+        and all(isinstance(stage, str) and _WORD.fullmatch(stage) for stage in stages)
+        and isinstance(value.get("gguf", {}), dict)
+    )
+
+
+def _is_stage(row: Any) -> bool:
+    """A row of the table that a card has of adapters."""
+    if not isinstance(row, dict) or not row.keys() >= {"stage", "r", "alpha", "targets"}:
+        return False
+    targets = row["targets"]
+    words = [row["stage"], *(targets if isinstance(targets, list) else [None])]
+    known = all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
+    return known and _is_number(row["r"]) and _is_number(row["alpha"])
+
+
 def _is_auto_mapping(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("base_model_class", ""), str)
 
 
+_WORD = re.compile(r"[\w.+-]{1,100}")  # the name of a stage or of a module: nothing that marks up a card
 TEXT = Field("a text", lambda value: isinstance(value, str))
 SHORT = Field("a text or true or false", lambda value: isinstance(value, (str, bool)))
 TRUTH = Field("true or false", lambda value: isinstance(value, bool))
@@ -71,6 +107,9 @@ COUNT = Field("a whole number from 1 on", lambda value: _is_whole(value) and val
 NUMBER = Field("a finite number", _is_number)
 OBJECT = Field("an object", lambda value: isinstance(value, dict))
 PROMPTS = Field(f"an object of texts of at most {MAX_PROMPT:,} characters", _are_prompts)
+HOST_PROMPTS = Field(f"an object of texts of at most {MAX_PROMPT:,} characters, or null", _are_host_prompts)
+TOKENS = Field(f"at most {MAX_ADDED:,} tokens", _are_tokens)
+PROVENANCE = Field("an object as save_pretrained writes it", _is_provenance)
 TEMPLATE = Field(f"a name, or prefix and suffix of at most {MAX_PROMPT:,} characters", _is_template)
 PATTERNS = Field(f"an object of at most {MAX_PATTERNS:,} numbers", _are_patterns)
 OPTIONS = Field("an object of numbers and dtypes, without names of files, kernels or repositories", _are_options)
@@ -83,7 +122,7 @@ _OF_OURS = {
     **dict.fromkeys(("include_prompt", "skip_instruction"), TRUTH),
     "template": TEMPLATE,
     "prompts": PROMPTS,
-    "provenance": OBJECT,
+    "provenance": PROVENANCE,
     "format": WHOLE,
 }
 _TRANSFORMER = {
@@ -109,16 +148,23 @@ _ADAPTER = {
 _TOKENIZER = {
     "fast_tokenizer_files": NAMES,
     "model_max_length": NUMBER,
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"), TOKENS),
     # Arguments of the tokenizer's class that no saved file has: transformers would open what they name.
     **dict.fromkeys(("init_inputs", "vocab", "merges", "tokenizer_object", "gguf_file", "post_processor"), NOTHING),
 }
 _MODULE = dict.fromkeys(("path", "type", "name"), TEXT)
-_OF_HOST = {"prompts": PROMPTS, "default_prompt_name": TEXT, "similarity_fn_name": TEXT, "model_type": TEXT}
+_OF_HOST = {
+    **dict.fromkeys(("default_prompt_name", "similarity_fn_name", "model_type"), TEXT),
+    "prompts": HOST_PROMPTS,
+    "truncate_dim": COUNT,
+}
 _CONFIG = {
     **dict.fromkeys(("model_type", "_name_or_path"), TEXT),
     # How attributes of the config are looked up, and which of them are configs: no content of a file.
     **dict.fromkeys(("attribute_map", "sub_configs"), NOTHING),
     "quantization_config": OBJECT,
+    "pooling_mode": Field("a name, or a list of names", lambda value: isinstance(value, str) or NAMES.fits(value)),
+    "include_prompt": TRUTH,
 }
 _HOST_NAMES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 
@@ -137,7 +183,10 @@ CONTENTS: dict[str, tuple[type, dict[str, Field]]] = {
     "generation_config.json": (dict, {}),
     "preprocessor_config.json": (dict, {}),
     "processor_config.json": (dict, {}),
-    "special_tokens_map.json": (dict, {}),
+    "video_preprocessor_config.json": (dict, {}),
+    "audio_tokenizer_config.json": (dict, {}),
+    "router_config.json": (dict, {}),
+    "special_tokens_map.json": (dict, dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), TOKENS)),
     "vocab.json": (dict, {}),
 }
 
@@ -161,6 +210,11 @@ def _wrong(path: Path, key: str, what: str, value: Any) -> InvalidCheckpointErro
     return InvalidCheckpointError(f"{path}: {key} must be {what}, got {shown}.")
 
 
+def _require_few_tokens(path: Path, content: dict[str, Any]) -> None:
+    if not TOKENS.fits(content):
+        raise _wrong(path, "it", TOKENS.what, f"{len(content):,}")
+
+
 def _require_modules(path: Path, content: list[dict[str, Any]]) -> None:
     if len(content) > 64:
         raise _wrong(path, "it", "a list of at most 64 modules", len(content))
@@ -170,11 +224,24 @@ def _require_modules(path: Path, content: list[dict[str, Any]]) -> None:
         require_below(path, module.get("path"))
 
 
-def _require_weight_map(path: Path, content: dict[str, Any]) -> None:
-    for name in (content.get("weight_map") or {}).values():
-        require_below(path, name)
-        if not name.endswith(".safetensors"):
+def named_weights(path: Path, content: dict[str, Any]) -> list[Path]:
+    """The files that a model.safetensors.index.json names, in the order of their names.
+
+    Raises:
+        InvalidCheckpointError: A name that leads out of the folder, no safetensors, or more files than any has.
+    """
+    if not isinstance(content.get("weight_map") or {}, dict):
+        raise _wrong(path, "weight_map", OBJECT.what, content["weight_map"])
+    names = list((content.get("weight_map") or {}).values())
+    if odd := [name for name in names if not isinstance(name, str)]:
+        require_below(path, odd[0])  # raises
+    files = sorted(set(names))
+    if len(files) > MAX_SHARDS:
+        raise _wrong(path, "weight_map", f"an object of at most {MAX_SHARDS:,} files", f"{len(files):,}")
+    for name in files:
+        if not name.endswith(".safetensors") and not leaves(name):
             raise _wrong(path, "weight_map", "an object of names that end in .safetensors", name)
+    return [require_below(path, name) for name in files]
 
 
 def _require_tokenizer_names(path: Path, content: dict[str, Any]) -> None:
@@ -182,7 +249,7 @@ def _require_tokenizer_names(path: Path, content: dict[str, Any]) -> None:
         require_below(path, name)
     for key, value in content.items():
         # Old files carry where they were saved. What is there on this machine would be read.
-        if key.endswith("_file") and isinstance(value, str) and leaves(value) and Path(value).exists():
+        if key.endswith("_file") and isinstance(value, str) and (not leaves(value) or os.path.exists(value)):
             require_below(path, value)
 
 
@@ -190,11 +257,15 @@ def _require_adapter(path: Path, content: dict[str, Any]) -> None:
     patterns = [*(content.get("alpha_pattern") or ()), *(content.get("rank_pattern") or ())]
     others = (content.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern"))
     for pattern in [*patterns, *(pattern for pattern in others if isinstance(pattern, str))]:
-        require_finite_pattern(path, pattern, repeats=3)
+        require_finite_pattern(path, pattern, nested=False)
 
 
 def require_config(path: Path, content: dict[str, Any]) -> None:
     """Raises `InvalidCheckpointError` where a config has sizes beyond any decoder's, or has something fetched."""
+    if "in_features" in content:  # of a Dense; sentence-transformers takes another function where it knows none
+        name = content.get("activation_function", "torch.nn.Tanh")
+        if not isinstance(name, str) or not re.fullmatch(r"torch\.nn\.(modules\.\w+\.)?\w+", name, re.ASCII):
+            raise _wrong(path, "activation_function", "a class of torch.nn", name)
     left: list[Any] = [content]
     while left:
         part = left.pop()
@@ -223,6 +294,7 @@ def _require_no_fetching(path: Path, key: str, value: Any) -> None:
 # What a key of config.json counts, how much of it there can be, and why. The first row that fits counts.
 SIZES: list[tuple[re.Pattern[str], int, str]] = [
     (re.compile(r"layer_?norm|theta|base|eps|scale|scaling|factor"), MAX_PROMPT**5, "no size"),
+    (re.compile(r"label"), 1 << 16, "labels of a classifier; ImageNet has 21,843"),
     (re.compile(r"layer|depth|(^|_)blocks?$|num_blocks"), 1000, "layers; Llama 405B has 126"),
     (re.compile(r"expert"), 1 << 17, "experts, or their width"),
     (re.compile(r"head(s|_count)?$|n_head"), 1 << 14, "attention heads; Llama 405B has 128"),
@@ -242,10 +314,11 @@ def _require_size(path: Path, key: str, value: float) -> None:
         raise InvalidCheckpointError(f"{path}: {key} must be at most {limit:,} ({reason}), got {value:,}.")
 
 
-_RULES: dict[str, Callable[[Path, Any], None]] = {
+_RULES: dict[str, Callable[[Path, Any], object]] = {
     "adapter_config.json": _require_adapter,
+    "added_tokens.json": _require_few_tokens,
     "config.json": require_config,
-    "model.safetensors.index.json": _require_weight_map,
+    "model.safetensors.index.json": named_weights,
     "modules.json": _require_modules,
     "tokenizer_config.json": _require_tokenizer_names,
 }

@@ -16,7 +16,11 @@ from ..errors import InvalidCheckpointError, LLM2VecError, MissingExtraError
 MAX_BYTES = 1 << 26  # of a JSON file; the largest published ones (tokenizer.json of 256,000 tokens) have half of it
 MAX_DEPTH = 32  # of JSON; published files nest less than 10 deep, and Python's own limit is the stack's
 MAX_NUMBER = 10**40  # tokenizers write 10**30 for "no limit"; floats end at 10**308
+MAX_NAME = 255  # bytes of a file's name, or of a folder's on the way to it: file systems take no more
+MAX_PATH = 1024  # characters of a path inside a folder; published ones have less than 100
 _FILES = (".json", ".safetensors", ".jinja", ".txt", ".model", ".md")
+# Files besides JSON that libraries read whole. Weights are mapped, and what else lies in a folder is left alone.
+_READ_WHOLE = re.compile(r"(vocab|merges)\.txt|README\.md|.*\.(jinja|model)")
 _REMEDY = "Do not use this checkpoint, or download it again from where you trust it."
 
 
@@ -26,7 +30,8 @@ def require_files(folder: Path) -> None:
     Links stay inside the folder itself or, in the hub's cache, inside the repository's own blobs.
 
     Raises:
-        InvalidCheckpointError: A link to elsewhere or to nothing, a FIFO, a device, a folder in the place of a file.
+        InvalidCheckpointError: A link to elsewhere or to nothing, a FIFO, a device, a folder in the place of a file, or
+            a text of more bytes than any published one has.
     """
     inside = _own(folder)
     for path in sorted(folder.iterdir()):
@@ -35,6 +40,8 @@ def require_files(folder: Path) -> None:
         is_folder = path.is_dir() and path.suffix not in _FILES
         if not is_folder:
             require_regular(path)
+            if _READ_WHOLE.fullmatch(path.name):
+                _require_small(path)
 
 
 def require_file(folder: Path, name: str) -> Path:
@@ -63,11 +70,18 @@ def _require_inside(path: Path, inside: list[Path]) -> None:
         )
 
 
+def _require_small(path: Path) -> None:
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise InvalidCheckpointError(f"{path} has {size:,} bytes; such files have at most {MAX_BYTES:,}. {_REMEDY}")
+
+
 def _own(folder: Path) -> list[Path]:
+    """Where links in a folder may lead: into it, or into the blobs of the hub's repository that it is a part of."""
     folder = folder.resolve()
-    repository = folder.parent.parent
-    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
-    return [folder, repository / "blobs"] if cached else [folder]
+    for snapshots in folder.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return [folder, snapshots.parent / "blobs"]
+    return [folder]
 
 
 def _kind(path: Path) -> str:
@@ -79,13 +93,23 @@ def _kind(path: Path) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+def can_be_path(path: Any) -> bool:
+    """Whether a file can have this path: a text that the system can write, no part of it too long for a name."""
+    try:
+        parts = os.fsencode(path).split(b"/") if isinstance(path, str) else []
+    except UnicodeEncodeError:  # half a character, as JSON can spell
+        return False
+    return bool(parts) and all(len(part) <= MAX_NAME and b"\0" not in part for part in parts)
+
+
 def leaves(path: str) -> bool:
     """Whether the name of a file is no path below the folder of the file that names it, on any system."""
     return (
         os.path.isabs(path)
-        or "\0" in path
         or bool(re.match(r"[A-Za-z]:|[\\/]", path))
         or ".." in re.split(r"[\\/]", path)
+        or len(path) > MAX_PATH
+        or not can_be_path(path)
     )
 
 
@@ -93,14 +117,16 @@ def require_below(file: Path, name: Any) -> Path:
     """The path that a file means by a name of another one.
 
     Raises:
-        InvalidCheckpointError: The name is no text, or leads out of the folder.
+        InvalidCheckpointError: The name is no text, or leads out of the folder, be it by a link on the way.
     """
     if not isinstance(name, str) or leaves(name):
         raise InvalidCheckpointError(
-            f"{file} names {name!r}, which is no path inside its own folder. Such a file was not written by "
+            f"{file} names {name!r:.200}, which is no path inside its own folder. Such a file was not written by "
             f"save_pretrained. {_REMEDY}"
         )
-    return file.parent / name
+    if os.path.lexists(path := file.parent / name):
+        _require_inside(path, _own(file.parent))
+    return path
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -113,8 +139,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         return kind()
     if not path.is_file():
         raise InvalidCheckpointError(f"{path} is {_kind(path)}, not a regular file. {_REMEDY}")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise InvalidCheckpointError(f"{path} has {size:,} bytes; such files have at most {MAX_BYTES:,}. {_REMEDY}")
+    _require_small(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

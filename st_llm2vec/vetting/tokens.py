@@ -22,9 +22,12 @@ MAX_OPTIONAL = 12  # "?" in one alternative: each doubles the ways to match
 MAX_GROWTH = 64  # characters that one can become; Unicode's own (NFKD) makes 18 of one
 MAX_PARTS = 64  # of a sequence of normalizers, ..., or of tokens around a text; published ones have less than 10
 MAX_LENGTH = 1 << 20  # tokens that texts are padded to
+MAX_WORD = 1000  # characters that WordPiece cuts, in the square of their number; BERT has 100
+MAX_ADDED = 1 << 14  # tokens beside the vocabulary, each of them looked up alone; Gemma 3 has 6,414
 _LOOP = re.compile(r"[*+?]|\{(?=[\d,])(?P<least>\d{0,9})(?P<comma>,?)(?P<most>\d{0,9})\}")
 _NAMED = re.compile(r"\\[pPx]\{[^}]*\}")
-_OPENING = re.compile(r"\((?:\?(?:[:=!>|]|<[=!]|P?<\w+>|[a-z-]+:?)?)?")
+# "x" is no flag here: blanks and comments would stand between a group and what repeats it.
+_OPENING = re.compile(r"\((?:\?(?:[:=!>]|<[=!]|P?<\w+>|[aimsuL-]+(?=[:)]):?))?")
 
 
 @dataclass
@@ -45,16 +48,18 @@ class _Group:
         return max(self.loops, self.most[0]), max(self.optional, self.most[1])
 
 
-def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3) -> None:
+def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3, nested: bool = True) -> None:
     """Raises where a regular expression can take more time than a polynomial of low degree of the text's length.
 
     Args:
         path: The file that it stands in, for the message.
         pattern: Of Python or of Oniguruma.
         repeats: Unbounded repeats that may stand in one alternative.
+        nested: Whether classes stand in classes, "[a[b]]", as in Oniguruma; in Python they do not.
 
     Raises:
-        InvalidCheckpointError: A repeated group that repeats or chooses inside, too many repeats, or a back reference.
+        InvalidCheckpointError: A repeated group that repeats or chooses inside, too many repeats, a back reference, or
+            what this does not know.
     """
     if len(pattern) > MAX_PATTERN:
         raise _endless(path, pattern, f"has {len(pattern):,} characters, and may have {MAX_PATTERN:,}")
@@ -64,26 +69,25 @@ def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3) -> Non
     while i < len(pattern):
         char, group = pattern[i], groups[-1]
         if (loop := _LOOP.match(pattern, i)) is not None:
-            i = loop.end()
-            if pattern[i : i + 1] in ("?", "+"):  # lazy, possessive
-                i += 1
             _repeat(path, pattern, loop, group, varies)
+            i = _end_of_repeat(path, pattern, loop, group, nested)
             varies = False
             continue
         varies = False
         if char == "\\":
-            if pattern[i + 1 : i + 2] in tuple("123456789kg"):
-                raise _endless(path, pattern, "refers back to what it has matched")
-            named = _NAMED.match(pattern, i)
-            i = named.end() if named else i + 2
+            i = _end_of_escape(path, pattern, i)
         elif char == "[":
-            i = _end_of_class(pattern, i)
+            i = _end_of_class(pattern, i, nested)
         elif char == "(":
             groups.append(_Group())
             opened = _OPENING.match(pattern, i)
             i = opened.end() if opened else i + 1
-        elif char == ")" and len(groups) > 1:
+            if pattern[i : i + 1] == "?":
+                raise _endless(path, pattern, f"has {pattern[i - 1 : i + 2]}, which is not known here,")
+        elif char == ")":
             inner = groups.pop()
+            if not groups:
+                raise _endless(path, pattern, "closes a group that it does not open")
             groups[-1].loops += inner.total[0]
             groups[-1].optional += inner.total[1]
             groups[-1].varies |= inner.varies
@@ -96,6 +100,15 @@ def require_finite_pattern(path: Path, pattern: str, *, repeats: int = 3) -> Non
     if loops > repeats or optional > MAX_OPTIONAL:
         allowed = f"{repeats} and {MAX_OPTIONAL} are allowed"
         raise _endless(path, pattern, f"has {loops} repeats and {optional} optional parts in a row ({allowed})")
+
+
+def _end_of_escape(path: Path, pattern: str, start: int) -> int:
+    if pattern[start + 1 : start + 2] in tuple("123456789kg"):
+        raise _endless(path, pattern, "refers back to what it has matched")
+    if pattern[start + 1 : start + 2] in tuple("cCM"):
+        raise _endless(path, pattern, f"has {pattern[start : start + 2]}, which takes what stands behind it")
+    named = _NAMED.match(pattern, start)
+    return named.end() if named else start + 2
 
 
 def _repeat(path: Path, pattern: str, loop: re.Match[str], group: _Group, varies: bool) -> None:
@@ -114,12 +127,28 @@ def _repeat(path: Path, pattern: str, loop: re.Match[str], group: _Group, varies
     group.varies = True
 
 
-def _end_of_class(pattern: str, start: int) -> int:
+def _end_of_repeat(path: Path, pattern: str, loop: re.Match[str], group: _Group, nested: bool) -> int:
+    """Where a quantifier ends, with the mark that makes it lazy or possessive."""
+    i = loop.end()
+    mark = pattern[i : i + 1]
+    if mark in ("?", "+"):
+        i += 1
+        if nested and loop.group().endswith("}"):  # Oniguruma: no mark, but a further quantifier
+            if mark == "?":
+                group.optional += 1
+            elif pattern[i : i + 1] not in ("", "|"):  # else nothing can fail behind it
+                raise _endless(path, pattern, "repeats what repeats")
+    if _LOOP.match(pattern, i):
+        raise _endless(path, pattern, "repeats what repeats")
+    return i
+
+
+def _end_of_class(pattern: str, start: int, nested: bool) -> int:
     depth, i = 0, start
     while i < len(pattern):
         if pattern[i] == "\\":
             i += 1
-        elif pattern[i] == "[" and (depth == 0 or pattern[i + 1 : i + 2] in (":", "^")):
+        elif pattern[i] == "[" and (depth == 0 or nested):
             depth += 1
             i += pattern[i + 1 : i + 2] == "^"
             i += pattern[i + 1 : i + 2] == "]"  # the first one is a character
@@ -156,10 +185,14 @@ def require_sane_tokenizer(path: Path) -> None:
     rest = {key: value for key, value in content.items() if key != "model"}
     require_shallow(path, rest)
     require_shallow(path, {key: value for key, value in model.items() if key not in ("vocab", "merges")})
-    _require_limit(path, "max_input_chars_per_word", model.get("max_input_chars_per_word"), 10_000)
+    _require_limit(path, "max_input_chars_per_word", model.get("max_input_chars_per_word"), MAX_WORD)
+    added = content.get("added_tokens")
+    _require_limit(path, "length of added_tokens", len(added) if isinstance(added, list) else 0, MAX_ADDED)
     for key in ("padding", "truncation"):
         for inner, value in _pairs(content.get(key)):
             _require_limit(path, f"{key}.{inner}", value, MAX_LENGTH)
+    if ("length", 0) in _pairs(content.get("pre_tokenizer")):
+        raise InvalidCheckpointError(f"{path}: pre_tokenizer.length must be at least 1, got 0.")
     growth = 1
     for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for inner, value in _pairs(content.get(key)):
@@ -197,6 +230,10 @@ def _longest(path: Path, charsmap: str) -> int:
     except (binascii.Error, ValueError) as error:
         raise InvalidCheckpointError(f"{path}: precompiled_charsmap is no base64 ({error}).") from error
     size = int.from_bytes(blob[:4], "little")  # of the trie, which comes first
+    if len(blob) < 4 or size % 4 or size > len(blob) - 4:  # tokenizers would take memory for it, or end the process
+        raise InvalidCheckpointError(
+            f"{path}: precompiled_charsmap has {len(blob):,} bytes and names {size:,} of them."
+        )
     return max((len(text) for text in blob[4 + size :].split(b"\0")), default=0)
 
 

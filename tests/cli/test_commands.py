@@ -18,16 +18,18 @@ from st_llm2vec.cli.models import kept
 
 from .conftest import SENTENCES, Command, write_jsonl
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def test_help_has_examples_and_needs_no_torch() -> None:
     code = (
         "import sys; from st_llm2vec.cli import main; codes = [main([*c.split(), '--help']) for c in "
-        "('', 'convert', 'train mntp', 'encode', 'index', 'search', 'eval', 'models')]; "
+        "('', 'convert', 'train mntp', 'mine', 'encode', 'index', 'search', 'eval', 'models')]; "
         "sys.exit(any(codes) or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Examples:") == 8
+    assert done.stdout.count("Examples:") == 9
 
 
 def test_version(command: Command) -> None:
@@ -36,7 +38,17 @@ def test_version(command: Command) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "nonsense", "encode", "encode a.txt b.npy --batch-size 0", "train warmup a b c", "eval m --data nowhere"],
+    [
+        "",
+        "nonsense",
+        "encode",
+        "encode a.txt b.npy --batch-size 0",
+        "train warmup a b c",
+        "eval m --data nowhere",
+        "eval m",
+        "eval m --data . --mteb STS12",
+        "eval m --data . --instructions",
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(command: Command, line: str) -> None:
     assert command(*line.split()).code == 2
@@ -86,6 +98,7 @@ def test_a_kept_name_is_sized_converted_and_removed(
         assert re.search(r"mine .* [0-9.]+ MB", done.out), done.out
     done = command("convert", "mine", tmp_path / "copied")
     assert done.code == 0, done.err
+    assert "stock classes only" in done.err or "import st_llm2vec" in done.err
     for folder in ("direct", "copied"):
         again = SentenceTransformer(str(tmp_path / folder), device="cpu")
         assert np.array_equal(again.encode_query(SENTENCES), vectors)
@@ -105,6 +118,7 @@ def test_convert_writes_a_folder_once(command: Command, decoder: Path, tmp_path:
     done = command("convert", decoder, folder, "--pooling-mode", "last_token", "--device", "cpu")
     assert done.code == 0, done.err
     assert "last_token pooling, 3 layers audited" in done.err
+    assert "stock classes only: plain SentenceTransformer" in done.err  # the line that the help promises
     assert SentenceTransformer(str(folder)).encode("a fox").shape == (32,)
     again = command("convert", decoder, folder)
     assert again.code == 1
@@ -124,7 +138,7 @@ def test_encode_npy_and_parquet_are_what_the_model_gives(command: Command, encod
 
     assert command("encode", jsonl, tmp_path / "v.parquet", *options, "--normalize", "--prompt", "a:").code == 0
     table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
-    assert table.column_names == ["title", "body", "embedding"]
+    assert table.column_names == ["id", "text", "title", "source", "embedding"]
     vectors = np.array(table["embedding"].to_pylist())
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     unprompted = expected / np.linalg.norm(expected, axis=1, keepdims=True)
@@ -144,13 +158,14 @@ def test_index_then_search(command: Command, encoder: Path, texts: Path, tmp_pat
     assert len(second["hits"]) == 2
 
     again = command("index", texts, store, *model)
-    assert again.code == 1
-    assert "--add" in again.err
+    assert again.code == 0
+    assert "0 added, 0 updated, 8 unchanged, 0 deleted; 0 texts encoded" in again.err
 
     more = write_jsonl(tmp_path / "more.jsonl", [{"key": "new", "text": "a new dog", "year": 2024}])
-    done = command("index", more, store, "--id-column", "key", "--add", *model)
+    done = command("index", more, store, "--id-column", "key", *model)
     assert done.code == 0, done.err
-    assert "1 texts added, 9 in all" in done.err
+    assert "1 added" in done.err
+    assert "9 in all" in done.err
     table = command("search", store, "dog", "--where", '{"year": 2024}', *model)
     assert "a new dog" in table.out
     assert SENTENCES[0] not in table.out
@@ -207,3 +222,20 @@ def test_eval(command: Command, encoder: Path, tmp_path: Path) -> None:
     unknown = command("eval", encoder, "--tasks", "nonsense", "--data", tmp_path, "--device", "cpu")
     assert unknown.code == 1
     assert "nonsense" in unknown.err
+
+
+def test_a_folder_of_mixed_files_answers_questions(command: Command, tmp_path: Path) -> None:
+    notes, store = ROOT / "examples" / "notes", tmp_path / "store"
+    done = command("index", notes, store, "--device", "cpu")
+    assert done.code == 0, done.err
+    questions = [
+        "when does the library open?",
+        "which animals sleep in winter?",
+        "how long does a loaf bake?",
+        "rings of ice",
+    ]
+    found = command("search", store, *questions, "-k", "3", "--json", "--device", "cpu")
+    assert found.code == 0, found.err
+    expected = ["library.md#1", "animals.pdf#1", "bread.html#1", "planets.csv:4"]
+    for answer, name in zip(json.loads(found.out), expected, strict=True):
+        assert f"{notes / name}" in [hit["id"] for hit in answer["hits"]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main
 from st_llm2vec.cli.explore import page_data
-from st_llm2vec.cli.terminal import escaped, escaped_logs, message
+from st_llm2vec.cli.terminal import _escaped_usage, escaped, escaped_notes, message
 
 from .conftest import Command, write_jsonl
 
@@ -70,7 +72,7 @@ def test_answers_errors_and_pages_show_escapes(tmp_path: Path, command: Command,
 
 
 def test_logs_of_libraries_are_escaped(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    with escaped_logs():
+    with escaped_notes():
         logging.getLogger("library").warning("found %s", ATTACKS["title"])
     assert caplog.messages == ["found \\u001b]0;owned\\u0007"]
     logging.getLogger("library").warning("found %s", "\x07")
@@ -101,13 +103,75 @@ def test_an_error_of_a_library_is_one_message(
     assert "Traceback" not in shown
 
 
-def test_notes_and_settings_of_another_kind_are_no_traceback(tmp_path: Path, command: Command, encoder: Path) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    (corpus / "a.txt").write_text("the fox\n")
+def test_a_manifest_of_another_kind_is_no_traceback(tmp_path: Path, command: Command, encoder: Path) -> None:
+    (tmp_path / "a.txt").write_text("the fox\n")
     (tmp_path / "out").mkdir()
-    for note in ("[]", "3", "[" * 10**5, json.dumps({"bytes": []})):
-        (tmp_path / "out" / "a.txt.npy").write_bytes(b"x")
-        (tmp_path / "out" / "a.txt.npy.done.json").write_text(note)
-        assert command("encode", corpus, tmp_path / "out", "--model", encoder).code == 0
-    assert (tmp_path / "out" / "a.txt.npy").stat().st_size > 1
+    for manifest in ("[]", "3", "[" * 10**5, json.dumps({"shards": [1]}), json.dumps({"shards": [{"file": 1}]})):
+        (tmp_path / "out" / "manifest.json").write_text(manifest)
+        done = command("encode", tmp_path / "a.txt", tmp_path / "out", "--model", encoder)
+        assert done.code == 1
+        assert "manifest.json is damaged" in done.err
+
+
+@pytest.mark.parametrize("text", ["\U000e0001tag\U000e007f", "\x7f\u202e", "\ue0001"], ids=ascii)
+def test_what_is_escaped_in_json_is_what_it_was(text: str) -> None:
+    shown = escaped(json.dumps([text], ensure_ascii=False))
+    assert json.loads(shown) == [text]
+    assert all(unicodedata.category(char) not in ("Cc", "Cf") for char in shown)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode", "a.txt", "b.npy", ATTACKS["title"]],
+        [ATTACKS["title"]],
+        ["encode", f"--{ATTACKS['cursor']}"],
+        ["index", "a.txt", "b", "--batch-size", ATTACKS["override"]],
+        ["search", "s", "q", "--where", ATTACKS["clipboard"]],
+        ["explore", "s", "-o", "x.html", "--method", ATTACKS["8 bit"]],
+        ["eval", "m", "--data", f"/{ATTACKS['title']}"],
+    ],
+    ids=lambda arguments: arguments[0][:7],
+)
+def test_a_wrong_command_line_is_shown_escaped(command: Command, arguments: list[str]) -> None:
+    """Names of files come from a pattern such as *.txt, and from whoever made the files."""
+    done = command(*arguments)
+    assert done.code in (1, 2)
+    assert not {char for char in done.err if unicodedata.category(char) in ("Cc", "Cf") and char != "\n"}
+
+
+def test_a_usage_error_of_any_version_of_click_is_escaped() -> None:
+    """The newest escapes what was typed by itself; those before show it as it is."""
+
+    class NoSuchOptionError(Exception):
+        exit_code, message = 2, f"No such option: --{ATTACKS['title']}\n$ ls"
+
+    with pytest.raises(NoSuchOptionError) as raised, _escaped_usage():
+        raise NoSuchOptionError
+    assert raised.value.message == "No such option: --\\u001b]0;owned\\u0007\n  $ ls"
+
+
+def test_warnings_and_tracebacks_in_logs_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+
+    def show(said: Warning | str, *_: object) -> None:
+        warned.append(str(said))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    log, handler = logging.getLogger("library"), logging.StreamHandler()
+    log.addHandler(handler)
+    with escaped_notes():
+        warnings.showwarning(UserWarning(ATTACKS["title"]), UserWarning, "x.py", 1)
+        try:
+            raise ValueError(ATTACKS["clipboard"] + "\n$ rm -rf ~")
+        except ValueError:
+            log.exception("found")
+    log.removeHandler(handler)
+    shown = capsys.readouterr().err
+    assert "\\u001b]52" in shown
+    assert "\x1b" not in shown
+    assert "\n$ rm" not in shown
+    assert warned == ["\\u001b]0;owned\\u0007"]
+    assert warnings.showwarning is show

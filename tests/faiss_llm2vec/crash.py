@@ -72,6 +72,8 @@ def write(path, seed, state):
     """The child: changes the store until it is killed."""
     rng, version, docs = random.Random(seed), seed * 1000, len(state)
     with FaissStore.open(path) as store:
+        if seed % 2:
+            store.search("lorem", mode="bm25")  # makes the word index, which all changes keep up from then on
         while True:
             version += 1
             kind = rng.choices(["add", "upsert", "delete", "compact"], [3, 3, 3, 1])[0]
@@ -104,9 +106,11 @@ def check(path, acknowledged, pending, rng):
         assert found in allowed, f"{len(found)} documents, neither {[len(state) for state in allowed]}; {pending}"
         for record in records:
             assert record.text.startswith(f"document {record.id} version {record.metadata['version']} ")
+        if store.stats()["word_index"]:
+            assert {hit.id for hit in store.search("version", mode="bm25", k=len(found) + 1)} == found.keys()
         assert store.count({"even": True}) == sum(int(id) % 2 == 0 for id in found)
         sample = rng.sample(sorted(found), min(30, len(found)))
-        hits = store.search(np.stack([vector(id, found[id]) for id in sample]), k=1)
+        hits = store.search_batch(np.stack([vector(id, found[id]) for id in sample]), k=1)
         assert [hit.id for (hit,) in hits] == sample
         assert min(hit.score for (hit,) in hits) > 0.999
         return found
@@ -182,6 +186,7 @@ def tear(folder):
         for first in range(0, 60, 20):
             put(store, "add", dict.fromkeys(map(str, range(first, first + 20)), 0))
         changes = {
+            "words": lambda: store.search("lorem", mode="bm25"),  # makes the word index
             "add": lambda: put(store, "add", dict.fromkeys(map(str, range(60, 100)), 1)),
             "upsert": lambda: put(store, "upsert", dict.fromkeys(map(str, range(0, 60, 2)), 2)),
             "delete": lambda: store.delete([str(i) for i in range(1, 60, 4)]),

@@ -128,7 +128,7 @@ def test_a_change_that_fails_midway_changes_nothing(store, monkeypatch, step):
 
     target = {
         "vectors": ("faiss_llm2vec.segments._write"),
-        "rows": ("faiss_llm2vec.database._with_docids"),
+        "rows": ("faiss_llm2vec.database.with_docids"),
         "commit": ("faiss_llm2vec.database._set_manifest"),
     }[step]
     with monkeypatch.context() as patch:
@@ -192,7 +192,7 @@ def test_no_space_left_at_any_step_changes_nothing(store, monkeypatch, step):
         "write": "faiss_llm2vec.segments.faiss.write_index",
         "flush": "os.fsync",
         "folder": "faiss_llm2vec.segments.sync_folder",
-        "rows": "faiss_llm2vec.database._with_docids",
+        "rows": "faiss_llm2vec.database.with_docids",
         "manifest": "faiss_llm2vec.database._set_manifest",
     }[step]
     with monkeypatch.context() as patch:
@@ -340,7 +340,7 @@ def test_recover_reads_around_a_damaged_page(tmp_path, size):
 
 
 def test_a_newer_format_is_not_read(damaged, monkeypatch):
-    monkeypatch.setattr(database, "FORMAT", 0)
+    monkeypatch.setattr(database, "READABLE", (0,))
     with pytest.raises(StoreError, match="upgrade st-llm2vec"):
         FaissStore.open(damaged.path)
 

@@ -161,7 +161,7 @@ def test_vectors_come_with_documents_and_hits_if_they_are_asked_for(filled):
     np.testing.assert_array_equal([record.vector for record in records], filled.vectors(wanted))
     hits = filled.search("text 4", k=5, with_vectors=True)
     np.testing.assert_array_equal([hit.vector for hit in hits], filled.vectors(ids(hits)))
-    batch = filled.search(["text 4", "text 9"], k=2, with_vectors=True)
+    batch = filled.search_batch(["text 4", "text 9"], k=2, with_vectors=True)
     np.testing.assert_array_equal(batch[1][0].vector, records[0].vector)
     assert hits == filled.search("text 4", k=5)  # equal, with or without
     assert filled.search("text 4")[0].vector is None
@@ -183,7 +183,7 @@ def test_mmr_of_a_store_without_documents_finds_nothing(tmp_path, encoder, model
     with FaissStore.create(tmp_path / "s", given, truncate_dim=truncate_dim) as store:
         query = np.ones(16)
         assert store.search(query, mmr=0.5) == []
-        assert store.search(np.ones((2, 16)), mmr=0.5) == [[], []]
+        assert store.search_batch(np.ones((2, 16)), mmr=0.5) == [[], []]
         store.add(["a"], ids=["a"], vectors=np.ones((1, 16)))
         assert store.search(query, mmr=0.5, where={"n": 1}) == []
         assert store.search(query, mmr=0.5, score_threshold=2) == []

@@ -32,7 +32,7 @@ def recall(store, vectors, mask, where=None, **options):
     queries = clustered(20, seed=1)
     scores = np.where(mask, queries @ vectors.T, -2)
     best = np.argsort(-scores, axis=1)[:, :10].tolist()
-    hits = store.search(queries, k=10, where=where, **options)
+    hits = store.search_batch(queries, k=10, where=where, **options)
     for row, found in zip(scores, hits, strict=True):
         np.testing.assert_allclose([hit.score for hit in found], [row[int(hit.id)] for hit in found], atol=1e-5)
     return np.mean([len({int(hit.id) for hit in found} & set(row)) for found, row in zip(hits, best, strict=True)]) / 10
@@ -200,7 +200,7 @@ def test_candidates_of_an_index_are_rescored_with_the_float_vectors(tmp_path, me
     with FaissStore.create(tmp_path / "s", None, kind="sq8", metric=metric) as store:
         store.add(NAMES, ids=NAMES, vectors=vectors)
         assert len(list((store.path / "segments").glob("*.index.faiss"))) == 1  # not scanned
-        for hits, scores in zip(store.search(queries, k=10), exact, strict=True):
+        for hits, scores in zip(store.search_batch(queries, k=10), exact, strict=True):
             assert [int(hit.id) for hit in hits] == np.argsort(-scores)[:10].tolist()
             np.testing.assert_allclose([hit.score for hit in hits], np.sort(-scores)[:10] * -1, atol=1e-5)
 

@@ -87,7 +87,7 @@ def test_search_equals_numpy_in_every_metric(tmp_path, metric):
         for part in range(0, 300, 100):  # three segments
             names = [str(i) for i in range(part, part + 100)]
             store.add(names, ids=names, vectors=vectors[part : part + 100])
-        for row, hits in zip(expected, store.search(queries, k=20), strict=True):
+        for row, hits in zip(expected, store.search_batch(queries, k=20), strict=True):
             assert [int(hit.id) for hit in hits] == np.argsort(-row)[:20].tolist()
             np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:20], atol=1e-4)
 
@@ -97,8 +97,8 @@ def test_no_cosine_is_beyond_one(tmp_path):
     vectors = random_vectors(300)
     with FaissStore.create(tmp_path / "s", None) as store:
         store.add([str(i) for i in range(300)], vectors=vectors)
-        scores = [hits[0].score for sign in (1, -1) for hits in store.search(sign * vectors, k=300)]
-        lowest = [hits[-1].score for hits in store.search(-vectors, k=300)]
+        scores = [hits[0].score for sign in (1, -1) for hits in store.search_batch(sign * vectors, k=300)]
+        lowest = [hits[-1].score for hits in store.search_batch(-vectors, k=300)]
     assert max(scores) == 1.0
     assert min(lowest) == -1.0
 
@@ -113,12 +113,12 @@ def test_equal_scores_come_oldest_first(tmp_path):
 def test_a_query_is_a_text_or_a_vector_or_a_batch_of_them(store, encoder):
     store.add(["a", "b", "c"], ids=["a", "b", "c"])
     vectors = encoder.encode_query(["a", "b"])
-    single, batch = store.search("a", k=2), store.search(["a", "b"], k=2)
+    single, batch = store.search("a", k=2), store.search_batch(["a", "b"], k=2)
     assert all(isinstance(hit, Hit) for hit in single)
     assert [hits[0].id for hits in batch] == ["a", "b"]
     assert single == batch[0] == store.search(vectors[0], k=2) == store.search(vectors[0].tolist(), k=2)
-    assert batch == store.search(vectors, k=2)
-    assert store.search([]) == []
+    assert batch == store.search_batch(vectors, k=2)
+    assert store.search_batch([]) == []
 
 
 def test_queries_and_documents_go_through_their_own_encode(tmp_path):
@@ -218,7 +218,7 @@ def test_compact_puts_ids_in_order(tmp_path):
             store.add(names[start:stop], ids=names[start:stop], vectors=vectors[start:stop])
         store.compact()
         sample = [0, 1, 2000, INDEX_FROM, INDEX_FROM + 1, len(names) - 1]
-        assert [hits[0].id for hits in store.search(vectors[sample], k=1)] == [names[i] for i in sample]
+        assert [hits[0].id for hits in store.search_batch(vectors[sample], k=1)] == [names[i] for i in sample]
         assert store.verify() == []
 
 
@@ -254,7 +254,7 @@ def test_an_approximate_kind_finds_nearly_all_with_exact_scores_and_no_deleted_d
     with FaissStore.create(tmp_path / "s", None, kind=kind) as store:
         store.add(names, ids=names, vectors=vectors, metadata=[{"third": i % 3 == 0} for i in range(rows)])
         assert len(list((store.path / "segments").glob("*.index.faiss"))) == 1
-        gone = [hits[0].id for hits in store.search(queries, k=1)]
+        gone = [hits[0].id for hits in store.search_batch(queries, k=1)]
         store.delete(gone)
     scores = scores_by_hand(queries, vectors, "cosine")
     scores[:, [int(id) for id in gone]] = -2
@@ -262,7 +262,7 @@ def test_an_approximate_kind_finds_nearly_all_with_exact_scores_and_no_deleted_d
         for where, mask in ((None, 1.0), ({"third": True}, np.arange(rows) % 3 == 0)):
             masked = np.where(mask, scores, -2)
             best = np.argsort(-masked, axis=1)[:, :10]
-            found = store.search(queries, k=10, where=where)
+            found = store.search_batch(queries, k=10, where=where)
             same = [len({int(h.id) for h in hits} & set(row)) for hits, row in zip(found, best.tolist(), strict=True)]
             assert np.mean(same) >= 9
             for row, hits in zip(masked, found, strict=True):
@@ -272,7 +272,7 @@ def test_an_approximate_kind_finds_nearly_all_with_exact_scores_and_no_deleted_d
     with FaissStore.open(tmp_path / "s") as store:
         store.upsert(few, ids=few, vectors=vectors[::100][:40], metadata=[{"few": True}] * 40)
         expected = np.argsort(-scores_by_hand(queries, vectors[::100][:40], "cosine"), axis=1)[:, :10] * 100
-        found = [[int(hit.id) for hit in hits] for hits in store.search(queries, k=10, where={"few": True})]
+        found = [[int(hit.id) for hit in hits] for hits in store.search_batch(queries, k=10, where={"few": True})]
         assert found == expected.tolist()
         assert store.verify() == []
 
@@ -311,7 +311,7 @@ def test_mmr_trades_relevance_for_diversity(tmp_path):
 
 def test_k_may_exceed_the_count_and_the_store_may_be_empty(store):
     assert store.search("x") == []
-    assert store.search(["x", "y"], mmr=0.5) == [[], []]
+    assert store.search_batch(["x", "y"], mmr=0.5) == [[], []]
     assert store.search(np.ones(16), where={"a": 1}) == []
     assert (store.count(), store.count({"a": 1}), store.get(["a"]), store.get(where={})) == (0, 0, [], [])
     store.add(["x"])

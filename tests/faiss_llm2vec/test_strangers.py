@@ -17,7 +17,7 @@ import pytest
 from fuzz import DIMENSION, edit_manifest, fuzz, rewrite
 
 from faiss_llm2vec import FaissStore
-from st_llm2vec.errors import LLM2VecError, StoreCorruptedError, StoreError
+from st_llm2vec.errors import InvalidInputError, LLM2VecError, StoreCorruptedError, StoreError
 
 
 @pytest.fixture
@@ -177,6 +177,27 @@ def test_vectors_that_look_like_the_name_of_a_file_are_read(tmp_path):
     for mmap in (False, True):
         with FaissStore.open(tmp_path / "s", mmap=mmap) as store:
             assert store.search(vectors[7])[0].text == "7"
+
+
+@pytest.mark.parametrize("name", [None, 3, b"store", ["store"], "a\0b", "\ud800"], ids=repr)
+def test_what_is_no_path_is_refused(name):
+    for use_path in (lambda: FaissStore.create(name, None), lambda: FaissStore.open(name)):
+        with pytest.raises(InvalidInputError, match="path must be one that a file can have"):
+            use_path()
+
+
+def test_whatever_is_a_path_is_taken(path):
+    class Somewhere:
+        def __fspath__(self):
+            return str(path)
+
+    for named in (Somewhere(), str(path), path):
+        with FaissStore.open(named) as store:
+            assert len(store) == 3
+    for name in ("a" * 999, str(path.parent / ("a" * 999))):
+        for use_path in (lambda: FaissStore.create(name, None), lambda: FaissStore.open(name)):  # noqa: B023
+            with pytest.raises(StoreError):
+                use_path()
 
 
 # -- SQL ---------------------------------------------------------------------------------------------------------------

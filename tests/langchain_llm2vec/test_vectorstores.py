@@ -359,3 +359,34 @@ def test_a_bare_string_is_no_list_of_its_letters(store):
         with pytest.raises(InvalidInputError, match="list"):
             call()
     assert store.store.count() == 20
+
+
+# -- words and rerankers -----------------------------------------------------------------------------------------------
+
+
+class _ByLength:
+    def predict(self, pairs):
+        return [float(len(text)) for _, text in pairs]
+
+
+async def test_hybrid_search_and_rerankers_go_through_every_search(tmp_path, encoder):
+    texts = ["error E4217 in a module", "Bears hibernate in winter.", "Rates rose again."]
+    embeddings = LLM2VecEmbeddings(encoder)
+    store = FaissVectorStore.from_texts(texts, embeddings, [{"n": i} for i in range(3)], path=tmp_path / "words")
+    for options in ({"mode": "bm25"}, {"mode": "hybrid"}):
+        (best, score), *_ = store.similarity_search_with_score("E4217", k=1, **options)
+        assert store.similarity_search("E4217", k=1, **options)[0].page_content == best.page_content
+        assert await store.asimilarity_search_with_score("E4217", k=1, **options) == [(best, score)]
+        assert store.as_retriever(search_kwargs={"k": 1, **options}).invoke("E4217") == [best]
+        assert all(
+            document.metadata["n"] > 0 for document in store.similarity_search("E4217", filter={"n": {"$gt": 0}})
+        )
+        for search in (store.similarity_search_with_relevance_scores,):
+            with pytest.raises(InvalidInputError, match="no relevance from 0 to 1"):
+                search("E4217", **options)
+        with pytest.raises(InvalidInputError, match="no relevance from 0 to 1"):
+            await store.asimilarity_search_with_relevance_scores("E4217", **options)
+    assert store.similarity_search("E4217", mode="bm25")[0].page_content == texts[0]
+    assert len(store.similarity_search("E4217", mode="bm25")) == 1
+    assert store.similarity_search("winter", k=1, rerank=_ByLength())[0].page_content == max(texts, key=len)
+    store.close()

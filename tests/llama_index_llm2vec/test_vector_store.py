@@ -82,7 +82,7 @@ def test_bad_input_is_refused_and_nothing_lost(store):
         store.add([TextNode(text="b")])
     with pytest.raises(InvalidInputError, match="clear"):
         store.delete_nodes(filters=MetadataFilters(filters=[]))
-    with pytest.raises(InvalidInputError, match="'hybrid' is not vector search"):
+    with pytest.raises(InvalidInputError, match="'hybrid' and rerank need the text"):
         store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], mode=VectorStoreQueryMode.HYBRID))
     with pytest.raises(InvalidInputError, match="no query_embedding"):
         store.query(VectorStoreQuery(query_str="text"))
@@ -147,7 +147,7 @@ def test_options_of_a_query(store):
     assert store.query(query, mmr_threshold=0.3, mmr_prefetch_k=np.int64(2)).ids == ["a", "b"]
     with pytest.raises(InvalidInputError, match="unexpected mmr_treshold"):
         store.query(query, mmr_treshold=0.3)
-    with pytest.raises(InvalidInputError, match="'hybrid' is not vector search"):
+    with pytest.raises(InvalidInputError, match="'hybrid' and rerank need the text"):
         store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], mode="hybrid"))
 
 

@@ -6,6 +6,9 @@
 One copy of the tree serves every row: the line is broken, the row's tests run in a fork (so that the libraries are
 imported once), the file is put back. The tests of a row must pass on the unbroken copy, or its kill would mean nothing.
 A row whose text is gone, or stands more than once, is an error: fix the table.
+
+The last lines say how many were killed, survived or are equivalent, and which survived. The exit code is 0 where every
+row was killed or is equivalent (the table says why no test can notice it), else 1.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 from table import MUTANTS, Mutant
@@ -107,6 +111,20 @@ def verdict(mutant: Mutant, tree: Path, unbroken: dict[str, int]) -> str:
     return "survived" if code == PASSED else "killed"
 
 
+def summary(found: dict[Mutant, str]) -> str:
+    """What the rows came to, and those that a test is missing for."""
+    counts = Counter(what.partition(":")[0] for what in found.values())
+    decided = counts["killed"] + counts["survived"]
+    share = f"{counts['killed'] / decided:.1%} of those that a test can notice" if decided else "nothing decided"
+    tally = ", ".join(f"{counts.pop(what, 0)} {what}" for what in ("killed", "survived", "equivalent"))
+    others = "".join(f", {count} {what}" for what, count in sorted(counts.items()))
+    lines = [f"{tally}{others} of {len(found)} rows: {share} are killed."]
+    for mutant, what in found.items():
+        if what not in ("killed", "equivalent"):
+            lines.append(f"  {what.partition(':')[0]}: {mutant.file}: {mutant.line!r} -> {mutant.replacement!r}")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose file has this in its name")
@@ -114,7 +132,7 @@ def main() -> int:
     asked = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if asked.only in mutant.file]
     chosen = chosen[:: max(1, -(-len(chosen) // max(1, asked.limit)))]
-    counts: dict[str, int] = {}
+    found: dict[Mutant, str] = {}
     unbroken: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder)
@@ -131,13 +149,13 @@ def main() -> int:
             importlib.import_module(library)
         for mutant in chosen:
             start = time.monotonic()
-            found = verdict(mutant, tree, unbroken)
-            counts[found.partition(":")[0]] = counts.get(found.partition(":")[0], 0) + 1
+            found[mutant] = verdict(mutant, tree, unbroken)
             took = f"{time.monotonic() - start:.0f} s"
-            print(f"{found:10} {took:5} {mutant.file}: {mutant.line!r}  ->  {mutant.replacement!r}", flush=True)
+            row = f"{mutant.file}: {mutant.line!r}  ->  {mutant.replacement!r}"
+            print(f"{found[mutant]:10} {took:5} {row}", flush=True)
         os.chdir(ROOT)
-    print(", ".join(f"{count} {what}" for what, count in sorted(counts.items())), f"of {len(chosen)}")
-    return int(not counts.keys() <= {"killed", "equivalent"})
+    print(summary(found))
+    return int(not set(found.values()) <= {"killed", "equivalent"})
 
 
 if __name__ == "__main__":

@@ -64,35 +64,11 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/backend/attention.py",
-        (
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
-            f"{_PACKING} -k reaches",
-        ),
-        (
-            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
-            "seen = (ahead <= 0) & (ahead >= -window) if causal else ahead.abs() <= window",
-            f"{_PACKING} -k window",
-        ),
-        ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
-        (
-            "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
-            "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
-            f"{_PACKING} -k gpus",
-        ),
-        (
-            'return bool(getattr(module, "is_causal", True) if said is None else said)',
-            'return bool(getattr(module, "is_causal", True))',
-            f"{_PACKING} -k direction",
-        ),
-    ),
-    *_rows(
         "st_llm2vec/backend/packing.py",
         (
             "if not calls or calls % depth:  # diffllama asks twice in each layer",
             "if not calls:",
-            "tests/test_packing.py -k differ",
+            "tests/test_packing.py -k asks",
         ),
         ("model.train(was_training)", "pass", f"{_PACKING} -k mode"),
     ),
@@ -134,17 +110,19 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/encoding.py",
         (
-            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
-            "if batch and len(batch) * lengths[batch[0]] > budget:",
-            f"{_PACKING} -k batches",
-        ),
-        (
             "budget = min(batch_size * TOKENS_PER_TEXT, token_budget(model, place))",
             "budget = token_budget(model, place)",
             f"{_PACKING} -k bounds",
         ),
         ("transformer.tokens_encoded += sum(packed_batch.lengths)", "pass", f"{_PREPACKED} -k prepack"),
         ("if not _running.get(transformer):", "if True:", f"{_PREPACKED} -k threads"),
+    ),
+    Mutant(
+        "st_llm2vec/saving.py",
+        "return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None",
+        "return _FLOATS.get(kinds.pop())",
+        f"{_SAVING} -k weights",
+        "of several dtypes, one is taken only where it holds every weight exactly: another file, the same vectors",
     ),
     *_rows(
         "st_llm2vec/saving.py",
@@ -157,11 +135,6 @@ MUTANTS: list[Mutant] = [
             "if not rounded and (dtype is None or dtype.itemsize >= own.itemsize):",
             "if not rounded and dtype is None:",
             f"{_SAVING} -k prepacked",
-        ),
-        (
-            "return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None",
-            "return _FLOATS.get(kinds.pop())",
-            f"{_SAVING} -k weights",
         ),
         ("if not cast[name].isfinite().all():", "if False:", f"{_SAVING} -k cannot"),
         (
@@ -191,6 +164,19 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/gguf_files.py",
+        ("if held != read:", "if False:", f"{_GGUF} -k place"),
+        ("if missing:", "if False:", "tests/test_gguf_headers.py -k another_name"),
+        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k cannot_hold"),
+        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k silence"),
+        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
+        (
+            "if any(start < end for (_, end), (start, _) in pairwise(places)):",
+            "if False:",
+            "tests/test_gguf_headers.py -k places",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/gguf_configs.py",
         (
             "if key not in known | _OTHER_KEYS and (key not in _MUST_BE or value != _MUST_BE[key])",
             "if key not in known | _OTHER_KEYS and key not in _MUST_BE",
@@ -206,16 +192,11 @@ MUTANTS: list[Mutant] = [
             'rope |= {"rope_type": "linear", "factor": 1.0}',
             f"{_GGUF} -k rotary",
         ),
-        ("if held != read:", "if False:", f"{_GGUF} -k place"),
-        ("if missing:", "if False:", f"{_GGUF} -k place"),
-        ("and all(torch.equal(w.to(own).float(), w) for w in weights.values())", "and True", f"{_GGUF} -k quantized"),
-        ('if (value_of(reader, "split.count") or 0) > 1:', "if False:", f"{_GGUF} -k strangers"),
         (
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) != value:",
             "if (name := _KEYS.get(key)) and config.setdefault(name, value) is None:",
             f"{_GGUF} -k silence",
         ),
-        ("if not ends or max(ends) > path.stat().st_size:", "if not ends:", f"{_GGUF} -k strangers"),
     ),
     *_rows(
         "st_llm2vec/gguf_tokenizers.py",
@@ -334,7 +315,6 @@ MUTANTS: list[Mutant] = [
             "pass",
             f"{_PACKING} -k direction",
         ),
-        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
     *_rows(
         "st_llm2vec/words.py",
@@ -403,11 +383,12 @@ MUTANTS: list[Mutant] = [
             f"{_SERVER} -k search",
         ),
         (
-            "return (model.prompts.get(default) or None if default else None), None",
+            "return model.prompts.get(default) or None, None",
             "return None, None",
             _SERVER,
         ),
-        ("return model.prompts.get(name) or None, name", "return model.prompts.get(name) or None, None", _SERVER),
+        ("return model.prompts.get(found) or None, name", "return model.prompts.get(found) or None, None", _SERVER),
+        ("return model.prompts[name] or None, None", "return None, None", _SERVER),
         ('body += message.get("body", b"")', 'body = bytearray(message.get("body", b""))', f"{_SERVER} -k body"),
     ),
     *_rows(
@@ -478,7 +459,7 @@ MUTANTS: list[Mutant] = [
         "integrations/faiss_llm2vec/database.py",
         ("generation=wanted.generation + 1,", "generation=wanted.generation,", f"{_SHARING} -k generation"),
         ("if not found[docid].sound:", "if False:", f"{_DURABILITY} -k edited"),
-        ("if (found := _format(rows[0][0])) != FORMAT:", "if False:", f"{_DURABILITY} -k newer"),
+        ("if (found := _format(rows[0][0])) not in READABLE:", "if False:", f"{_DURABILITY} -k newer"),
         ("if manifest.count > self.most_rows:", "if False:", f"{_STRANGERS} -k small"),
     ),
     *_rows(
@@ -530,7 +511,7 @@ MUTANTS: list[Mutant] = [
             "return files.folder(path) is not None",
             f"{_SHARING} -k others",
         ),
-        ("files.sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
+        ("sync_folder(path.parent)", "pass", f"{_DURABILITY} -k flushed"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/rows.py",
@@ -541,13 +522,17 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/reader.py",
+        "integrations/faiss_llm2vec/searching.py",
         (
-            "keep = np.flatnonzero((row_found >= 0) & (row_scores >= lowest))",
-            "keep = np.flatnonzero((row_found >= 0) & (row_scores > lowest))",
+            "keep = np.flatnonzero(scores >= (-np.inf if self.score_threshold is None else self.score_threshold))",
+            "keep = np.flatnonzero(scores > (-np.inf if self.score_threshold is None else self.score_threshold))",
             f"{_STORE} -k threshold",
         ),
-        ("wanted = max(k, fetch_k or max(20, 4 * k))", "wanted = max(20, 4 * k)", f"{_STORE} -k mmr"),
+        (
+            "return max(self.k, self.fetch_k or max(20, 4 * self.k))",
+            "return max(20, 4 * self.k)",
+            f"{_STORE} -k mmr",
+        ),
     ),
     *_rows(
         "integrations/langchain_llm2vec/vectorstores.py",
@@ -605,6 +590,42 @@ MUTANTS: list[Mutant] = [
             'blank = _where_read(store, {key: {"$in": [None, ""]}}, lambda record: True)',
             "tests/llama_index_llm2vec/test_filters.py",
         ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/attention.py",
+        (
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() < window",
+            f"{_PACKING} -k reaches",
+        ),
+        (
+            "seen = (ahead <= 0) & (ahead > -window) if causal else ahead.abs() <= window",
+            "seen = (ahead <= 0) & (ahead >= -window) if causal else ahead.abs() <= window",
+            f"{_PACKING} -k window",
+        ),
+        ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
+        (
+            "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
+            "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
+            f"{_PACKING} -k gpus",
+        ),
+        (
+            'return bool(getattr(module, "is_causal", True) if said is None else said)',
+            'return bool(getattr(module, "is_causal", True))',
+            f"{_PACKING} -k direction",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/packed_batch.py",
+        (
+            "if batch and (len(batch) + 1) * lengths[batch[0]] > budget:",
+            "if batch and len(batch) * lengths[batch[0]] > budget:",
+            f"{_PACKING} -k batches",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/backend/deciding.py",
+        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
     ),
 ]
 

@@ -36,7 +36,8 @@ def make() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         new = Path(temporary) / "new"
-        file = fetch(new / FILE)
+        new.mkdir()
+        file = Path(shutil.copy(fetch(), new))  # where llm2vec-smollm2 finds it, too
         from st_llm2vec import gguf_files
         from st_llm2vec.hub import Hub
         from st_llm2vec.runtime import Runtime

@@ -15,13 +15,8 @@ _STAGES = Path(__file__).parent
 
 
 def mntp() -> Alias:
-    """The decoder after masked next-token prediction: the base of both encoders, and of encoders of your own."""
+    """The decoder after masked next-token prediction: for word-level tasks, or to train further."""
     return Alias(str(_STAGES / "mntp"), base=decoder())
-
-
-def unsup() -> Alias:
-    """MNTP, then SimCSE: no labels."""
-    return Alias(str(_STAGES / "mntp"), adapter=str(_STAGES / "unsup"), base=decoder())
 
 
 def supervised() -> Alias:

@@ -1,0 +1,58 @@
+"""Several stores searched as one: parts of a corpus that is too large for one folder, or made by different people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from faiss_llm2vec import inputs
+from faiss_llm2vec.records import Hit
+from faiss_llm2vec.store import FaissStore
+from st_llm2vec.errors import InvalidInputError, StoreMismatchError
+
+
+def search_stores(
+    stores: Sequence[FaissStore], query: Any, k: int = 10, **options: Any
+) -> list[tuple[FaissStore, Hit]]:
+    """Return the best documents of several open stores for one query, each with its store, best first.
+
+    The query is encoded once. Stores are compared by the scores of their hits, so they must have the same model and
+    metric, and words count only where a reranker gives the final scores.
+
+    Args:
+        stores: At least one; equal scores come in their order.
+        query: A text, or a vector (dimension,).
+        k: How many documents in all.
+        options: As for `FaissStore.search`, but for `mmr`.
+
+    Raises:
+        StoreMismatchError: The stores have different models or metrics.
+        InvalidInputError: No stores, or options whose scores say nothing across stores.
+
+    Example:
+        for store, hit in search_stores([notes, papers], "Who hibernates?", k=3, where={"year": 2024}):
+            print(store.path.name, hit.text)
+    """
+    k, stores = inputs.whole("k", k), list(stores)
+    if not stores:
+        raise InvalidInputError("stores must be a list of at least one open FaissStore, got none.")
+    if options.get("mmr") is not None:
+        raise InvalidInputError("mmr chooses among the documents of one store; leave it out for several.")
+    if options.get("mode", "dense") != "dense" and options.get("rerank") is None:
+        raise InvalidInputError(
+            f"mode={options['mode']!r} gives scores that mean something within one store only. Add rerank=, whose "
+            "scores are the same everywhere, or search with mode='dense'."
+        )
+    for name in ("fingerprint", "metric"):
+        found = {store.stats()[name] for store in stores}
+        if len(found) > 1:
+            raise StoreMismatchError(
+                f"the stores were made with different {name}s ({', '.join(sorted(map(repr, found)))}), so their scores "
+                "cannot be compared. Search them one by one."
+            )
+    if isinstance(query, str) and options.get("vector") is None and options.get("mode") != "bm25":
+        inputs.check_query(query)
+        encoder = next((store.model for store in stores if store.model is not None), None) or stores[0].encoder()
+        options["vector"] = encoder.encode_query([query])[0]
+    hits = [(store, hit) for store in stores for hit in store.search(query, k, **options)]
+    return sorted(hits, key=lambda pair: -pair[1].score)[:k]

@@ -1,0 +1,127 @@
+"""The options of commands that read texts from files, and the bar that shows how far they are."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..ingestion import Reading
+
+
+class Policy(str, Enum):
+    """What is done about what cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class TxtAs(str, Enum):
+    """What a .txt file is."""
+
+    lines = "lines"
+    document = "document"
+
+
+_INPUTS = typer.Argument(
+    metavar="INPUT...",
+    help="Files, folders, globs in quotes, or - for standard input: .txt .md .html .pdf .json .jsonl .csv .tsv "
+    ".parquet .arrow",
+)
+Inputs = Annotated[list[str], _INPUTS]
+OptionalInputs = Annotated[list[str] | None, _INPUTS]
+TextColumn = Annotated[
+    str | None,
+    typer.Option("--text-column", help="Column of the text; with commas, the first that a row has. Default: text."),
+]
+IdColumn = Annotated[
+    str | None, typer.Option("--id-column", help="Column of the id. Default: FILE:LINE, of a document FILE#CHUNK.")
+]
+Metadata = Annotated[
+    str | None, typer.Option("--metadata", metavar="A,B", help="Columns that become metadata. Default: all others.")
+]
+Txt = Annotated[TxtAs, typer.Option("--txt", help="Whether each line of a .txt file is a text, or all of it.")]
+InputFormat = Annotated[
+    str | None, typer.Option("--input-format", help="Read every file as if its name ended so: jsonl, csv, md ...")
+]
+OnError = Annotated[
+    Policy, typer.Option("--on-error", help="What cannot be read stops everything beforehand, or is skipped and told.")
+]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option("--chunk-size", min=1, help="Tokens of a chunk, at most. Default: 256 for documents."),
+]
+ChunkOverlap = Annotated[
+    int | None, typer.Option("--chunk-overlap", min=0, help="Tokens that a chunk repeats of the one before, at most.")
+]
+
+
+def reading_of(
+    inputs: list[str],
+    text_column: str | None,
+    id_column: str | None,
+    metadata: str | None,
+    txt: TxtAs,
+    input_format: str | None,
+    on_error: Policy,
+    exclude: Path,
+) -> Reading:
+    """How inputs are read, once it is known that they are there: before the model, which takes longer to load."""
+    from ..ingestion import ENDINGS, Reading, Report, find
+    from ..readers import TEXT_COLUMN
+
+    ending = None if input_format is None else f".{input_format.lower().lstrip('.')}"
+    if ending is not None and ending not in ENDINGS:
+        kinds = ", ".join(each[1:] for each in ENDINGS)
+        raise typer.BadParameter(f"{input_format!r} is none of {kinds}.", param_hint="'--input-format'")
+    columns = names(text_column)
+    if text_column is not None and not columns:
+        raise typer.BadParameter("it names no column", param_hint="'--text-column'")
+    reading = Reading(
+        text_columns=columns or (TEXT_COLUMN,),
+        id_column=id_column,
+        metadata=None if metadata is None else names(metadata),
+        whole_txt=txt is TxtAs.document,
+        ending=ending,
+        on_error=on_error.value,
+    )
+    find(inputs, reading, Report(reading.on_error), exclude)
+    return reading
+
+
+def names(given: str | None) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
+
+
+class BarOf:
+    """A bar of progress on stderr, with the rate and the time left; call it with what is done and what there is."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        if options.quiet():
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit=f" {self._unit}", smoothing=0.1)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> BarOf:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

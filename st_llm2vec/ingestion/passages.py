@@ -1,0 +1,131 @@
+"""Checked passages, in a temporary database on the disk: memory stays flat, and what was checked is what is encoded.
+
+The database (SQLite) lies in the system's temporary folder, without a name, and is gone when the process ends,
+however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from ..errors import InvalidInputError
+from .sources import Report
+
+_INSERT = "INSERT INTO passages (id, parent, place, text, metadata) VALUES (?, ?, ?, ?, ?)"
+_SELECT = "SELECT n, id, text, metadata FROM passages WHERE n > ? ORDER BY n LIMIT ?"
+_KINDS = {str: "text", bool: "bool", int: "integer", float: "number"}
+
+
+class Passage(NamedTuple):
+    """A text to encode."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class Passages:
+    """Checked passages, in a temporary database. Made by `read_passages`; use it in a `with` block."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.fields: dict[str, set[str]] = {}  # of the metadata: the types of their values
+        self.cut = 0  # texts that are longer than what the encoder reads
+        self.sql = sqlite3.connect("")
+        self.sql.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            "CREATE TABLE passages (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, parent TEXT NOT NULL,"
+            " place TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL);"
+        )
+
+    def __enter__(self) -> Passages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sql.close()
+
+    def __len__(self) -> int:
+        count: int = self.sql.execute("SELECT count(*) FROM passages").fetchone()[0]
+        return count
+
+    @property
+    def characters(self) -> int:
+        """Of all texts."""
+        found: int = self.sql.execute("SELECT coalesce(sum(length(text)), 0) FROM passages").fetchone()[0]
+        return found
+
+    @property
+    def mixed(self) -> list[str]:
+        """Fields with values of several types, which are given as texts."""
+        return sorted(name for name, types in self.fields.items() if len(_kinds(types)) > 1)
+
+    def type_of(self, name: str) -> tuple[str, bool]:
+        """What the values of a field are ("text", "bool", "integer" or "number"), and whether they come in lists."""
+        kinds = _kinds(self.fields[name])
+        return (kinds.pop() if len(kinds) == 1 else "text"), "list" in self.fields[name]
+
+    def add(self, passages: list[Passage], parent: str, place: str) -> None:
+        """Add the passages of one row or page, all or none; report an id that was there before."""
+        first = None
+        for id, text, fields in passages:
+            row = (id, parent, place, text, json.dumps(fields, ensure_ascii=False))
+            try:
+                n = self.sql.execute(_INSERT, row).lastrowid
+            except sqlite3.IntegrityError:
+                (before,) = self.sql.execute("SELECT place FROM passages WHERE id = ?", (id,)).fetchone()
+                if first is not None:
+                    self.sql.execute("DELETE FROM passages WHERE n >= ?", (first,))
+                self.report(InvalidInputError(f"{place}: the id {id!r} is given already, in {before}."))
+                return
+            except sqlite3.OperationalError as error:
+                raise OSError(f"no room for the texts in {tempfile.gettempdir()}: {error}. Set TMPDIR.") from error
+            first = n if first is None else first
+        for _, _, fields in passages:
+            for name, value in fields.items():
+                self.fields.setdefault(name, set()).update(_types(value))
+
+    def batches(self, size: int) -> Iterator[list[Passage]]:
+        """The passages in their order, so many at once."""
+        for rows in self.numbered(size):
+            yield [passage for _, passage in rows]
+
+    def numbered(self, size: int) -> Iterator[list[tuple[int, Passage]]]:
+        """The passages with the numbers that they have in the database, so many at once."""
+        mixed = self.mixed
+        last = 0
+        while rows := self.sql.execute(_SELECT, (last, size)).fetchall():
+            last = rows[-1][0]
+            yield [(n, Passage(id, text, _as_texts(json.loads(fields), mixed))) for n, id, text, fields in rows]
+
+    def having(self, ids: list[str]) -> set[str]:
+        """Those of the ids that passages have."""
+        rows = self.sql.execute(
+            "SELECT id FROM passages WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        )
+        return {id for (id,) in rows}
+
+
+def _types(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return {"list", *(kind for item in value for kind in _types(item))}
+    return {_KINDS[type(value)]}
+
+
+def _kinds(types: set[str]) -> set[str]:
+    return types - {"list", "integer"} if "number" in types else types - {"list"}
+
+
+def _as_texts(fields: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return [text(item) for item in value]
+        return value if isinstance(value, str) else json.dumps(value)
+
+    return fields | {name: text(fields[name]) for name in names if name in fields}

@@ -1,0 +1,107 @@
+"""Distillation: a teacher's vectors, computed once, are what the student's come near (EmbedDistill, arXiv 2301.12005).
+
+Any sentence-transformers model teaches. The student reaches the teacher's space through a projection that is learned
+beside it and dropped afterwards, so that the two may have other dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.lib.format import open_memmap
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MultipleNegativesRankingLoss
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..model import LLM2Vec
+from ..recipes import TrainingSettings
+from ..vetting import read_json
+from .data import Source
+from .records import write_json
+from .similarity import cosine
+
+BLOCK = 512  # rows that an interruption costs at most
+FOLDER = "teacher"
+
+
+def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, log: Callable[[str], None]) -> Source:
+    """Add the teacher's vector of every text, float32 of shape (rows, columns, dimensions).
+
+    They are kept in `checkpoints/teacher`; what an interrupted run has computed is not computed again.
+
+    Raises:
+        InvalidInputError: Contrast without pairs.
+    """
+    if settings["contrast_weight"] and len(source.columns) < 2:
+        raise InvalidInputError(
+            f"contrast_weight={settings['contrast_weight']} needs pairs, and {source.rows.path} has one column. Leave "
+            "it out, or give columns for an anchor and a positive."
+        )
+    texts = list(source.columns.values())
+    key = hashlib.sha256(json.dumps([settings["teacher"], texts], ensure_ascii=False).encode()).hexdigest()
+    file = checkpoints / FOLDER / f"{key[:16]}.npy"
+    progress = file.with_suffix(".json")
+    done, n = int(read_json(progress).get("rows", 0)), len(source.rows)
+    if done < n:
+        log(f"Vectors of {n - done:,} rows from {settings['teacher']} ...")
+        teacher = SentenceTransformer(settings["teacher"], device="cpu" if settings["cpu"] else None)
+        shape = (n, len(texts), teacher.get_embedding_dimension())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        vectors = open_memmap(file, "r+" if done else "w+", np.float32, None if done else shape)
+        for start in range(done, n, BLOCK):
+            for i, column in enumerate(texts):
+                vectors[start : start + BLOCK, i] = _encoder(teacher, i, len(texts))(
+                    column[start : start + BLOCK], batch_size=settings["batch_size"], show_progress_bar=False
+                )
+            vectors.flush()
+            write_json(progress, {"teacher": settings["teacher"], "rows": min(start + BLOCK, n)})
+    return replace(source, vectors=np.load(file, mmap_mode="r"))
+
+
+def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
+    """Anchors are queries and the others documents; texts alone are neither."""
+    if columns == 1:
+        return teacher.encode  # type: ignore[no-any-return]
+    return teacher.encode_document if column else teacher.encode_query  # type: ignore[no-any-return]
+
+
+def taught(source: Source) -> Dataset:
+    """The texts with the teacher's vectors as their label."""
+    assert source.vectors is not None
+    return Dataset.from_dict({**source.columns, "label": list(np.asarray(source.vectors))})
+
+
+class DistillLoss(EmbedDistillLoss):  # type: ignore[misc]
+    """Distance of projected vectors to the teacher's, in float32, and contrast with the rest of the batch if asked.
+
+    Args:
+        model: The student.
+        dimensions: Of the teacher's vectors.
+        settings: distance, contrast_weight, scale and seed count.
+
+    Inputs: text columns; labels of shape (n, columns, dimensions).
+    """
+
+    def __init__(self, model: LLM2Vec, dimensions: int, settings: TrainingSettings) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(settings["seed"])
+            super().__init__(model, distance_metric=settings["distance"], projection_dim=dimensions)
+        self.weight = settings["contrast_weight"]
+        contrast = MultipleNegativesRankingLoss(model, scale=settings["scale"], similarity_fct=cosine)
+        self.contrast: Any = contrast if self.weight else None
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        vectors = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
+        loss: Tensor = self.compute_loss_from_embeddings(vectors, [labels[:, i] for i in range(len(vectors))])
+        if self.contrast is not None:
+            loss = loss + self.weight * self.contrast.compute_loss_from_embeddings(vectors, None)
+        return loss

@@ -1,0 +1,111 @@
+"""Distillation: the teacher is asked once, the student comes nearer to it, the projection is in no saved folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from tiny_models import WORDS
+
+import st_llm2vec
+from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.recipes import DataSet
+from st_llm2vec.training import TrainingSettings, distill, train_stage
+from st_llm2vec.training.data import read_source
+from st_llm2vec.training.distill import DistillLoss, with_teacher
+
+TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
+PAIRS = [{"anchor": text, "positive": text[4:]} for text in TEXTS]
+SHORT: dict[str, Any] = {"batch_size": 8, "max_seq_length": 16, "cpu": True, "lora_r": 4, "learning_rate": 1e-2}
+
+
+def told(model: Path | str, data: Any, output: Path, **given: Any) -> TrainingSettings:
+    settings = {**SHORT, "max_steps": 2, "teacher": "llm2vec-tiny", **given}
+    return TrainingSettings("distill", str(model), {"texts": data}, str(output), **settings)
+
+
+def test_the_student_learns_the_teachers_geometry(decoder: Path, tmp_path: Path) -> None:
+    rows = [{"sentence1": a, "sentence2": b, "score": 0.0} for a, b in zip(TEXTS, TEXTS[7:], strict=False)]
+    teacher = SentenceTransformer("llm2vec-tiny", device="cpu")
+    ends = [
+        teacher.encode([row[side] for row in rows], normalize_embeddings=True) for side in ("sentence1", "sentence2")
+    ]
+    for row, score in zip(rows, (ends[0] * ends[1]).sum(1), strict=True):
+        row["score"] = float(score)
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    result = train_stage(told(decoder, TEXTS, out, max_steps=40, eval_file=str(dev), eval_steps=40))
+    name = "eval_sts_spearman_cosine"
+    assert result.after[name] > result.before[name] + 0.1
+    assert not [file for file in (*out.glob("*.safetensors"), *out.glob("adapter/*")) if "projection" in file.name]
+    names = load_file(out / "model.safetensors").keys()
+    assert not [name for name in names if "projection" in name]
+    assert json.loads((out / "llm2vec_config.json").read_text())["provenance"]["stages"] == ["distill"]
+
+
+def test_the_teacher_is_asked_once_and_an_interrupted_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "BLOCK", 10)
+    source = read_source("pairs", DataSet(PAIRS), pairs=True, seed=0)
+    settings = told("x", PAIRS, tmp_path)
+    whole = with_teacher(source, settings, tmp_path / "whole", print).vectors
+    asked: list[int] = []
+    encode = SentenceTransformer.encode_document
+
+    def counted(self: SentenceTransformer, texts: list[str], **given: Any) -> Any:
+        asked.append(len(texts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return encode(self, texts, **given)
+
+    monkeypatch.setattr(SentenceTransformer, "encode_document", counted)
+    with pytest.raises(KeyboardInterrupt):
+        with_teacher(source, settings, tmp_path / "killed", print)
+    resumed = with_teacher(source, settings, tmp_path / "killed", print).vectors
+    assert asked == [10, 10, 10, 10, 10, 8]
+    assert np.array_equal(whole, resumed)  # type: ignore[arg-type]
+    monkeypatch.setattr(distill, "SentenceTransformer", None)
+    again = with_teacher(source, settings, tmp_path / "killed", print).vectors
+    assert np.array_equal(whole, again)  # type: ignore[arg-type]
+    teacher = st_llm2vec.load("llm2vec-tiny", device="cpu")
+    assert np.allclose(whole[5, 0], teacher.encode_query([TEXTS[5]])[0], atol=1e-5)  # type: ignore[index]
+    assert np.allclose(whole[5, 1], teacher.encode_document([TEXTS[5][4:]])[0], atol=1e-5)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse", "l2"])
+def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decoder: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    model.train()
+    targets = torch.randn(4, 2, 24, generator=torch.Generator().manual_seed(0))
+    features = [model.preprocess([row[side] for row in PAIRS[:4]]) for side in ("anchor", "positive")]
+    plain = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance))
+    both = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance, contrast_weight=0.5, scale=7.0))
+    assert torch.equal(plain.projection.weight, both.projection.weight)  # the seed's
+    a, b = (model(dict(each))["sentence_embedding"] for each in features)
+    seen = [plain.projection(each) for each in (a, b)]
+    wanted = {
+        "cosine": lambda x, y: 1 - torch.cosine_similarity(x, y).mean(),
+        "mse": lambda x, y: ((x - y) ** 2).mean(),
+        "l2": lambda x, y: (x - y).norm(dim=-1).mean(),
+    }[distance]
+    expected = (wanted(seen[0], targets[:, 0]) + wanted(seen[1], targets[:, 1])) / 2
+    assert plain([dict(each) for each in features], targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    scores = 7.0 * torch.cosine_similarity(a[:, None], b[None], dim=-1)
+    contrast = torch.nn.functional.cross_entropy(scores, torch.arange(4))
+    found = both([dict(each) for each in features], targets)
+    assert found.item() == pytest.approx((expected + 0.5 * contrast).item(), rel=1e-5)
+
+
+def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:
+    for given, said in (({"teacher": None}, "teacher is missing"), ({"contrast_weight": 1.0}, "needs pairs")):
+        with pytest.raises(InvalidInputError, match=said):
+            train_stage(told(decoder, TEXTS, tmp_path / "out", **given))
+        assert not (tmp_path / "out").exists()
