@@ -1,7 +1,7 @@
 """Compiles the layers of a decoder for packed sequences: one loop for all that stands between two matrix products.
 
 `torch.compile` reads the architecture's own code, one layer of it, and uses the result for every layer alike. The
-products (prepacked.py, int8.py) and the attention within each text (attention.py) stay the operators that they are. A
+products (prepacked.py, int8.py) and the attention within each text (packing.py) stay the operators that they are. A
 sequence of any length runs through the same code; what is not packed (training, gradients, padded batches) runs as
 before.
 """
