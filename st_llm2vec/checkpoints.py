@@ -180,8 +180,8 @@ def _base_of(folder: Path) -> str:
             f"{folder / 'adapter_config.json'} names {named!r} as its decoder, which is neither a folder beside it nor "
             f"a hub id. {remedy}"
         )
-    beside = str(folder.parent / named)
-    return beside if local and os.path.isdir(beside) else named
+    below = str(folder.parent / named)
+    return below if local and os.path.isdir(below) else named  # as Path.is_dir, which raises at a long name
 
 
 def _is_adapter(folder: Path) -> bool:

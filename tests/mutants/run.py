@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -37,6 +38,7 @@ COPIED = ("st_llm2vec", "integrations", "tests", "examples", "docs", "recipes")
 PRELOADED = ("pytest", "sentence_transformers", "peft", "faiss", "langchain_core.documents", "llama_index.core")
 IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"  # anyio has a plugin, and is preloaded
 SECONDS = 180  # a mutant that loops is noticed, too
+BYTES = 8 << 30  # ... and one that fills the memory, before the system ends another process for it
 PASSED, FAILED = 0, 1  # as pytest ends; every other code is no verdict (2: a module cannot be imported, 5: no test)
 
 
@@ -56,6 +58,7 @@ def run_tests(tests: str, output: Path) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
         log = os.open(output, os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
