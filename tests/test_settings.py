@@ -168,13 +168,13 @@ def test_every_row_is_an_option_of_the_command_line(decoder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--pooling-mode", "max"], 1, "pooling_mode='max'"),
-        (["--attention", "bidi"], 1, "attention='bidi'"),
-        (["--max-seq-length", "0"], 1, "max_seq_length=0"),
+        (["--pooling-mode", "max"], 1, "--pooling-mode 'max'"),
+        (["--attention", "bidi"], 1, "--attention 'bidi'"),
+        (["--max-seq-length", "0"], 1, "--max-seq-length 0"),
         (["--max-seq-length", "many"], 2, "--max-seq-length"),
         (["--prompt", "query"], 2, "NAME=TEXT"),
-        (["--dtype", "float17"], 1, "dtype='float17'"),
-        (["--device", "gpu"], 1, "device='gpu'"),
+        (["--dtype", "float17"], 1, "--dtype 'float17'"),
+        (["--device", "gpu"], 1, "--device 'gpu'"),
     ],
     ids=str,
 )

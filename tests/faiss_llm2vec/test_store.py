@@ -605,7 +605,8 @@ def test_threads_share_a_store(store):
 
 
 def test_public_names():
-    assert faiss_llm2vec.__all__ == sorted(faiss_llm2vec.__all__) == ["FaissStore", "Hit", "Record", "recommend_kind"]
+    names = ["FaissStore", "Hit", "Record", "recommend_kind", "search_stores"]
+    assert faiss_llm2vec.__all__ == sorted(faiss_llm2vec.__all__) == names
 
 
 def test_without_faiss_the_import_says_what_to_install():
