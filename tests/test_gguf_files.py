@@ -96,6 +96,14 @@ def test_digits_are_cut_before_blanks_where_the_decoders_own_tokenizer_does(pre:
     assert cut == (["a", "Ċ", "Ċ", "12"] if pre == "gpt-2" else ["a", "ĊĊ", "1", "2"])
 
 
+@pytest.mark.parametrize(("pre", "expected"), [("llama-bpe", True), ("qwen2", False), ("gpt-2", False)])
+def test_whole_words_of_the_vocabulary_are_not_merged_where_the_decoder_does_not(
+    llama: Path, tmp_path: Path, pre: str, expected: bool
+) -> None:
+    tokenizer = st_llm2vec.load(str(write_gguf(llama, tmp_path / "a.gguf", pre=pre)), device="cpu").tokenizer
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["ignore_merges"] is expected
+
+
 @pytest.mark.parametrize(("said", "expected"), [(None, True), (True, True), (False, False)])
 def test_bos_is_added_where_llama_cpp_adds_it(llama: Path, tmp_path: Path, said: bool | None, expected: bool) -> None:
     path = write_gguf(llama, tmp_path / "a.gguf", pre="llama-bpe", keys={"tokenizer.ggml.add_bos_token": said})

@@ -158,6 +158,16 @@ def test_our_folders_and_what_the_host_makes_of_them(
         assert np.abs(st_llm2vec.load(str(tmp_path / "again")).encode(TEXTS) - through.encode(TEXTS)).max() <= 1e-5
 
 
+def test_a_folder_of_our_classes_is_bidirectional_where_the_flag_of_the_config_is_not_enough(tmp_path: Path) -> None:
+    decoder = save_decoder(tmp_path / "stablelm", "stablelm")
+    model = st_llm2vec.load(str(decoder), device="cpu", pooling_mode="weighted_mean")
+    model.save_pretrained(str(tmp_path / "ours"))
+    (tmp_path / "ours" / "llm2vec_config.json").unlink()
+    again = st_llm2vec.load(str(tmp_path / "ours"), device="cpu")
+    assert again[0].audit
+    assert np.abs(again.encode(TEXTS) - model.encode(TEXTS)).max() <= 1e-5
+
+
 def test_our_folder_saved_again_by_plain_sentence_transformers(bos_decoder: Path, tmp_path: Path) -> None:
     settings = {"pooling_mode": "last_token", "include_prompt": True, "prompts": {"query": "find: "}}
     ours = st_llm2vec.load(str(bos_decoder), device="cpu", **settings)

@@ -226,6 +226,10 @@ def test_more_tokens_than_positions_are_refused(decoder: Path) -> None:
         st_llm2vec.load(str(decoder), max_seq_length=257, device="cpu")
 
 
+def test_a_decoder_of_few_positions_is_given_no_more_tokens(decoder: Path) -> None:
+    assert st_llm2vec.load(str(decoder), device="cpu").max_seq_length == 256
+
+
 # What the tables of templates.py say is text to another tokenizer.
 SMOL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -207,7 +207,7 @@ MUTANTS: list[Mutant] = [
             "if asked and ids[name] is not None:",
             f"{_GGUF} -k bos",
         ),
-        ("backend.model.ignore_merges = split.ignore_merges", "pass", f"{_GGUF} -k row"),
+        ("backend.model.ignore_merges = split.ignore_merges", "pass", f"{_GGUF} -k whole_words"),
         ("if ids != [i]:", "if False:", f"{_GGUF} -k ignored"),
         (
             'prefix = value_of(reader, "tokenizer.ggml.add_space_prefix") is not False',
@@ -230,7 +230,7 @@ MUTANTS: list[Mutant] = [
         (
             'read = {"attention": "bidirectional", **read}',
             "pass",
-            f"{_HOST} -k our_folders",
+            f"{_HOST} -k flag_of_the_config",
         ),
         ("same = torch.allclose(a[left], b[left], atol=1e-5)", "pass", f"{_HOST} -k pooling"),
         ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", f"{_HOST} -k kept"),
@@ -255,7 +255,7 @@ MUTANTS: list[Mutant] = [
         (
             "length = min(DEFAULT_MAX_SEQ_LENGTH, positions or DEFAULT_MAX_SEQ_LENGTH)",
             "length = DEFAULT_MAX_SEQ_LENGTH",
-            f"{_SETTINGS} -k positions",
+            f"{_SETTINGS} -k few_positions",
         ),
         ("as_evaluated = checkpoint.is_original", "as_evaluated = False", f"{_SETTINGS} -k original"),
         (
