@@ -230,10 +230,10 @@ MUTANTS: list[Mutant] = [
         (
             'read = {"attention": "bidirectional", **read}',
             "pass",
-            f"{_HOST} -k flag_of_the_config",
+            f"{_HOST} -k config_leaves_out",
         ),
         ("same = torch.allclose(a[left], b[left], atol=1e-5)", "pass", f"{_HOST} -k pooling"),
-        ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", f"{_HOST} -k kept"),
+        ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", _HOST),
         (
             "transformer={name: read[name] for name in _PASSED_ON if name in read},",
             "transformer={},",
