@@ -41,7 +41,6 @@ __all__ = [
     "twin",
 ]
 
-kernel_of = attn_implementation_of  # its name until 2026
 M = TypeVar("M", bound=nn.Module)
 
 

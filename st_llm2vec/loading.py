@@ -20,7 +20,7 @@ from .checkpoints import NOT_SAVED, Checkpoint, resolve
 from .errors import InvalidCheckpointError, InvalidInputError, LLM2VecError, ModelNotFoundError
 from .host_folders import require_same_tokens
 from .hub import Hub
-from .merging import Sample, merge_adapters, merge_to_folder, published, require_merged
+from .merging import Sample, merge_adapters, merge_to_folder, published_weights, require_merged
 from .model import LLM2Vec
 from .modules import LLM2VecTransformer
 from .planning import Plan, plan_encoder, read_config, template_of
@@ -175,7 +175,7 @@ def _convert(
     if checkpoint.adapters:
         with opening(checkpoint.decoder):
             before = _probe(_build(replace(checkpoint, adapters=()), asked, runtime))
-    with published(folder) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
+    with published_weights(folder) as new, tempfile.TemporaryDirectory(dir=new) as temporary:
         merged = Path(temporary)
         with opening(checkpoint.decoder):
             sample = merge_to_folder(checkpoint, merged, dtype=as_torch_dtype(written.dtype))

@@ -43,7 +43,7 @@ _SAMPLE = 3  # rows of every merged weight that are compared with the files afte
 Sample = dict[str, tuple[list[int], Tensor]]
 
 
-def published(target: Path) -> AbstractContextManager[Path]:
+def published_weights(target: Path) -> AbstractContextManager[Path]:
     """As `published_folder`; weights that were in `target` before are removed: with two sets, either is opened."""
     return published_folder(target, _WEIGHTS)
 

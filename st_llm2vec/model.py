@@ -22,7 +22,7 @@ from .checkpoints import read_settings, require_saved_base
 from .encoding import encode_texts
 from .errors import InvalidInputError
 from .hosts import require_hooks
-from .merging import published, restore_adapter
+from .merging import published_weights, restore_adapter
 from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecTransformer
 from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
@@ -230,7 +230,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
                     "cut), so the folder names st_llm2vec's own; open it after `import st_llm2vec`, or with "
                     "trust_remote_code=True."
                 )
-            with published(Path(path)) as folder:
+            with published_weights(Path(path)) as folder:
                 write_folder(self, folder, saved, *args, dtype=weights_dtype, **kwargs)
         finally:
             self.train(was_training)  # what is encoded on the way (probes, the model card's example) ends that

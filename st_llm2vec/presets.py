@@ -59,6 +59,20 @@ DEFAULTS: dict[str, Values] = {
     },
 }
 
+# Ours, and what SentenceTransformerTrainingArguments calls them.
+_TRAINERS = {
+    **dict.fromkeys(("max_steps", "learning_rate", "warmup_steps", "eval_steps", "save_steps", "seed")),
+    "batch_size": "per_device_train_batch_size",
+    "scheduler": "lr_scheduler_type",
+}
+
+
+def trainer_arguments(objective: str) -> Values:
+    """Return an objective's defaults as arguments of the host's trainer."""
+    told = {_TRAINERS[name] or name: value for name, value in DEFAULTS[objective].items() if name in _TRAINERS}
+    return told | ({"eval_strategy": "steps"} if "eval_steps" in told else {})
+
+
 # 512 pairs are one batch here; the paper has 64 in each of 8 processes.
 _PAPER: dict[str, Values] = {
     "all": {

@@ -22,7 +22,7 @@ from st_llm2vec import merging
 from st_llm2vec.checkpoints import resolve
 from st_llm2vec.errors import InvalidCheckpointError
 from st_llm2vec.loading import convert
-from st_llm2vec.merging import merge_adapters, merge_to_folder, published, require_merged
+from st_llm2vec.merging import merge_adapters, merge_to_folder, published_weights, require_merged
 
 MODELS = KIT / "models"
 TEXTS = [["Retrieve passages that answer", "how much protein"], ["", "a passage"]]
@@ -246,7 +246,7 @@ class TestFullDisk:
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O: No space left on device")])
     def test_in_both_words(self, error: Exception, tmp_path: Path) -> None:
         def write() -> None:
-            with published(tmp_path / "out") as folder:
+            with published_weights(tmp_path / "out") as folder:
                 (folder / "half").write_text("done")
                 raise error
 
@@ -269,7 +269,7 @@ def test_old_weights_do_not_survive_beside_new_ones(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     convert(str(MODELS / "llama-mntp"), folder)
     (folder / "notes.txt").write_text("mine")
-    with published(folder) as new:
+    with published_weights(folder) as new:
         AutoModel.from_pretrained(MODELS / "llama-base").save_pretrained(new, max_shard_size="100KB")
     assert not (folder / "model.safetensors").exists()
     assert (folder / "notes.txt").read_text() == "mine"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from tiny_models import WORDS
@@ -348,12 +348,9 @@ def test_no_stage_of_a_recipe_begins_before_all_files_are_read(bos_decoder: Path
     assert not (tmp_path / "one").exists()
 
 
-def test_the_presets_of_the_modules_are_the_defaults_of_the_objectives() -> None:
-    for module in (mntp, simcse, supervised):
-        objective = module.__name__.rpartition(".")[2]
-        told = TrainingSettings(objective)
-        names = {"per_device_train_batch_size": "batch_size", "lr_scheduler_type": "scheduler"}
-        skipped = ("eval_strategy", "logging_steps")
-        for name, value in module.PRESET.items():
-            assert name in skipped or told[names.get(name, name)] == value
-        assert told["scale"] == getattr(module, "SCALE", None)
+def test_the_presets_of_the_modules_are_arguments_of_the_hosts_trainer(tmp_path: Path) -> None:
+    for module, batch, rate in ((mntp, 32, 5e-5), (simcse, 128, 3e-5), (supervised, 64, 2e-4)):
+        told = SentenceTransformerTrainingArguments(str(tmp_path), use_cpu=True, **module.PRESET)
+        assert (told.per_device_train_batch_size, told.learning_rate, told.max_steps) == (batch, rate, 1000)
+        assert (told.lr_scheduler_type, told.seed) == ("linear", 42)
+    assert (simcse.SCALE, simcse.DROPOUT, supervised.SCALE, told.warmup_steps) == (20.0, 0.3, 50.0, 300)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic import published_folder
 from ..errors import InvalidInputError
 from ..evaluation.intervals import Difference, Score, average, compare
-from ..merging import published
 from . import plots
 from .ablation import SETUPS, Ablation
 
@@ -107,7 +107,7 @@ def write_report(ablation: Ablation) -> Path:
     """
     results = collect(ablation)
     folder = ablation.output / "report"
-    with published(folder) as draft:
+    with published_folder(folder) as draft:
         drawn = plots.draw(results, ablation.output, draft)
         (draft / "report.md").write_text(markdown(ablation, results, drawn), encoding="utf-8")
         (draft / "report.html").write_text(page(ablation, results, draft, drawn), encoding="utf-8")

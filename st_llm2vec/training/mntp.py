@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
+from ..presets import trainer_arguments
 from ..settings import as_count, as_flag, as_share, as_texts
 from ..templates import special_counts
 from .head import LanguageModelHead
@@ -28,16 +29,7 @@ from .head import LanguageModelHead
 IGNORED = -100
 
 # The paper's settings (train_configs/mntp of the original package), for SentenceTransformerTrainingArguments.
-PRESET: dict[str, Any] = {
-    "max_steps": 1000,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 5e-5,
-    "lr_scheduler_type": "linear",
-    "eval_strategy": "steps",
-    "eval_steps": 100,
-    "save_steps": 200,
-    "seed": 42,
-}
+PRESET = trainer_arguments("mntp")
 
 
 def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 512) -> Dataset:

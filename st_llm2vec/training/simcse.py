@@ -9,27 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from datasets import Dataset
 
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..model import LLM2Vec
+from ..presets import DEFAULTS, trainer_arguments
 from ..settings import as_share, as_texts
 
-SCALE = 20.0
-DROPOUT = 0.3
+SCALE: float = DEFAULTS["simcse"]["scale"]
+DROPOUT: float = DEFAULTS["simcse"]["attention_dropout"]
 
 # The paper's settings (train_configs/simcse of the original package), for SentenceTransformerTrainingArguments.
-PRESET: dict[str, Any] = {
-    "max_steps": 1000,
-    "per_device_train_batch_size": 128,
-    "learning_rate": 3e-5,
-    "lr_scheduler_type": "linear",
-    "save_steps": 200,
-    "logging_steps": 50,
-    "seed": 42,
-}
+PRESET = trainer_arguments("simcse") | {"logging_steps": 50}
 
 
 def simcse_pairs(texts: Iterable[str]) -> Dataset:

@@ -7,16 +7,9 @@ the memory. Instructions go into the trainer's arguments: `prompts={"anchor": "G
 
 from __future__ import annotations
 
-from typing import Any
+from ..presets import DEFAULTS, trainer_arguments
 
-SCALE = 50.0
+SCALE: float = DEFAULTS["supervised"]["scale"]
 
 # The paper's settings (train_configs/supervised of the original package; 8 processes of 64 make its batch of 512).
-PRESET: dict[str, Any] = {
-    "max_steps": 1000,
-    "per_device_train_batch_size": 64,
-    "learning_rate": 2e-4,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 300,
-    "seed": 42,
-}
+PRESET = trainer_arguments("supervised")
