@@ -82,6 +82,16 @@ def test_the_prompt_is_chosen_by_suffix_or_field(
     np.testing.assert_allclose(topic, model.encode(TEXTS[0], prompt_name="topic"), atol=1e-5)
 
 
+def test_questions_are_encoded_as_queries(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
+    question = "who sleeps when it is cold?"
+    (hits,) = client.post("/search", json={"query": [question], "k": 2}).json()["hits"]
+    documents = model.encode_document(TEXTS[:2], normalize_embeddings=True)
+    expected = documents @ model.encode_query(question, normalize_embeddings=True)
+    found = {hit["id"]: hit["score"] for hit in hits}
+    np.testing.assert_allclose([found["bears"], found["bank"]], expected, atol=1e-5)
+    assert np.abs(expected - documents @ model.encode_document(question, normalize_embeddings=True)).max() > 1e-3
+
+
 def test_search_answers_from_the_store(client: TestClient) -> None:
     response = client.post("/search", json={"query": "who sleeps when it is cold?", "k": 1})
     assert [hit["id"] for hit in response.json()["hits"]] == ["bears"]
