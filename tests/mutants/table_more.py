@@ -367,7 +367,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/training/simcse.py",
         ("module.attention_dropout = probability", "pass", f"{_TRAINING} -k simcse"),
-        ("module.attention_dropout = value", "pass", f"{_TRAINING} -k simcse"),
+        ("module.attention_dropout = value", "pass", "tests/test_training.py -k dropout"),
     ),
     *_rows(
         "st_llm2vec/serving/app.py",
@@ -380,7 +380,7 @@ MUTANTS: list[Mutant] = [
         (
             'found = await self.encode(questions, "query")',
             'found = await self.encode(questions, "document")',
-            f"{_SERVER} -k search",
+            f"{_SERVER} -k encoded_as_queries",
         ),
         (
             "return model.prompts.get(default) or None, None",
