@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fuzz_checkpoints import HANGS
 
 import st_llm2vec
 from st_llm2vec import gguf_files
@@ -116,7 +117,7 @@ def test_tensors_of_other_shapes_types_and_places_are_refused(
     started = time.process_time()
     with pytest.raises(LLM2VecError):
         st_llm2vec.load(str(tmp_path / "x.gguf"), device="cpu")
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < HANGS
 
 
 def test_a_tensor_named_twice_is_refused(sound: bytes, tmp_path: Path) -> None:

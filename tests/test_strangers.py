@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz_checkpoints import HANGS
 from hub import add_repository
 from sentence_transformers import SentenceTransformer
 from tiny_models import KIT, save_decoder
@@ -53,11 +54,11 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def refused(folder: Path, match: str, error: type[Exception] = InvalidCheckpointError, **options: Any) -> None:
-    """Refused by `load`, in less than a second of this process' time, whatever else the machine is doing."""
+    """Refused by `load` without hanging; fuzz_checkpoints.py holds each case to a second."""
     started = time.process_time()
     with pytest.raises(error, match=match):
         st_llm2vec.load(str(folder), device="cpu", **options)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < HANGS
 
 
 # ---- links, and what is no file -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from fuzz import DIMENSION, edit_manifest, fuzz, rewrite
+from fuzz import DIMENSION, HANGS, edit_manifest, fuzz, rewrite
 
 from faiss_llm2vec import FaissStore
 from st_llm2vec.errors import InvalidInputError, LLM2VecError, StoreCorruptedError, StoreError
@@ -55,10 +55,10 @@ def use(path, **options):
 
 
 def refused(path, match="", **options):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(StoreError, match=match):
         use(path, **options)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < HANGS
 
 
 def sql(path, *statements):
@@ -362,7 +362,7 @@ def test_a_state_of_many_documents_in_a_small_file_is_refused_at_once(path):
 
 
 def test_fuzzed_manifests_and_headers_end_in_our_errors(tmp_path):
-    tally = fuzz(tmp_path, cases=60, derandomize=True)
+    tally = fuzz(tmp_path, cases=60, seconds=HANGS, derandomize=True)
     assert sum(tally.values()) >= 60
     assert all(name == "opened" or issubclass(kind, LLM2VecError) for name, kind in tally), tally
 
