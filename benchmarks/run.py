@@ -1,6 +1,6 @@
 """Measures this project, its peers and the machine's limit, taking turns in one run: `make bench`.
 
-    python benchmarks/run.py --data DIR                         # 135M shape, all workloads, all variants (40 minutes)
+    python benchmarks/run.py --data DIR                         # SmolLM2-135M, all workloads, all variants (40 minutes)
     python benchmarks/run.py --quick                            # a first impression, under five minutes
     python benchmarks/run.py --shape 0.6b --variant ours stock limit --workload short
     python benchmarks/run.py --device cuda --shape 7b --variant ours stock limit
@@ -383,7 +383,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder of jsonl files with texts; default: docstrings")
-    parser.add_argument("--shape", nargs="+", default=["135m"], choices=SHAPES)
+    parser.add_argument("--shape", nargs="+", default=["smollm2"], choices=SHAPES)
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--variant", nargs="+", default=[""], help="Only variants whose names begin so")
     parser.add_argument("--tokens", type=int, default=3000, help="Of a workload")
@@ -401,11 +401,14 @@ def main() -> None:
     names = [n for n in VARIANTS if n.startswith(tuple(args.variant)) and not any(word in n for word in unfit)]
     report = [machine()]
     print(report[0], flush=True)
-    texts = {w: make_texts(w, 12 * 12 if w == "query" else args.tokens, args.data) for w in args.workload}
-    tokens = {workload: count_tokens(those) for workload, those in texts.items()}
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for shape in args.shape:
         folder = make_model(args.out / "models" / shape, shape)
+        texts = {
+            w: make_texts(w, 12 * 12 if w == "query" else args.tokens, args.data, tokenizer_folder=folder)
+            for w in args.workload
+        }
+        tokens = {workload: count_tokens(those, folder) for workload, those in texts.items()}
         workers = []
         for name in names:
             try:

@@ -22,7 +22,6 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,21 +32,11 @@ from typing import Any
 import torch
 from run import machine
 from torch import Tensor, nn
-from workloads import ROOT, SHAPES, docstrings, make_model, stored_texts
+from workloads import REAL, ROOT, SHAPES, docstrings, make_model, stored_texts
 
 STAGES = {"mntp": "16 x 128 tokens", "simcse": "48 texts of 8 to 96 tokens", "supervised": "48 pairs of 8 to 96 tokens"}
 FLOORS = {"against_stock": 1.5, "of_limit": 0.5}  # ours; the second in bfloat16
 DROPOUT = 0.1  # of attention, SimCSE
-
-
-def real_or_random(shape: str, out: Path) -> tuple[Path, str]:
-    """The decoder's folder: real weights for the 135M shape where `make model` has made them, else random ones."""
-    sys.path.insert(0, str(ROOT / "tests" / "real"))
-    import real_model
-
-    if shape == "135m" and (real_model.folder() / "model.safetensors").is_file():
-        return real_model.folder(), "real weights (SmolLM2-135M-Instruct)"
-    return make_model(out / "models" / shape, shape), "random weights"
 
 
 def make_rows(stage: str, model: Any, size: int, steps: int, data: Path | None) -> Any:
@@ -283,7 +272,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--shape", default="135m", choices=SHAPES)
+    parser.add_argument("--shape", default=REAL, choices=SHAPES)
     parser.add_argument("--model", type=Path, help="A decoder's folder, instead of --shape")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--train", default="lora", choices=("lora", "full"))
@@ -298,7 +287,8 @@ def main() -> None:
     if args.quick:
         args.rounds, args.batch = 2, 8
     args.out.mkdir(parents=True, exist_ok=True)
-    folder, weights = (args.model, str(args.model)) if args.model else real_or_random(args.shape, args.out)
+    folder = args.model or make_model(args.out / "models" / args.shape, args.shape)
+    weights = str(args.model or args.shape)
     threads = os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
     print(f"{machine()}; {threads} threads; {weights}; {args.dtype}, {args.train}", flush=True)
     rows: list[dict[str, Any]] = []

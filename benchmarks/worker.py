@@ -325,7 +325,8 @@ class Limit:
         if self.kind == "int8":
             from st_llm2vec.backend.int8 import Int8Product, _round
 
-            whole = Int8Product(*zip(*[(_round(weight)[0], None)], strict=True), scales=[_round(weight)[1]])
+            rounded, scale = _round(weight)
+            whole = Int8Product((rounded,), (None,), scales=[scale], smooth=[torch.ones(1, width)])
             arguments = (
                 1.0,
                 128,

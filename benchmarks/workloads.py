@@ -1,4 +1,4 @@
-"""What the benchmarks run on: real texts by length in tokens, and decoders of real shapes with random weights."""
+"""What the benchmarks run on: real texts by length in tokens; a real decoder, and random weights of other shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import json
 import lzma
 import random
+import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "st_llm2vec" / "tiny"
 
+REAL = "smollm2"  # the 135M shape with its real weights
 SHAPES: dict[str, dict[str, Any]] = {
+    REAL: {},
     "tiny": {
         "model_type": "llama",
         "hidden_size": 256,
@@ -75,9 +79,11 @@ def shape_of(config: Any) -> list[tuple[int, int]]:
 
 
 def make_model(folder: Path, shape: str) -> Path:
-    """A decoder of this shape with random weights, and llm2vec-tiny's tokenizer."""
+    """A decoder of this shape with random weights and llm2vec-tiny's tokenizer, or the real one; its mask is off."""
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         return folder
+    if shape == REAL:
+        return _real_model(folder)
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -89,14 +95,28 @@ def make_model(folder: Path, shape: str) -> Path:
     return folder
 
 
-def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> list[str]:
+def _real_model(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct, as `make model` has made it."""
+    sys.path.insert(0, str(ROOT / "tests" / "real"))
+    import real_model
+
+    shutil.copytree(real_model.make(), folder, ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}), encoding="utf-8")
+    return folder
+
+
+def make_texts(
+    workload: str, tokens: int, data: Path | None, seed: int = 0, *, tokenizer_folder: Path = TOKENIZER
+) -> list[str]:
     """Texts of a workload with about `tokens` tokens in all, in random order; the same for the same seed."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, model_max_length=10**6)
     shuffle = random.Random(seed).shuffle
     if workload == "mixed":
-        texts = [t for kind in ("short", "passages") for t in make_texts(kind, tokens // 2, data, seed)]
+        kinds = ("short", "passages")
+        texts = [t for w in kinds for t in make_texts(w, tokens // 2, data, seed, tokenizer_folder=tokenizer_folder)]
         shuffle(texts)
         return texts
     fewest, most = LENGTHS[workload]
@@ -118,11 +138,11 @@ def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> 
     raise SystemExit(f"There are not enough texts for {workload!r}: {total} of {tokens} tokens. Give --data.")
 
 
-def count_tokens(texts: list[str]) -> int:
-    """As an encoder sees them: with the special token that closes each text."""
+def count_tokens(texts: list[str], tokenizer_folder: Path = TOKENIZER) -> int:
+    """As an encoder sees them: with the special token that closes each text, where the tokenizer has one."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, model_max_length=10**6)
     return sum(map(len, tokenizer(texts)["input_ids"]))
 
 
