@@ -96,11 +96,12 @@ def make_model(folder: Path, shape: str) -> Path:
 
 
 def _real_model(folder: Path) -> Path:
-    """SmolLM2-135M-Instruct, as `make model` has made it."""
+    """SmolLM2-135M-Instruct of `make model`, without the chat template that stock classes put around each text."""
     sys.path.insert(0, str(ROOT / "tests" / "real"))
     import real_model
 
-    shutil.copytree(real_model.make(), folder, ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
+    left_out = shutil.ignore_patterns("*.gguf", "chat_template.jinja")
+    shutil.copytree(real_model.make(), folder, ignore=left_out, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}), encoding="utf-8")
     return folder
