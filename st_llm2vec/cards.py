@@ -26,6 +26,7 @@ CITATION = """@inproceedings{behnamghader2024llm2vec,
 # A folder that is opened and saved again keeps its card: what is ours is written anew, not once more.
 _BEGIN, _END = "<!-- st_llm2vec: begin -->\n", "<!-- st_llm2vec: end -->\n"
 _OURS = re.compile(f"{_BEGIN}.*?{_END}", re.S)
+_MARKUP = re.compile(r"[^\w ./:@,;()+-]")  # in a name that somebody else chose
 _IMPORT = "from sentence_transformers import SentenceTransformer\n"
 
 
@@ -85,20 +86,23 @@ def _opening(folder: Path, model: LLM2Vec) -> str:
     said = ""
     if prompts:
         lines.append('model.encode_query(["a question"]), model.encode_document(["a text that may answer"])')
-        said = "".join(f"\nPrompt `{name}`: `{prompt}`\n" for name, prompt in prompts.items())
+        shown = {name.replace("`", "'"): json.dumps(prompt).replace("`", "'")[1:-1] for name, prompt in prompts.items()}
+        said = "".join(f"\nPrompt `{name}`: `{prompt}`\n" for name, prompt in shown.items())
     code = "\n".join(lines)
     return f"## How to open it\n\n{how_to_open(folder)}\n\n```python\n{code}\n```\n{said}"
 
 
 def _origin(model: LLM2Vec) -> str:
     told = model.provenance
-    sources = [f"{each['name']} at {each['commit'] or 'no known commit'}" for each in told.get("checkpoints") or []]
+    made_of = "; ".join(
+        f"{each['name']} at {each['commit'] or 'no known commit'}" for each in told.get("checkpoints") or []
+    )
     audit = model[0].audit
     layers = len({row.layer for row in audit.rows}) if audit else 0
     attention = f"{model[0].attention}, proven layer by layer ({layers} layers)" if layers else model[0].attention
     rows = {
-        "Base model": told.get("base_model"),
-        "Made from": "; ".join(sources),
+        "Base model": _MARKUP.sub("_", told.get("base_model") or ""),
+        "Made from": _MARKUP.sub("_", made_of),
         "Stages": ", ".join(told.get("stages") or []) or "none by st_llm2vec",
         "Attention": attention,
         "Pooling": f"{model.pooling_mode}, {'prompt included' if _pools_prompt(model) else 'prompt left out'}",
@@ -124,12 +128,13 @@ def _training(model: LLM2Vec) -> str:
     rows, told = [], []
     for stage in stages:
         settings, data = stage["settings"], stage["data"]
-        names = ", ".join(f"{name} ({each['rows']:,} rows)" for name, each in data.items())
+        names = ", ".join(f"{_MARKUP.sub('_', name)} ({each['rows']:,} rows)" for name, each in data.items())
         scores = [(name, f"{stage['before'][name]:.4f}", f"{value:.4f}") for name, value in stage["after"].items()]
         for score in scores or [("", "", "")]:
             cells = [settings["objective"], f"{stage['steps']:,}", names, str(settings["seed"]), *score]
             rows.append(f"| {' | '.join(cells)} |\n")
         shown = json.dumps({"settings": settings, "data": data}, indent=2, ensure_ascii=False)
+        shown = shown.replace("`", "\\u0060")  # which would end the block
         summary = f"<details><summary>Settings and data of {settings['objective']}</summary>"
         told.append(f"{summary}\n\n```json\n{shown}\n```\n</details>\n")
     return head + "".join(rows) + "\n" + "\n".join(told)

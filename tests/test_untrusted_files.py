@@ -373,6 +373,13 @@ def test_a_pooling_is_a_name(saved: Path, mode: Any) -> None:
 
 MARKUP = "<img src=x onerror=alert(1)>"
 ROW = {"stage": "mntp", "r": 16, "alpha": 32, "targets": ["q_proj"]}
+TRAINING: dict[str, Any] = {
+    "settings": {"objective": "mntp", "seed": 1},
+    "data": {"nli": {"rows": 10}},
+    "steps": 3,
+    "before": {"sts": 0.1},
+    "after": {"sts": 0.2},
+}
 PROVENANCE: list[Any] = [
     {"lora": 3},
     {"lora": [3]},
@@ -382,6 +389,15 @@ PROVENANCE: list[Any] = [
     {"stages": 3},
     {"stages": [MARKUP]},
     {"training": {}},
+    {"training": [3]},
+    {"training": [{"settings": {}}]},
+    {"training": [TRAINING | {"steps": MARKUP}]},
+    {"training": [TRAINING | {"settings": {"objective": MARKUP, "seed": 1}}]},
+    {"training": [TRAINING | {"after": {MARKUP: 0.5}, "before": {MARKUP: 0.5}}]},
+    {"training": [TRAINING | {"data": {"nli": {"rows": MARKUP}}}]},
+    {"checkpoints": [3]},
+    {"checkpoints": [{"name": "a"}]},
+    {"base_model": 3},
     {"checkpoints": 3},
     {"gguf": 3},
     {"license": {"a": 1}},
@@ -400,3 +416,18 @@ def test_the_provenance_that_we_write_passes(saved: Path) -> None:
     edit(saved / "llm2vec_config.json", provenance=told)
     st_llm2vec.load(str(saved), device="cpu").save_pretrained(str(saved.parent / "again"))
     assert "| mntp | 16 | 32 | q_proj |" in (saved.parent / "again" / "README.md").read_text()
+
+
+def test_names_that_a_stranger_chose_mark_up_no_card(saved: Path) -> None:
+    """Data sets, base models, checkpoints and prompts have names and texts of any form: shown, never rendered."""
+    training = TRAINING | {"data": {f"nli | ```{MARKUP}": {"rows": 10, "file": f"```\n{MARKUP}"}}}
+    checkpoints = [{"name": MARKUP, "commit": f"`{MARKUP}"}]
+    told = {"training": [training], "base_model": f"me/it\n{MARKUP}", "checkpoints": checkpoints}
+    edit(saved / "llm2vec_config.json", provenance=told)
+    edit(saved / "config_sentence_transformers.json", prompts={"query": f"`{MARKUP}\n\n{MARKUP}", "document": ""})
+    st_llm2vec.load(str(saved), device="cpu").save_pretrained(str(saved.parent / "again"))
+    card = (saved.parent / "again" / "README.md").read_text()
+    blocks = re.split(r"^```.*$", card, flags=re.M)
+    assert len(blocks) % 2 == 1  # each block that begins ends
+    assert MARKUP not in re.sub(r"`[^`\n]*`", "", "".join(blocks[::2]))
+    assert MARKUP in card  # in the block of settings and data, as it is

@@ -79,7 +79,10 @@ def _is_provenance(value: Any) -> bool:
         (license_name is None or (isinstance(license_name, str) and bool(re.fullmatch(r"[\w.+-]{1,64}", license_name))))
         and all(isinstance(rows, list) for rows in lists)
         and all(map(_is_stage, value.get("lora") or []))
+        and all(map(_is_training, value.get("training") or []))
         and all(isinstance(stage, str) and _WORD.fullmatch(stage) for stage in stages)
+        and isinstance(value.get("base_model") or "", str)
+        and all(map(_is_source, value.get("checkpoints") or []))
         and isinstance(value.get("gguf", {}), dict)
     )
 
@@ -92,6 +95,33 @@ def _is_stage(row: Any) -> bool:
     words = [row["stage"], *(targets if isinstance(targets, list) else [None])]
     known = all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
     return known and _is_number(row["r"]) and _is_number(row["alpha"])
+
+
+def _is_source(row: Any) -> bool:
+    """A checkpoint that an encoder was made of."""
+    return (
+        isinstance(row, dict)
+        and row.keys() >= {"name", "commit"}
+        and isinstance(row["name"], str)
+        and (row["commit"] is None or isinstance(row["commit"], str))
+    )
+
+
+def _is_training(row: Any) -> bool:
+    """What a card tells of a stage that was trained."""
+    if not isinstance(row, dict) or not row.keys() >= {"settings", "data", "steps", "before", "after"}:
+        return False
+    settings, data, before, after = (row[name] for name in ("settings", "data", "before", "after"))
+    if not all(isinstance(each, dict) for each in (settings, data, before, after)) or not _is_number(row["steps"]):
+        return False
+    words = [settings.get("objective"), *after]
+    scores = (*after.values(), *(before.get(name) for name in after))
+    return (
+        all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
+        and all(isinstance(each, dict) and _is_whole(each.get("rows")) for each in data.values())
+        and _is_whole(settings.get("seed"))
+        and all(isinstance(score, (int, float)) for score in scores)  # nan, too: of constant vectors
+    )
 
 
 def _is_auto_mapping(value: Any) -> bool:
