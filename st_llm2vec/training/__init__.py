@@ -12,6 +12,8 @@ data.py         rows from files, checked and hashed
 arguments.py    a stage's settings as the host's arguments
 scoring.py      scores before, while and after it trains
 mining.py       hard negatives for pairs
+soup.py         the mean of several encoders' weights
+static.py       an encoder as a table of token vectors
 records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """
 
@@ -36,6 +38,8 @@ from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .records import Result
 from .run import train_all, train_stage
 from .simcse import attention_dropout, simcse_pairs
+from .soup import soup
+from .static import distill_static
 
 __all__ = [
     "DataSet",
@@ -48,6 +52,7 @@ __all__ = [
     "add_lora",
     "attention_dropout",
     "chunk_texts",
+    "distill_static",
     "language_model_head",
     "merge_lora",
     "mine",
@@ -55,6 +60,7 @@ __all__ = [
     "read_recipe",
     "simcse",
     "simcse_pairs",
+    "soup",
     "supervised",
     "train_all",
     "train_stage",
