@@ -100,4 +100,5 @@ def _principal(vectors: Tensor, dimensions: int) -> Tensor:
     """The first principal components of centred vectors (n, d), the strongest first."""
     centred = vectors - vectors.mean(0)
     _, axes = torch.linalg.eigh((centred.T @ centred).double())
-    return centred @ axes.flip(1)[:, :dimensions].float()
+    components: Tensor = centred @ axes.flip(1)[:, :dimensions].float()
+    return components
