@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,57 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
             "modules": [repr(module) for module in self][1:] if len(self) != 2 else [],  # the two are in the settings
             "default_prompt": self.prompts.get(self.default_prompt_name or "", ""),
             "truncate_dim": self.truncate_dim,
+            "adapters": self._adapters_in_use(),
         }
         return {name: value for name, value in found.items() if value}
+
+    def _adapters_in_use(self) -> list[tuple[str, str, float]]:
+        """Layer, name and scale of every LoRA adapter that takes part: their weights alone do not say which do."""
+        if not getattr(self[0].model, "_hf_peft_config_loaded", False):
+            return []
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = ((name, layer) for name, layer in self.named_modules() if isinstance(layer, BaseTunerLayer))
+        return [
+            (name, adapter, getattr(layer, "scaling", {}).get(adapter, 1.0))
+            for name, layer in layers
+            for adapter in ([] if layer.disable_adapters else layer.active_adapters)
+        ]
+
+    @contextmanager
+    def use_adapter(self, name: str | None) -> Iterator[None]:
+        """Encode with one of several LoRA adapters, for the calls within the block.
+
+        Args:
+            name: As in `load_adapter(folder, adapter_name=name)`; None for the decoder without any.
+
+        Raises:
+            InvalidInputError: No adapter has this name.
+
+        Example:
+            model.load_adapter("questions/adapter", adapter_name="questions")
+            with model.use_adapter("questions"):
+                model.encode(["how do I compress a file?"])
+        """
+        decoder = self[0].model
+        known = list(getattr(decoder, "peft_config", {}))
+        if name is not None and name not in known:
+            raise InvalidInputError(
+                f"name must be None or of {known}, got {name!r}. Add it: load_adapter(folder, adapter_name={name!r})."
+            )
+        before = dict.fromkeys(adapter for _, adapter, _ in self._adapters_in_use())
+        try:
+            self._activate([] if name is None else [name])
+            yield
+        finally:
+            self._activate(list(before))
+
+    def _activate(self, names: list[str]) -> None:
+        if names:
+            self.enable_adapters()
+            self.set_adapter(names)
+        elif getattr(self[0].model, "_hf_peft_config_loaded", False):
+            self.disable_adapters()
 
     def settings(self) -> dict[str, Any]:
         """The settings of the encoder, under the names that `load` takes, and its prompts."""

@@ -41,7 +41,7 @@ def soup(models: Sequence[str | Path], weights: Sequence[float] | None = None, *
     shares = [1 / len(models)] * len(models) if weights is None else list(weights)
     if len(shares) != len(models) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise InvalidInputError(f"weights must be {len(models)} numbers of sum 1, got {weights}.")
-    made: LLM2Vec = load(str(models[0]), **options).train()  # ordinary layers: prepacked ones hold their weights elsewhere
+    made: LLM2Vec = load(str(models[0]), **options).train()  # prepacked layers hold their weights elsewhere
     total = {name: shares[0] * weight.detach().float() for name, weight in made.named_parameters()}
     for name, share in zip(models[1:], shares[1:], strict=True):
         other = load(str(name), **options).train()
