@@ -102,11 +102,7 @@ def encode_corpus(
     Example:
         encode_corpus("llm2vec-tiny", "notes", "vectors")
     """
-    for name, value, allowed in (("task", task, TASKS), ("format", format, FORMATS)):
-        if value not in allowed:
-            raise InvalidInputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
-        raise InvalidInputError(f"shard_size must be a whole number of at least 1, got {shard_size!r}.")
+    _check_options(task, format, shard_size)
     columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
     reading = reading or Reading(columns, id_column, None if metadata is None else tuple(metadata), on_error=on_error)
     target = Path(output)
@@ -125,9 +121,7 @@ def encode_corpus(
     before = prompt if prompt is not None else encoder.prompts.get(task) or ""
     chunker = Chunker(encoder, chunk_size, chunk_overlap, before, split_rows=chunk_size is not None)
     with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
-        if chunk_overlap and chunk_size is None and "chunk" not in passages.fields:
-            raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
-        _check_columns(passages, single)
+        _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
         embed = Embed(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size, progress=progress)
         embed.settle(passages, before)
         entries = folder.write(passages, embed, shard_size)
@@ -149,6 +143,14 @@ def encode_corpus(
         )
 
 
+def _check_options(task: str, format: str, shard_size: int) -> None:
+    for name, value, allowed in (("task", task, TASKS), ("format", format, FORMATS)):
+        if value not in allowed:
+            raise InvalidInputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
+        raise InvalidInputError(f"shard_size must be a whole number of at least 1, got {shard_size!r}.")
+
+
 def _sources(inputs: Any) -> Any:
     if isinstance(inputs, str | Path):
         return [inputs]
@@ -156,7 +158,9 @@ def _sources(inputs: Any) -> Any:
     return inputs if paths or isinstance(inputs, Records) else Records(inputs)
 
 
-def _check_columns(passages: Passages, single: str | None) -> None:
+def _check_passages(passages: Passages, single: str | None, overlap_alone: bool) -> None:
+    if overlap_alone and "chunk" not in passages.fields:
+        raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
     if taken := [name for name in COLUMNS if name in passages.fields]:
         raise InvalidInputError(
             f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 
-# What each position counts, from a mask of the pooled ones: (n, length) -> (n, length); parity README, section 3.8.
+# What each position counts, from a mask of the pooled ones, both (n, length); tests/parity/kit/README.md, 3.8.
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda mask: mask,
     "weightedmean": lambda mask: mask.cumsum(1) * mask,  # 1 ... n over the span; stock counts from the text's start

@@ -1,4 +1,4 @@
-"""The shape that DESIGN promises: public names, and imports that point down."""
+"""The shape of the code: public names, imports that point down, short files and functions."""
 
 from __future__ import annotations
 
@@ -66,6 +66,9 @@ ORDER = [
 ]
 CORE = sorted((ROOT / "st_llm2vec").rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").rglob("*.py"))
+AROUND = sorted(file for folder in ("models", "recipes") for file in (ROOT / folder).rglob("*.py"))
+LINES_OF_A_FILE = 350
+LINES_OF_A_FUNCTION = 60  # besides its docstring, which may have many arguments to explain
 
 
 def imported(file: Path) -> set[str]:
@@ -104,6 +107,33 @@ def test_imports_point_down(file: Path) -> None:
 @pytest.mark.parametrize("file", INTEGRATIONS, ids=lambda f: str(f.relative_to(ROOT)))
 def test_integrations_use_the_public_encoder_only(file: Path) -> None:
     assert imported(file) <= {"types", "errors", "atomic", "encoders", "load", "__version__"}
+
+
+def test_no_file_is_long() -> None:
+    long = {
+        str(file.relative_to(ROOT)): file.read_text(encoding="utf-8").count("\n") for file in (*CORE, *INTEGRATIONS)
+    }
+    assert not {name: lines for name, lines in long.items() if lines > LINES_OF_A_FILE}
+
+
+def test_no_function_is_long() -> None:
+    lines = {
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": _code_lines(node)
+        for file in (*CORE, *INTEGRATIONS, *AROUND)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert len(lines) > 1000, "the functions were not found"
+    assert not {name: count for name, count in lines.items() if count > LINES_OF_A_FUNCTION}
+
+
+def _code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    said = function.body[0] if ast.get_docstring(function) is not None else None
+    return _span(function) - (0 if said is None else _span(said))
+
+
+def _span(node: ast.stmt) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
 
 
 def test_public_names_are_sorted_and_there() -> None:

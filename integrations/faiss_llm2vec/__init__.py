@@ -6,9 +6,18 @@ with FaissStore.create("my-store", model) as store:
     store.add(["Bears hibernate.", "Rates rose again."], metadata=[{"topic": "animals"}, {"topic": "money"}])
     store.search("What do animals do in winter?", k=1, where={"topic": "animals"})
 
+A store is a folder:
+
+store.db              texts, metadata and the manifest (SQLite); database.py says why a change is all or nothing
+segments/*.faiss      vectors, in stock FAISS files that never change once written
+lock                  held by the one writer; the system frees it when the process ends, however it ends
+
+The files of this package:
+
 store.py      FaissStore: what users call
 changing.py   how it is changed
-searching.py  how it is searched
+reading.py    how it is read
+searching.py  what a search may be asked for, and its hits
 access.py     threads, the writer's lock, and processes that were forked
 making.py     how a store comes to be in a folder
 change.py     what a change does
@@ -43,7 +52,8 @@ except ImportError as error:
 
 from faiss_llm2vec.kinds import recommend_kind
 from faiss_llm2vec.records import Hit, Record
+from faiss_llm2vec.searching import SearchOptions
 from faiss_llm2vec.several import search_stores
 from faiss_llm2vec.store import FaissStore
 
-__all__ = ["FaissStore", "Hit", "Record", "recommend_kind", "search_stores"]
+__all__ = ["FaissStore", "Hit", "Record", "SearchOptions", "recommend_kind", "search_stores"]

@@ -42,7 +42,7 @@ def absolute(path: str | Path) -> Path:
 
 
 def changes(method: Method) -> Method:
-    """Mark a method of a store that changes it: if it fails, and none worked before, the lock is given back."""
+    """Mark a method that changes a store: if it fails, and none worked before, the lock of its access is given back."""
 
     @wraps(method)
     def changing(self: Any, *args: Any, **options: Any) -> Any:
@@ -133,6 +133,8 @@ class Access:
                 self._changing = False
 
     def refresh(self, check: Check) -> None:
+        if self.recovers:
+            raise StoreError(f"{self.path} was opened with recover=True; open it again to see what it holds now.")
         with self._mutex:
             self._check_open()
             if self._lock is not None and not self._lock.in_place():

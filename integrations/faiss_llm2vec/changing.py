@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from faiss_llm2vec import inputs, lexical
-from faiss_llm2vec.access import Access
+from faiss_llm2vec.access import Access, changes
 from faiss_llm2vec.change import Change
 from faiss_llm2vec.connections import named
 from faiss_llm2vec.contents import Contents
@@ -27,6 +27,7 @@ class Writer:
         self._access = access
         self._model = model
 
+    @changes
     def put(
         self, documents: Documents, ids: Sequence[str] | None, vectors: Any, show_progress: bool, *, replacing: bool
     ) -> list[str]:
@@ -52,8 +53,11 @@ class Writer:
             self._commit(change)
         return documents.ids
 
+    @changes
     def sync(self, documents: Documents, skip_unchanged: bool, show_progress: bool) -> dict[str, int]:
         """Make the store hold exactly these documents, and return how many were added, updated, ..."""
+        if not documents:
+            raise InvalidInputError("index() got no texts, which would delete everything. Type store.delete(where={}).")
         encoded: dict[str, Any] = {}  # text -> vector
         while True:
             with self._writing():
@@ -68,14 +72,17 @@ class Writer:
             vectors = inputs.floats(self._encoded(texts, show_progress))
             encoded.update(zip(texts, inputs.one_per_text(vectors, len(texts)), strict=True))
 
+    @changes
     def delete(self, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> int:
         """Delete documents, and return how many."""
+        inputs.check_chosen("delete", ids, where)
         with self._writing():
             docids = self._contents.selected(ids, where)
             if docids:
                 self._commit(Change(remove=docids))
         return len(docids)
 
+    @changes
     def compact(self) -> None:
         """Merge all segments into one, where there is anything to gain."""
         with self._writing():

@@ -181,6 +181,12 @@ def one_vector(given: Any) -> Vectors:
     return vector[np.newaxis]
 
 
+def check_chosen(method: str, ids: Sequence[str] | None, where: Mapping[str, Any] | None) -> None:
+    """Raise unless documents were named: all of them are, by an empty filter."""
+    if ids is None and where is None:
+        raise InvalidInputError(f"{method}() needs ids= or where=; {method}(where={{}}) is for every document.")
+
+
 def check_query(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"query {text!r} has no text to search for.")

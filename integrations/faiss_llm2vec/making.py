@@ -15,6 +15,7 @@ from faiss_llm2vec.manifest import Manifest
 from faiss_llm2vec.models import StoreModel
 from st_llm2vec.atomic import move, sync_folder
 from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError, StoreLockedError
+from st_llm2vec.types import Encoder
 
 # What may be in a folder that counts as empty: a file system's own, and what a `create` that was interrupted left.
 _NOTHING = ("lost+found", "lock", "segments")
@@ -63,8 +64,32 @@ def manifest_of(model: StoreModel, kind: str, metric: str, truncate_dim: int | N
     )
 
 
-def make(path: Path, manifest: Manifest) -> None:
-    """Make a store without documents, durable on return.
+def make(
+    path: Path,
+    model: Encoder | str | None,
+    kind: str,
+    metric: str,
+    truncate_dim: int | None,
+    fingerprint: str | None,
+    model_name: str | None,
+) -> Encoder | None:
+    """Make a store as `FaissStore.create` says, and return its encoder, opened if it was a name.
+
+    Raises:
+        StoreExistsError: There is something at `path`; it was left as it is, and nothing was opened.
+        StoreError: The folder cannot be made or written.
+        InvalidInputError: There is no such kind or metric, or they do not go together, or with the model.
+    """
+    check_free(path)
+    check_kind(kind, metric)
+    opened = StoreModel(path)
+    opened.give(model, model_name, fingerprint)
+    write(path, manifest_of(opened, kind, metric, truncate_dim))
+    return opened.encoder
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Write a store without documents, durable on return.
 
     The database is built under another name and then renamed, while a lock keeps others from doing the same: at no
     moment is there half a store.

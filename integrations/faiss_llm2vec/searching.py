@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from faiss_llm2vec import inputs, lexical, reranking
 from faiss_llm2vec.connections import named
@@ -15,6 +16,7 @@ from faiss_llm2vec.diversity import diverse
 from faiss_llm2vec.filters import Ids
 from faiss_llm2vec.kinds import Vectors
 from faiss_llm2vec.records import Hit
+from faiss_llm2vec.reranking import Reranker
 from st_llm2vec.errors import InvalidInputError
 
 # Mode -> whether it compares vectors, and whether it looks for the words of the query.
@@ -24,9 +26,36 @@ _DEPTH = 100  # documents that each half of a hybrid search ranks, at least
 _RANK = 60  # of reciprocal-rank fusion: as in Cormack et al. (2009), and everywhere since
 
 
+class SearchOptions(TypedDict, total=False):
+    """What a search may be asked for besides its queries and `k`; each option may be left out.
+
+    Attributes:
+        where: Only documents that match this filter (filters.py) are returned, in every mode.
+        mode: "dense", the default, compares vectors; "bm25" looks for the words of the query; "hybrid" does both and
+            adds up reciprocal ranks. The first search by words makes a word index, which takes a while for many
+            documents.
+        score_threshold: Only hits with at least this score are returned.
+        mmr: From 1.0 (relevance only) to 0.0 (diversity only): pick `k` of the `fetch_k` best by maximal marginal
+            relevance over cosine similarities. Hits then come in the order they were picked.
+        rerank: A cross-encoder, or its name, that puts the `fetch_k` best into its own order, with its scores.
+        fetch_k: Candidates for `mmr` or `rerank`, max(20, 4 k) by default.
+        effort: How many times wider than usual an index is searched: more recall, more time. Flat is exact anyway.
+        with_vectors: Give each hit its vector.
+    """
+
+    where: Mapping[str, Any] | None
+    mode: str
+    score_threshold: float | None
+    mmr: float | None
+    rerank: Reranker | str | None
+    fetch_k: int | None
+    effort: float
+    with_vectors: bool
+
+
 @dataclass
 class Search:
-    """What `FaissStore.search` was asked for, but for the queries.
+    """`SearchOptions` with their defaults, checked.
 
     Raises:
         InvalidInputError: An option makes no sense, alone or with another.

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import Unpack
+
 from faiss_llm2vec import inputs
 from faiss_llm2vec.records import Hit
+from faiss_llm2vec.searching import SearchOptions
 from faiss_llm2vec.store import FaissStore
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
 
 
 def search_stores(
-    stores: Sequence[FaissStore], query: Any, k: int = 10, **options: Any
+    stores: Sequence[FaissStore], query: Any, k: int = 10, *, vector: Any = None, **options: Unpack[SearchOptions]
 ) -> list[tuple[FaissStore, Hit]]:
     """Return the best documents of several open stores for one query, each with its store, best first.
 
@@ -23,6 +26,7 @@ def search_stores(
         stores: At least one; equal scores come in their order.
         query: A text, or a vector (dimension,).
         k: How many documents in all.
+        vector: The vector of a query that is a text, instead of encoding it.
         options: As for `FaissStore.search`, but for `mmr`.
 
     Raises:
@@ -50,9 +54,9 @@ def search_stores(
                 f"the stores were made with different {name}s ({', '.join(sorted(map(repr, found)))}), so their scores "
                 "cannot be compared. Search them one by one."
             )
-    if isinstance(query, str) and options.get("vector") is None and options.get("mode") != "bm25":
+    if isinstance(query, str) and vector is None and options.get("mode") != "bm25":
         inputs.check_query(query)
         encoder = next((store.model for store in stores if store.model is not None), None) or stores[0].encoder()
-        options["vector"] = encoder.encode_query([query])[0]
-    hits = [(store, hit) for store in stores for hit in store.search(query, k, **options)]
+        vector = encoder.encode_query([query])[0]
+    hits = [(store, hit) for store in stores for hit in store.search(query, k, vector=vector, **options)]
     return sorted(hits, key=lambda pair: -pair[1].score)[:k]

@@ -1,9 +1,5 @@
 """FaissStore: add, change, delete, filter and search documents in one folder that survives crashes.
 
-    store.db              texts, metadata and the manifest (SQLite); database.py says why a change is all or nothing
-    segments/*.faiss      vectors, in stock FAISS files that never change once written
-    lock                  held by the one writer; the system frees it when the process ends, however it ends
-
 A store starts as a reader of what it opened, and becomes the writer at its first change. The folder can be copied or
 moved whenever nothing writes to it. It needs a local file system: SQLite's write-ahead log needs one.
 """
@@ -14,24 +10,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
+from typing_extensions import Self, Unpack
 
 from faiss_llm2vec import access, inputs, inspection, making
-from faiss_llm2vec.access import changes
 from faiss_llm2vec.changing import Writer
-from faiss_llm2vec.contents import Contents
 from faiss_llm2vec.kinds import Vectors
 from faiss_llm2vec.models import StoreModel
+from faiss_llm2vec.reading import Reader
 from faiss_llm2vec.records import Hit, Record
-from faiss_llm2vec.reranking import Reranker
-from faiss_llm2vec.searching import Search, vectors_or_none
-from st_llm2vec.errors import InvalidInputError, StoreError, StoreExistsError, StoreMismatchError, StoreNotFoundError
+from faiss_llm2vec.searching import Search, SearchOptions
+from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError
 from st_llm2vec.types import Encoder
-
-Self = TypeVar("Self", bound="FaissStore")  # typing has it from Python 3.11 on
 
 
 class FaissStore:
@@ -45,8 +36,7 @@ class FaissStore:
         self._access = access.Access(self.path, mmap=mmap, recover=recover)
         self._model = StoreModel(self.path)
         self._writer = Writer(self._access, self._model)
-
-    # -- opening and closing -------------------------------------------------------------------------------------------
+        self._reader = Reader(self._access, self._model, self._writer)
 
     @classmethod
     def create(
@@ -75,13 +65,8 @@ class FaissStore:
         Raises:
             StoreExistsError: There is something at `path`; it was left as it is.
         """
-        path = access.absolute(path)
-        making.check_free(path)
-        making.check_kind(kind, metric)
-        opened = StoreModel(path)
-        opened.give(model, model_name, fingerprint)
-        making.make(path, making.manifest_of(opened, kind, metric, truncate_dim))
-        return cls.open(path, opened.encoder, fingerprint=fingerprint)
+        encoder = making.make(access.absolute(path), model, kind, metric, truncate_dim, fingerprint, model_name)
+        return cls.open(path, encoder, fingerprint=fingerprint)
 
     @classmethod
     def open(
@@ -117,7 +102,7 @@ class FaissStore:
         store = cls(access.absolute(path), mmap=mmap, recover=recover)
         try:
             store._model.give(model, model_name, fingerprint)
-            store._model.check(store._contents.manifest)
+            store._model.check(store._access.contents.manifest)
         except BaseException:
             store.close()
             raise
@@ -139,31 +124,22 @@ class FaissStore:
         """Open the store at a path, or make it if there is none.
 
         Args:
-            path, model, fingerprint, model_name: As in `create`.
-            kind, metric, truncate_dim: As in `create`, whose defaults they have; a store that is there must have those
-                that are given.
-            mmap: As in `open`.
+            path, model, fingerprint, model_name: As in `create`; mmap as in `open`.
+            kind, metric, truncate_dim: As in `create`, with its defaults; a store that is there must have those given.
 
         Raises:
             StoreMismatchError: The store was made with another model, kind, metric or truncate_dim.
         """
-        asked: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
-        given = {name: value for name, value in asked.items() if value is not None}
-        with suppress(StoreNotFoundError):
-            return cls._opened_as(path, given, model, mmap=mmap, fingerprint=fingerprint, model_name=model_name)
-        with suppress(StoreExistsError):  # unless somebody else has made it by now
-            made = cls.create(path, model, fingerprint=fingerprint, model_name=model_name, **given)
-            if not mmap:
-                return made
+        asked = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        with (
+            suppress(StoreExistsError),  # as it mostly does, or somebody else has made it by now
+            cls.create(path, model, fingerprint=fingerprint, model_name=model_name, **given) as made,
+        ):
             model = made.model
-            made.close()
-        return cls._opened_as(path, given, model, mmap=mmap, fingerprint=fingerprint, model_name=model_name)
-
-    @classmethod
-    def _opened_as(cls, path: str | Path, given: Mapping[str, Any], model: Any, **options: Any) -> FaissStore:
-        store = cls.open(path, model, **options)
+        store = cls.open(path, model, mmap=mmap, fingerprint=fingerprint, model_name=model_name)
         for name, value in given.items():
-            if (found := getattr(store._contents.manifest, name)) != value:
+            if (found := getattr(store._access.contents.manifest, name)) != value:
                 store.close()
                 raise StoreMismatchError(f"{path} was made with {name}={found!r}, not {value!r}. Leave it out.")
         return store
@@ -184,12 +160,12 @@ class FaissStore:
             StoreMismatchError: What has this name here is another model.
             InvalidInputError: The store does not know its model.
         """
-        return self._model.open(self._contents.manifest, "encode texts", **options)
+        return self._model.open(self._access.contents.manifest, "encode texts", **options)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """What `open(recover=True)` could not read; empty for a sound store."""
-        return self._contents.missing
+        return self._access.contents.missing
 
     def refresh(self) -> None:
         """Go on to what the store holds now; else, a store object goes on seeing what it opened.
@@ -201,25 +177,18 @@ class FaissStore:
             StoreMismatchError: Another store is in this place now, made with another model.
             StoreCorruptedError: A file is damaged or missing. What was seen before can still be read.
         """
-        if self._access.recovers:
-            raise StoreError(f"{self.path} was opened with recover=True; open it again to see what it holds now.")
         self._access.refresh(self._model.check)
 
     def close(self) -> None:
         """Free the files and the writer's lock. Everything acknowledged is on the disk already."""
         self._access.close()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    # -- changing ------------------------------------------------------------------------------------------------------
-
-    @changes
     def add(
         self,
         texts: Sequence[str],
@@ -247,7 +216,6 @@ class FaissStore:
         """
         return self._writer.put(inputs.documents(texts, ids, metadata), ids, vectors, show_progress, replacing=False)
 
-    @changes
     def upsert(
         self,
         texts: Sequence[str],
@@ -260,7 +228,6 @@ class FaissStore:
         """Add documents as `add` does, and replace those whose id exists: text, metadata and vector."""
         return self._writer.put(inputs.documents(texts, ids, metadata), ids, vectors, show_progress, replacing=True)
 
-    @changes
     def index(
         self,
         texts: Sequence[str],
@@ -279,28 +246,17 @@ class FaissStore:
             skip_unchanged: False encodes every text again.
 
         Returns:
-            How many documents were "added", "updated", "unchanged" and "deleted". A document whose metadata alone
-            changed is "updated", without being encoded.
+            How many documents were "added", "updated" (or their metadata alone), "unchanged" and "deleted".
         """
-        documents = inputs.documents(texts, ids, metadata)
-        if not documents:
-            raise InvalidInputError("index() got no texts, which would delete everything. Type store.delete(where={}).")
-        return self._writer.sync(documents, skip_unchanged, show_progress)
+        return self._writer.sync(inputs.documents(texts, ids, metadata), skip_unchanged, show_progress)
 
-    @changes
     def delete(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> int:
-        """Delete the documents with these ids, or that match the filter, or both if both are given.
+        """Delete the documents with these ids, or that match the filter, or both if both are given; return how many.
 
         Ids that do not exist are passed over; `where={}` matches all documents.
-
-        Returns:
-            How many documents were deleted.
         """
-        if ids is None and where is None:
-            raise InvalidInputError("delete() needs ids= or where=; delete(where={}) deletes every document.")
         return self._writer.delete(ids, where)
 
-    @changes
     def compact(self) -> None:
         """Merge all segments into one without the vectors of deleted documents, and build the kind's index over it.
 
@@ -309,80 +265,41 @@ class FaissStore:
         """
         self._writer.compact()
 
-    # -- reading -------------------------------------------------------------------------------------------------------
-
-    def search(
-        self,
-        query: Any,
-        k: int = 10,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        vector: Any = None,
-        score_threshold: float | None = None,
-        mmr: float | None = None,
-        rerank: Reranker | str | None = None,
-        fetch_k: int | None = None,
-        effort: float = 1.0,
-        with_vectors: bool = False,
-    ) -> list[Hit]:
+    def search(self, query: Any, k: int = 10, *, vector: Any = None, **options: Unpack[SearchOptions]) -> list[Hit]:
         """Return the best documents for one query, best first; fewer than `k` where fewer match.
 
         Args:
             query: A text, or a vector (dimension,); see `search_batch` for several.
             k: How many.
-            where: Only documents that match this filter (filters.py) are returned, in every mode.
-            mode: "dense" compares vectors; "bm25" looks for the words of the query; "hybrid" does both and adds up
-                reciprocal ranks. The first search by words makes a word index, which takes a while in a large store.
             vector: The vector of a query that is a text, instead of encoding it.
-            score_threshold: Only hits with at least this score are returned.
-            mmr: From 1.0 (relevance only) to 0.0 (diversity only): pick `k` of the `fetch_k` best by maximal marginal
-                relevance over cosine similarities. Hits then come in the order they were picked.
-            rerank: A cross-encoder, or its name, that puts the `fetch_k` best into its own order, with its scores.
-            fetch_k: Candidates for `mmr` or `rerank`, max(20, 4 k) by default.
-            effort: How many times wider than usual an index is searched: more recall, more time. Flat is exact anyway.
-            with_vectors: Give each hit its vector.
+            options: where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors: see `SearchOptions`.
 
         Raises:
             InvalidInputError: The query has no text, or an option makes no sense.
         """
-        search = Search(k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors)
-        queries, single = inputs.queries(query)
+        search, (queries, single) = Search(k, **options), inputs.queries(query)
         if not single:
             message = "search() is for one query; for several, type store.search_batch(queries, k)."
             warnings.warn(message, DeprecationWarning, stacklevel=2)
-        results = self._searched(search, queries, None if vector is None else inputs.one_vector(vector))
+        results = self._reader.search(search, queries, None if vector is None else inputs.one_vector(vector))
         return results[0] if single else results  # type: ignore[return-value]
 
     def search_batch(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        where: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        vectors: Any = None,
-        score_threshold: float | None = None,
-        mmr: float | None = None,
-        rerank: Reranker | str | None = None,
-        fetch_k: int | None = None,
-        effort: float = 1.0,
-        with_vectors: bool = False,
+        self, queries: Any, k: int = 10, *, vectors: Any = None, **options: Unpack[SearchOptions]
     ) -> list[list[Hit]]:
         """Return the best documents for each of several queries, as `search` does for one.
 
         Args:
             queries: A list of texts or of vectors, or an array (n, dimension).
+            k, options: As in `search`.
             vectors: (n, dimension), of queries that are texts, instead of encoding them.
-            k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors: As in `search`.
         """
-        search = Search(k, where, mode, score_threshold, mmr, rerank, fetch_k, effort, with_vectors)
-        checked, single = inputs.queries(queries)
+        search, (checked, single) = Search(k, **options), inputs.queries(queries)
         if single:
             raise InvalidInputError(
                 f"search_batch() is for a list of queries, got {queries!r:.80}. For one, type store.search(query, k)."
             )
-        return self._searched(search, checked, vectors)
+        return self._reader.search(search, checked, vectors)
 
     def get(
         self,
@@ -396,17 +313,7 @@ class FaissStore:
 
         Ids that do not exist are passed over; `limit` stops after so many.
         """
-        limit = None if limit is None else inputs.whole("limit", limit)
-        if ids is None and where is None:
-            raise InvalidInputError("get() needs ids= or where=; get(where={}) returns every document.")
-        with self._access.reading():
-            docids = self._contents.selected(ids, where)[:limit]
-            rows = self._contents.database.rows(docids)
-            vectors = vectors_or_none(self._contents, docids, with_vectors)
-            return [
-                Record(id=row.id, text=row.text, metadata=row.labels, vector=vector)
-                for row, vector in zip(rows, vectors, strict=True)
-            ]
+        return self._reader.get(ids, where, limit, with_vectors)
 
     def scan(self, size: int = 1024) -> Iterator[list[Record]]:
         """Yield all documents there are now, oldest first, so many at once: memory stays flat.
@@ -414,37 +321,26 @@ class FaissStore:
         Raises:
             StoreCorruptedError: A document is damaged, or was deleted meanwhile.
         """
-        with self._access.reading():
-            docids = self._contents.docids().tolist()
-        for start in range(0, len(docids), size):
-            with self._access.reading():
-                rows = self._contents.database.rows(docids[start : start + size])
-            yield [Record(id=row.id, text=row.text, metadata=row.labels) for row in rows]
+        return self._reader.scan(size)
 
     def vectors(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> Vectors:
         """Return the vectors of the documents that `get` returns, in the same order: (documents, dimension) float32."""
-        if ids is None and where is None:
-            raise InvalidInputError("vectors() needs ids= or where=; vectors(where={}) returns every vector.")
-        with self._access.reading():
-            return self._contents.vectors(np.array(self._contents.selected(ids, where), dtype=np.int64))
+        return self._reader.vectors(ids, where)
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """Return how many documents there are, or match a filter."""
-        with self._access.reading():
-            return self._contents.manifest.count if where is None else len(self._contents.matching(where))
+        return self._reader.count(where)
 
     def __len__(self) -> int:
         return self.count()
 
     def verify(self) -> list[str]:
         """Read every byte of the store and return what is wrong with it; an empty list means that it is sound."""
-        with self._access.reading():
-            return list(self.missing) if self._access.recovers else self._contents.damage()
+        return self._reader.verify()
 
     def stats(self) -> dict[str, Any]:
         """Return what the store is and what it costs; bytes in memory are those of the vectors that are not mapped."""
-        with self._access.reading():
-            return {**inspection.stats(self._contents), "writer": self._access.writes}
+        return self._reader.stats()
 
     def __repr__(self) -> str:
         return f"FaissStore({str(self.path)!r})"
@@ -452,24 +348,3 @@ class FaissStore:
     def _repr_html_(self) -> str:
         """Return a table of what the store is, for notebooks."""
         return inspection.as_html(self.path, None if self._access.closed else self.stats())
-
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    @property
-    def _contents(self) -> Contents:
-        return self._access.contents
-
-    def _searched(self, search: Search, queries: list[str] | Vectors, vectors: Any) -> list[list[Hit]]:
-        texts = queries if isinstance(queries, list) else []
-        if not texts and len(queries) and (vectors is not None or search.by_words or search.rerank is not None):
-            raise InvalidInputError(
-                f"mode={search.mode!r}, rerank and vectors go with texts: give the query as a text, and its vector."
-            )
-        if search.by_words:
-            self._writer.index_words()
-        if vectors is None and search.by_vector:
-            vectors = queries
-            if texts:
-                vectors = self._model.open(self._contents.manifest, "search for a text").encode_query(texts)
-        with self._access.reading():
-            return search.hits(self._contents, texts, vectors)

@@ -238,30 +238,8 @@ class FaissVectorStore(VectorStore):
         vector = None if kwargs.get("mode") == "bm25" else await self.embedding.aembed_query(query)
         return await run_in_executor(None, self._search, query, k, vector=vector, **kwargs)
 
-    def _search(
-        self,
-        query: Any,
-        k: int,
-        *,
-        filter: Mapping[str, Any] | None = None,
-        mode: str = "dense",
-        vector: Any = None,
-        score_threshold: float | None = None,
-        mmr: float | None = None,
-        rerank: Any = None,
-        fetch_k: int | None = None,
-    ) -> list[Hit]:
-        return self.store.search(
-            query,
-            k,
-            where=filter,
-            mode=mode,
-            vector=vector,
-            score_threshold=score_threshold,
-            mmr=mmr,
-            rerank=rerank,
-            fetch_k=fetch_k,
-        )
+    def _search(self, query: Any, k: int, *, filter: Mapping[str, Any] | None = None, **options: Any) -> list[Hit]:
+        return self.store.search(query, k, where=filter, **options)
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any

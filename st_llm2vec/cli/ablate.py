@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .options import note
+from .options import listed, note
 
 
 def ablate(
@@ -57,7 +57,7 @@ def ablate(
     recipe = read_recipe(config, said)
     decoder = next(iter(recipe.stages.values())).model
     assert decoder is not None  # the recipe requires it
-    found = find(data, _names(tasks), split=split)
+    found = find(data, listed(tasks), split=split)
     numbers = _numbers(seeds)
     if masked_tokens:
         found.append(Found("masked tokens", _masked_tokens(decoder), Source(masked_tokens)))
@@ -66,8 +66,8 @@ def ablate(
         recipe=recipe,
         tasks=found,
         output=output,
-        setups=tuple(_names(setups)) if setups else PAPER,
-        poolings=tuple(_names(poolings)),
+        setups=listed(setups) if setups else PAPER,
+        poolings=listed(poolings),
         seeds=numbers,
         dtype=dtype,
         keep=keep,
@@ -87,10 +87,6 @@ def _masked_tokens(decoder: str) -> Any:
 
 
 def _numbers(given: str) -> tuple[int, ...]:
-    if odd := [name for name in _names(given) if not name.isdigit()]:
+    if odd := [name for name in listed(given) if not name.isdigit()]:
         raise typer.BadParameter(f"{odd[0]!r} is no number, such as in 1,2,3", param_hint="'--seeds'")
-    return tuple(int(name) for name in _names(given))
-
-
-def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
+    return tuple(int(name) for name in listed(given))

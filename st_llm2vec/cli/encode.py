@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import inputs as reading_options
 from . import options
-from .inputs import BarOf, reading_of
+from .inputs import BarOf, Files, Inputs, reading_of, with_files
 from .options import note, open_model
 
 
@@ -28,20 +27,15 @@ class Task(str, Enum):
     query = "query"
 
 
+@with_files
 def encode(
-    inputs: reading_options.Inputs,
+    *,
+    inputs: Inputs,
     output: Annotated[
         Path, typer.Argument(help="One file, .npy (vectors only) or .parquet (with ids and columns); or a folder.")
     ],
     model: options.Model = options.DEFAULT_MODEL,
-    text_column: reading_options.TextColumn = None,
-    id_column: reading_options.IdColumn = None,
-    metadata: reading_options.Metadata = None,
-    txt: reading_options.Txt = reading_options.TxtAs.lines,
-    input_format: reading_options.InputFormat = None,
-    on_error: reading_options.OnError = reading_options.Policy.stop,
-    chunk_size: reading_options.ChunkSize = None,
-    chunk_overlap: reading_options.ChunkOverlap = None,
+    files: Files,
     task: Annotated[Task | None, typer.Option("--as", help="Whose prompt the texts get. Default: document.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Put this before every text instead; it is not pooled.")] = None,
     to: Annotated[Format | None, typer.Option(help="Of the shards in a folder. Default: parquet.")] = None,
@@ -76,7 +70,7 @@ def encode(
         raise typer.BadParameter(
             "--prompt takes the place of the prompt that --as chooses; give one.", param_hint="--as"
         )
-    reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=output)
+    reading = reading_of(inputs, files, exclude=output)
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
     encoder = open_model(model, max_seq_length=max_seq_length, **how)
     with BarOf("texts") as progress:
@@ -89,8 +83,8 @@ def encode(
             task=(task or Task.document).value,
             prompt=prompt,
             normalize=normalize,
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap or 0,
+            chunk_size=files.chunk_size,
+            chunk_overlap=files.chunk_overlap or 0,
             batch_size=batch_size,
             shard_size=shard_size or SHARD_SIZE,
             progress=progress,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
-from .options import note, open_model, print_table
+from .options import listed, note, open_model, print_table
+
+if TYPE_CHECKING:
+    from ..evaluation.intervals import Score
 
 
 def evaluate(
@@ -71,33 +74,19 @@ def evaluate(
     if (data is None) == (mteb is None):
         raise typer.BadParameter("one of --data and --mteb says what is scored", param_hint="'--data'")
     if mteb is not None:
-        _on_mteb(models, _names(mteb), instructions, as_json, dtype=dtype, device=device)
+        _on_mteb(models, listed(mteb), instructions, as_json, dtype=dtype, device=device)
         return
     if instructions:
         raise typer.BadParameter("goes with --mteb", param_hint="'--instructions'")
     assert data is not None  # or mteb is
     from ..evaluation import evaluate as evaluate_tasks
-    from ..evaluation import prompt_eol as open_prompt_eol
     from ..evaluation.tasks import find
 
-    names = _names(tasks)
-    columns = _columns(column or [])
-    find(
-        data, names, split=split, kind=kind, columns=columns
-    )  # what is wrong with them is said before a model is loaded
-    given = {name: open_model(name, dtype=dtype, device=device) for name in dict.fromkeys(models)}
-    if prompt_eol:
-        given[f"PromptEOL, {prompt_eol} untrained"] = open_prompt_eol(prompt_eol, dtype=dtype, device=device)
-    report = evaluate_tasks(
-        given,
-        names,
-        data,
-        split=split,
-        kind=kind,
-        columns=columns,
-        baselines=baselines or static_floor,
-        on_score=lambda score: note(f"{score.task}, {score.model}: {score.value:.4f} {score.metric}"),
-    )
+    names = listed(tasks)
+    which: dict[str, Any] = {"split": split, "kind": kind, "columns": _columns(column or [])}
+    find(data, names, **which)  # what is wrong with them is said before a model is loaded
+    opened = _opened(models, prompt_eol, dtype, device)
+    report = evaluate_tasks(opened, names, data, **which, baselines=baselines or static_floor, on_score=_tell)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     elif markdown:
@@ -106,7 +95,23 @@ def evaluate(
         print_table(*report.table())
 
 
-def _on_mteb(models: list[str], tasks: list[str], instructions: bool, as_json: bool, **options: str | None) -> None:
+def _tell(score: Score) -> None:
+    note(f"{score.task}, {score.model}: {score.value:.4f} {score.metric}")
+
+
+def _opened(models: list[str], decoder: str | None, dtype: str | None, device: str | None) -> dict[str, Any]:
+    """Models by their names, and the decoder that is asked for one word."""
+    from ..evaluation import prompt_eol
+
+    opened: dict[str, Any] = {name: open_model(name, dtype=dtype, device=device) for name in dict.fromkeys(models)}
+    if decoder:
+        opened[f"PromptEOL, {decoder} untrained"] = prompt_eol(decoder, dtype=dtype, device=device)
+    return opened
+
+
+def _on_mteb(
+    models: list[str], tasks: tuple[str, ...], instructions: bool, as_json: bool, **options: str | None
+) -> None:
     from ..evaluation.on_mteb import evaluate_mteb, require_tasks
 
     found = require_tasks(tasks)  # before a model is loaded
@@ -122,10 +127,6 @@ def _on_mteb(models: list[str], tasks: list[str], instructions: bool, as_json: b
         typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     else:
         print_table(("task", "model", "metric", "value"), [(*row[:3], f"{row[3]:.4f}") for row in rows])
-
-
-def _names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 def _columns(given: list[str]) -> dict[str, str]:

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
-from . import inputs as reading_options
 from . import options
-from .inputs import BarOf, reading_of
+from .inputs import BarOf, Files, OptionalInputs, reading_of, with_files
 from .options import given, note, open_model
 
-if TYPE_CHECKING:
-    pass
 
-
+@with_files
 def index(
     context: typer.Context,
     *,
-    inputs: reading_options.OptionalInputs = None,
+    inputs: OptionalInputs = None,
     store: Annotated[Path, typer.Argument(help="Folder of the store, new or there already.")],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Alias, folder or hub id of the encoder. Default: the store's."),
     ] = None,
-    text_column: reading_options.TextColumn = None,
-    id_column: reading_options.IdColumn = None,
-    metadata: reading_options.Metadata = None,
-    txt: reading_options.Txt = reading_options.TxtAs.lines,
-    input_format: reading_options.InputFormat = None,
-    on_error: reading_options.OnError = reading_options.Policy.stop,
-    chunk_size: reading_options.ChunkSize = None,
-    chunk_overlap: reading_options.ChunkOverlap = None,
+    files: Files,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace documents that changed.")] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="Replace what changed, and delete what the inputs do not have.")
@@ -80,30 +70,13 @@ def index(
         raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
     if upsert and sync:
         raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
-    reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=store)
+    reading = reading_of(inputs, files, exclude=store)
     settings: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
-    name = model or options.DEFAULT_MODEL
-    how = {"compile": compile, "device": device}
-    if _is_store(store):
-        from faiss_llm2vec import FaissStore
-
-        # Before the model, which takes longer to load.
-        with FaissStore.open_or_create(store, None, mmap=True, **settings) as opened:
-            name = model or opened.stats()["model"] or name
-    encoder = open_model(name, **how)
+    named = _model_of(store, settings)  # before a model is loaded, which takes longer
+    name = model or named or options.DEFAULT_MODEL
+    encoder = open_model(name, compile=compile, device=device)
     mode = "sync" if sync else "upsert" if upsert else "add"
-    _put(
-        inputs,
-        store,
-        encoder,
-        reading,
-        mode,
-        name,
-        settings,
-        chunks=(chunk_size, chunk_overlap or 0),
-        commit_every=commit_every,
-        batch_size=batch_size,
-    )
+    _put(inputs, store, encoder, reading, files, mode, name, settings, commit_every, batch_size)
 
 
 def _put(
@@ -111,11 +84,10 @@ def _put(
     store: Path,
     encoder: Any,
     reading: Any,
+    files: Files,
     mode: str,
     name: str,
     settings: dict[str, Any],
-    *,
-    chunks: tuple[int | None, int],
     commit_every: int | None,
     batch_size: int,
 ) -> None:
@@ -127,7 +99,8 @@ def _put(
     from .updating import BATCH, Update
 
     prompt = encoder.prompts.get("document") or ""
-    with read_passages(inputs, reading, Chunker(encoder, *chunks, prompt), exclude=store) as passages:
+    chunker = Chunker(encoder, files.chunk_size, files.chunk_overlap or 0, prompt)
+    with read_passages(inputs, reading, chunker, exclude=store) as passages:
         report = passages.report
         for line in (*report.errors, *report.notes):
             note(line)
@@ -167,6 +140,17 @@ def _delete(path: Path, ids: list[str]) -> None:
                 raise InvalidInputError(f"no document has the id or the source {id!r}. Nothing was deleted.")
             found += chosen
         note(f"{path}: {store.delete(list(dict.fromkeys(found)))} deleted, {len(store)} left.")
+
+
+def _model_of(path: Path, settings: dict[str, Any]) -> str | None:
+    """The name of the model of a store, if there is one; it must have been made with these settings."""
+    from faiss_llm2vec import FaissStore
+
+    if not _is_store(path):
+        return None
+    with FaissStore.open_or_create(path, None, mmap=True, **settings) as store:
+        name: str | None = store.stats()["model"]
+    return name
 
 
 def _is_store(path: Path) -> bool:

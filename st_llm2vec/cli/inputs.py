@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -36,68 +38,70 @@ _INPUTS = typer.Argument(
 )
 Inputs = Annotated[list[str], _INPUTS]
 OptionalInputs = Annotated[list[str] | None, _INPUTS]
-TextColumn = Annotated[
-    str | None,
-    typer.Option("--text-column", help="Column of the text; with commas, the first that a row has. Default: text."),
-]
-IdColumn = Annotated[
-    str | None, typer.Option("--id-column", help="Column of the id. Default: FILE:LINE, of a document FILE#CHUNK.")
-]
-Metadata = Annotated[
-    str | None, typer.Option("--metadata", metavar="A,B", help="Columns that become metadata. Default: all others.")
-]
-Txt = Annotated[TxtAs, typer.Option("--txt", help="Whether each line of a .txt file is a text, or all of it.")]
-InputFormat = Annotated[
-    str | None, typer.Option("--input-format", help="Read every file as if its name ended so: jsonl, csv, md ...")
-]
-OnError = Annotated[
-    Policy, typer.Option("--on-error", help="What cannot be read stops everything beforehand, or is skipped and told.")
-]
-ChunkSize = Annotated[
-    int | None,
-    typer.Option("--chunk-size", min=1, help="Tokens of a chunk, at most. Default: 256 for documents."),
-]
-ChunkOverlap = Annotated[
-    int | None, typer.Option("--chunk-overlap", min=0, help="Tokens that a chunk repeats of the one before, at most.")
-]
 
 
-def reading_of(
-    inputs: list[str],
-    text_column: str | None,
-    id_column: str | None,
-    metadata: str | None,
-    txt: TxtAs,
-    input_format: str | None,
-    on_error: Policy,
-    exclude: Path,
-) -> Reading:
+@dataclass(frozen=True)
+class Files:
+    """How files are read and split; each field is an option of the commands that take `files`."""
+
+    text_column: Annotated[
+        str | None,
+        typer.Option("--text-column", help="Column of the text; with commas, the first that a row has. Default: text."),
+    ] = None
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Column of the id. Default: FILE:LINE, of a document FILE#CHUNK.")
+    ] = None
+    metadata: Annotated[
+        str | None, typer.Option("--metadata", metavar="A,B", help="Columns that become metadata. Default: all others.")
+    ] = None
+    txt: Annotated[TxtAs, typer.Option("--txt", help="Whether each line of a .txt file is a text, or all of it.")] = (
+        TxtAs.lines
+    )
+    input_format: Annotated[
+        str | None, typer.Option("--input-format", help="Read every file as if its name ended so: jsonl, csv, md ...")
+    ] = None
+    on_error: Annotated[
+        Policy,
+        typer.Option("--on-error", help="What cannot be read stops everything beforehand, or is skipped and told."),
+    ] = Policy.stop
+    chunk_size: Annotated[
+        int | None,
+        typer.Option("--chunk-size", min=1, help="Tokens of a chunk, at most. Default: 256 for documents."),
+    ] = None
+    chunk_overlap: Annotated[
+        int | None,
+        typer.Option("--chunk-overlap", min=0, help="Tokens that a chunk repeats of the one before, at most."),
+    ] = None
+
+
+def with_files(command: options.Command) -> options.Command:
+    """Give a command one option for every field of `Files`; it takes them together, as `files`."""
+    found = inspect.signature(Files, eval_str=True).parameters
+    return options.in_place_of("files", list(found.values()), lambda said: Files(**said))(command)
+
+
+def reading_of(inputs: list[str], files: Files, exclude: Path) -> Reading:
     """How inputs are read, once it is known that they are there: before the model, which takes longer to load."""
     from ..ingestion import ENDINGS, Reading, Report, find
     from ..readers import TEXT_COLUMN
 
-    ending = None if input_format is None else f".{input_format.lower().lstrip('.')}"
+    ending = None if files.input_format is None else f".{files.input_format.lower().lstrip('.')}"
     if ending is not None and ending not in ENDINGS:
         kinds = ", ".join(each[1:] for each in ENDINGS)
-        raise typer.BadParameter(f"{input_format!r} is none of {kinds}.", param_hint="'--input-format'")
-    columns = names(text_column)
-    if text_column is not None and not columns:
+        raise typer.BadParameter(f"{files.input_format!r} is none of {kinds}.", param_hint="'--input-format'")
+    columns = options.listed(files.text_column)
+    if files.text_column is not None and not columns:
         raise typer.BadParameter("it names no column", param_hint="'--text-column'")
     reading = Reading(
         text_columns=columns or (TEXT_COLUMN,),
-        id_column=id_column,
-        metadata=None if metadata is None else names(metadata),
-        whole_txt=txt is TxtAs.document,
+        id_column=files.id_column,
+        metadata=None if files.metadata is None else options.listed(files.metadata),
+        whole_txt=files.txt is TxtAs.document,
         ending=ending,
-        on_error=on_error.value,
+        on_error=files.on_error.value,
     )
     find(inputs, reading, Report(reading.on_error), exclude)
     return reading
-
-
-def names(given: str | None) -> tuple[str, ...]:
-    """The names of a list with commas."""
-    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
 class BarOf:

@@ -11,7 +11,7 @@ import typer
 from ..atomic import published
 from ..recipes import DataSet
 from . import options
-from .options import note, open_model
+from .options import listed, note, open_model
 
 
 def mine(
@@ -51,7 +51,7 @@ def mine(
     if corpus_column and corpus is None:
         raise typer.BadParameter("it is the column of --corpus", param_hint="'--corpus-column'")
     how = mining.Mining(negatives, margin, max_score, min_score, skip, depth, sampling, seed)
-    names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+    names = listed(columns)
     read = mining.read_pairs(DataSet(str(pairs), names or None))
     others = mining.read_corpus(DataSet(str(corpus), (corpus_column,) if corpus_column else None)) if corpus else None
     encoder = open_model(model, dtype=dtype, device=device)

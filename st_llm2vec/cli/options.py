@@ -20,6 +20,8 @@ from .terminal import escaped, message
 if TYPE_CHECKING:
     from ..model import LLM2Vec
 
+Command = Callable[..., None]
+
 DEFAULT_MODEL = "llm2vec-tiny"
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at once.")]
@@ -40,23 +42,43 @@ Quantize = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def in_place_of(
+    name: str, options: Sequence[inspect.Parameter], gathered: Callable[[dict[str, Any]], Any]
+) -> Callable[[Command], Command]:
+    """Give a command options where it has the parameter `name`, which takes them together.
+
+    Args:
+        name: A parameter of the command.
+        options: As typer reads them.
+        gathered: Makes of their values what the parameter takes.
+    """
+
+    def decorated(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        split = [options if each.name == name else [each] for each in signature.parameters.values()]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in split for each in part]
+
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            said = {option.name: given.pop(option.name) for option in options}
+            command(**given, **{name: gathered(said)})
+
+        del with_options.__wrapped__
+        with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_options
+
+    return decorated
+
+
+def with_settings(command: Command) -> Command:
     """Give a command one option for every setting of an encoder; it takes them together, as `settings`."""
-    signature = inspect.signature(command, eval_str=True)
-    rows = {row.name: row.metadata for row in fields(EncoderSettings)}
-    options = {name: _option(name, row["kind"], row["help"]) for name, row in rows.items()}
-    kept = [parameter for parameter in signature.parameters.values() if parameter.name != "settings"]
+    options = [_option(row.name, row.metadata["kind"], row.metadata["help"]) for row in fields(EncoderSettings)]
+    return in_place_of("settings", options, _settings)(command)
 
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        said = {name: given.pop(name) for name in options}
-        said["prompts"] = _prompts(said["prompts"]) if said["prompts"] else None
-        command(**given, settings=EncoderSettings(**said))
 
-    del with_options.__wrapped__
-    with_options.__signature__ = signature.replace(parameters=[*kept, *options.values()])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {each.name: each.annotation for each in (*kept, *options.values())}
-    return with_options
+def _settings(said: dict[str, Any]) -> EncoderSettings:
+    return EncoderSettings(**{**said, "prompts": _prompts(said["prompts"]) if said["prompts"] else None})
 
 
 def _option(name: str, kind: type, said: str) -> inspect.Parameter:
@@ -104,6 +126,11 @@ def given(context: typer.Context) -> list[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     # By its name: typer may bring a click of its own.
     return [name.replace("_", "-") for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
+def listed(given: str | None) -> tuple[str, ...]:
+    """The names of a list with commas."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
 def folder_size(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .options import loading, note, open_model, print_table
+from .options import listed, loading, note, open_model, print_table
 from .terminal import escaped, message
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def search(
         raise typer.BadParameter("JSON has all fields; leave it out", param_hint="'--show'")
     condition = read_condition(where)
     with FaissStore.open(store, mmap=True) as opened:  # before the model, which takes longer to load
-        wanted = None if show is None else [name.strip() for name in show.split(",") if name.strip()]
+        wanted = None if show is None else list(listed(show))
         for unknown in unknown_fields(opened, [*fields_of(condition), *(wanted or [])]):
             note(unknown)
         matching = opened.count(condition)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,29 +11,13 @@ import typer
 
 from ..recipe_files import Recipe, read_recipe
 from ..recipes import FIELDS, OBJECTIVES, DataSet, TrainingSettings
-from .options import note
+from .options import in_place_of, listed, note
 
 ALL = "all"
 StageName = Enum("StageName", {name: name for name in (*OBJECTIVES, ALL)}, type=str)  # type: ignore[misc]
 
 
-def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command an option for every field of `TrainingSettings`; it takes those that were said, as `said`."""
-    signature = inspect.signature(command, eval_str=True)
-    rows = {name: row.metadata for name, row in FIELDS.items() if row.metadata["kind"]}
-    options = {name: _option(name, row["kind"], row["help"], row["only"]) for name, row in rows.items()}
-    kept = [parameter for parameter in signature.parameters.values() if parameter.name != "said"]
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        said = {name: given.pop(name) for name in options}
-        said = {name: _listed(rows[name]["kind"], value) for name, value in said.items() if value is not None}
-        command(**given, said=said)
-
-    del with_options.__wrapped__
-    with_options.__signature__ = signature.replace(parameters=[*kept, *options.values()])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {each.name: each.annotation for each in (*kept, *options.values())}
-    return with_options
+_ROWS = {name: row.metadata for name, row in FIELDS.items() if row.metadata["kind"]}
 
 
 def _option(name: str, kind: type, said: str, only: tuple[str, ...]) -> inspect.Parameter:
@@ -48,14 +30,20 @@ def _option(name: str, kind: type, said: str, only: tuple[str, ...]) -> inspect.
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _listed(_ROWS[name]["kind"], value) for name, value in values.items() if value is not None}
+
+
 def _listed(kind: type, value: Any) -> Any:
     if kind is not list:
         return value
-    parts = [part.strip() for part in value.split(",") if part.strip()]
-    return [int(part) if part.isdigit() else part for part in parts]
+    return [int(part) if part.isdigit() else part for part in listed(value)]
 
 
-@_with_fields
+_OPTIONS = [_option(name, row["kind"], row["help"], row["only"]) for name, row in _ROWS.items()]
+
+
+@in_place_of("said", _OPTIONS, _said)  # an option for every field of `TrainingSettings`
 def train(
     stage: Annotated[StageName, typer.Argument(help=f"{', '.join(OBJECTIVES)}; all: a recipe's.", show_default=False)],
     model: Annotated[str | None, typer.Argument(help="Alias, folder or hub id to start from.")] = None,
@@ -113,8 +101,7 @@ def train(
     elif recipe_model or recipe_output or data_folder:
         raise typer.BadParameter("--model, --output and --data-folder go with --config", param_hint="'STAGE'")
     else:
-        names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-        data = {texts.stem: DataSet(str(texts), names or None)}
+        data = {texts.stem: DataSet(str(texts), listed(columns) or None)}
         settings = TrainingSettings(stage.value, model, data, str(output), **said)
         recipe = Recipe({stage.value: settings}, {stage.value: None})
     _run(recipe, resume)

@@ -1,4 +1,4 @@
-"""Step 2 of LLM2Vec: masked next-token prediction (paper section 2.2; parity README section 3.11).
+"""Step 2 of LLM2Vec: masked next-token prediction (paper section 2.2; tests/parity/kit/README.md, 3.11).
 
 The token at position i is predicted from the hidden state at i - 1, not at i: a decoder's head was trained to read the
 *next* token off each position, and keeping that alignment is what makes the short adaptation work.

@@ -1,4 +1,4 @@
-"""Step 3 of LLM2Vec without labels: SimCSE (paper section 2.3; parity README section 3.12).
+"""Step 3 of LLM2Vec without labels: SimCSE (paper section 2.3; tests/parity/kit/README.md, 3.12).
 
 A text is its own positive: two forward passes under different dropout, the rest of the batch as negatives. The loss is
 sentence-transformers' `MultipleNegativesRankingLoss(model, scale=20)`. What it lacks is dropout, which decoders switch

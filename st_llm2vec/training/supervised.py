@@ -1,4 +1,4 @@
-"""Step 3 of LLM2Vec with labels (paper section 3; parity README section 3.12).
+"""Step 3 of LLM2Vec with labels (paper section 3; tests/parity/kit/README.md, 3.12).
 
 The original's `HardNegativeNLLLoss` is sentence-transformers' `MultipleNegativesRankingLoss(model, scale=50)`: columns
 anchor, positive and, if there are any, hard negatives; `CachedMultipleNegativesRankingLoss` for batches larger than

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from fake_encoder import FakeEncoder
 from faiss_llm2vec import FaissStore
 from st_llm2vec import cli
 from st_llm2vec.cli import encode, index, search
+from st_llm2vec.cli.inputs import Files, reading_of
 from st_llm2vec.cli.wording import options_of, reworded
 from st_llm2vec.recipes import FIELDS
 from st_llm2vec.settings import EncoderSettings
@@ -61,7 +63,15 @@ def test_every_parameter_is_read(name: str, command: Any) -> None:
 
 def _tables() -> set[str]:
     """Options that come from tables, whose rows have tests of their own."""
-    return {field.name for field in fields(EncoderSettings)} | set(FIELDS)
+    return {field.name for table in (EncoderSettings, Files) for field in fields(table)} | set(FIELDS)
+
+
+@pytest.mark.parametrize("command", [encode, index], ids=["encode", "index"])
+def test_every_option_about_files_is_read(command: ModuleType) -> None:
+    sources = inspect.getsource(command), inspect.getsource(reading_of)
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "files"}
+    assert read == {field.name for field in fields(Files)}
 
 
 class World:

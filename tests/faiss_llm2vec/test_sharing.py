@@ -424,7 +424,7 @@ def test_a_first_call_that_fails_gives_the_lock_back(store, encoder, make_encode
 def test_more_ids_than_an_old_sqlite_takes_in_a_statement(bare):
     if sys.version_info < (3, 11):
         pytest.skip("Connection.setlimit is of Python 3.11")
-    bare._contents.database.sql.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+    bare._access.contents.database.sql.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
     ids = [str(i) for i in range(5000)]
     assert len(bare.get(ids)) == 40
     assert bare.count({"version": {"$in": list(range(5000))}}) == 40

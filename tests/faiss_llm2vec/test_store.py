@@ -605,7 +605,7 @@ def test_threads_share_a_store(store):
 
 
 def test_public_names():
-    names = ["FaissStore", "Hit", "Record", "recommend_kind", "search_stores"]
+    names = ["FaissStore", "Hit", "Record", "SearchOptions", "recommend_kind", "search_stores"]
     assert faiss_llm2vec.__all__ == sorted(faiss_llm2vec.__all__) == names
 
 
