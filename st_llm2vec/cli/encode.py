@@ -42,6 +42,7 @@ def encode(
     on_error: reading_options.OnError = reading_options.Policy.stop,
     chunk_size: reading_options.ChunkSize = None,
     chunk_overlap: reading_options.ChunkOverlap = None,
+    late_chunking: reading_options.LateChunking = False,
     task: Annotated[Task | None, typer.Option("--as", help="Whose prompt the texts get. Default: document.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Put this before every text instead; it is not pooled.")] = None,
     to: Annotated[Format | None, typer.Option(help="Of the shards in a folder. Default: parquet.")] = None,
@@ -50,6 +51,8 @@ def encode(
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of unit length.")] = False,
     batch_size: options.BatchSize = 32,
+    workers: reading_options.Workers = None,
+    engine: reading_options.WithEngine = reading_options.Engine.local,
     max_seq_length: options.MaxSeqLength = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
@@ -67,6 +70,7 @@ def encode(
       st-llm2vec encode papers.jsonl papers.parquet --text-column abstract --normalize
       st-llm2vec encode questions.csv q.npy --as query --model my-encoder
       st-llm2vec encode notes/ 'papers/**/*.pdf' vectors/ --dtype bfloat16 --compile
+      st-llm2vec encode papers/ vectors/ --chunk-size 64 --late-chunking --workers 4
     """
     from ..corpus import SHARD_SIZE, encode_corpus
 
@@ -91,7 +95,10 @@ def encode(
             normalize=normalize,
             chunk_size=chunk_size,
             chunk_overlap=chunk_overlap or 0,
+            late_chunking=late_chunking,
             batch_size=batch_size,
+            workers=workers or 1,
+            engine=engine.value,
             shard_size=shard_size or SHARD_SIZE,
             progress=progress,
         )

@@ -14,7 +14,12 @@ from .inputs import BarOf, reading_of
 from .options import given, note, open_model
 
 if TYPE_CHECKING:
-    pass
+    from ..embedding import Embed
+    from ..ingestion import Passages
+    from .updating import Update
+
+_OF_VECTORS = ("from-vectors", "store", "upsert", "sync", "kind", "metric", "truncate-dim", "commit-every")
+_COMMIT_BYTES = 1 << 28  # of vectors that are there already and are put at once: each commit builds an index of its own
 
 
 def index(
@@ -34,6 +39,11 @@ def index(
     on_error: reading_options.OnError = reading_options.Policy.stop,
     chunk_size: reading_options.ChunkSize = None,
     chunk_overlap: reading_options.ChunkOverlap = None,
+    late_chunking: reading_options.LateChunking = False,
+    from_vectors: Annotated[
+        Path | None,
+        typer.Option("--from-vectors", metavar="DIR", help="Take texts and vectors from a folder that encode wrote."),
+    ] = None,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace documents that changed.")] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="Replace what changed, and delete what the inputs do not have.")
@@ -56,6 +66,8 @@ def index(
         int | None, typer.Option(min=1, help="Texts that are put at once; a kill costs so many. Default: 2048.")
     ] = None,
     batch_size: options.BatchSize = 32,
+    workers: reading_options.Workers = None,
+    engine: reading_options.WithEngine = reading_options.Engine.local,
     compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
@@ -69,6 +81,7 @@ def index(
       st-llm2vec index notes/ notes-store
       st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi
       st-llm2vec index notes/ notes-store --sync
+      st-llm2vec index --from-vectors vectors/ big-store --kind ivf
       st-llm2vec index notes-store --delete notes/old.md
     """
     if delete:
@@ -76,84 +89,94 @@ def index(
             raise typer.BadParameter(f"it goes with a STORE only, not with {others[0]}", param_hint="'--delete'")
         _delete(store, delete)
         return
-    if not inputs:
-        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
     if upsert and sync:
         raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
-    reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=store)
+    mode = "sync" if sync else "upsert" if upsert else "add"
     settings: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+    if from_vectors:
+        if others := [name for name in given(context) if name not in _OF_VECTORS]:
+            raise typer.BadParameter(f"it is encoded already: leave {others[0]} out", param_hint="'--from-vectors'")
+        _put_vectors(from_vectors, store, mode, settings, commit_every)
+        return
+    if not inputs:
+        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
+    reading = reading_of(inputs, text_column, id_column, metadata, txt, input_format, on_error, exclude=store)
+    from ..embedding import Embed, Encode
+    from ..ingestion import read_passages
+
     name = model or options.DEFAULT_MODEL
-    how = {"compile": compile, "device": device}
     if _is_store(store):
         from faiss_llm2vec import FaissStore
 
         # Before the model, which takes longer to load.
         with FaissStore.open_or_create(store, None, mmap=True, **settings) as opened:
             name = model or opened.stats()["model"] or name
-    encoder = open_model(name, **how)
-    mode = "sync" if sync else "upsert" if upsert else "add"
-    _put(
-        inputs,
-        store,
-        encoder,
-        reading,
-        mode,
-        name,
-        settings,
-        chunks=(chunk_size, chunk_overlap or 0),
-        commit_every=commit_every,
-        batch_size=batch_size,
-    )
+    encoder = open_model(name, compile=compile, device=device)
+    encode = Encode(encoder, batch_size=batch_size)
+    chunker = encode.chunker(chunk_size, chunk_overlap or 0, late=late_chunking)
+    with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
+        embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
+        embed.settle(passages)
+        _put(passages, store, embed, encoder, name, mode, settings, commit_every)
 
 
 def _put(
-    inputs: list[str],
-    store: Path,
+    passages: Passages,
+    path: Path,
+    embed: Embed,
     encoder: Any,
-    reading: Any,
-    mode: str,
     name: str,
+    mode: str,
     settings: dict[str, Any],
-    *,
-    chunks: tuple[int | None, int],
     commit_every: int | None,
-    batch_size: int,
 ) -> None:
     from faiss_llm2vec import FaissStore
 
-    from ..chunking import Chunker
-    from ..corpus import Embed
-    from ..ingestion import read_passages
     from .updating import BATCH, Update
 
-    prompt = encoder.prompts.get("document") or ""
-    with read_passages(inputs, reading, Chunker(encoder, *chunks, prompt), exclude=store) as passages:
-        report = passages.report
-        for line in (*report.errors, *report.notes):
-            note(line)
-        if report.skipped:
-            note(f"{report.skipped} rows or files could not be read and were skipped.")
-        if report.skipped and mode == "sync":
-            mode = "upsert"
-            note("Nothing is deleted, as what was skipped may be in the store.")
-        with (
-            FaissStore.open_or_create(store, encoder, mmap=True, model_name=name, **settings) as opened,
-            BarOf("texts") as progress,
-        ):
-            embed = Embed(encoder, batch_size=batch_size, progress=progress)
-            update = Update(opened, passages, mode, commit_every or BATCH)
-            embed.total = update.plan()
-            if embed.total:
-                embed.settle(passages, prompt)
-            update.apply(embed)
-            if opened.stats()["kind"] != "flat":  # which has no index to build
-                opened.compact()
-            total = len(opened)
-        said = ", ".join(f"{count} {what}" for what, count in update.counts.items())
+    report = passages.report
+    for line in (*report.errors, *report.notes):
+        note(line)
+    if report.skipped:
+        note(f"{report.skipped} rows or files could not be read and were skipped.")
+    if report.skipped and mode == "sync":
+        mode = "upsert"
+        note("Nothing is deleted, as what was skipped may be in the store.")
+    with FaissStore.open_or_create(path, encoder, mmap=True, model_name=name, **settings) as store:
+        update = Update(store, passages, mode, commit_every or BATCH)
+        embed.total = update.plan()
+        update.apply(embed)
+        if store.stats()["kind"] != "flat":  # which has no index to build
+            store.compact()
+        rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
         note(
-            f"{store}: {said}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, "
-            f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s; {total} in all."
+            f"{path}: {_counted(update)}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}; "
+            f"{len(store)} in all."
         )
+
+
+def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], commit_every: int | None) -> None:
+    from faiss_llm2vec import FaissStore
+
+    from ..stored_vectors import StoredVectors
+    from .updating import Update
+
+    with BarOf("texts") as progress:
+        stored = StoredVectors(folder, progress)
+        known = {"fingerprint": stored.fingerprint, "model_name": stored.model}
+        with (
+            stored.passages() as passages,
+            FaissStore.open_or_create(path, None, mmap=True, **known, **settings) as store,
+        ):
+            batch = commit_every or max(1, _COMMIT_BYTES // (4 * stored.dimension))
+            update = Update(store, passages, mode, batch, encodes=False)
+            stored.total = update.plan()
+            update.apply(stored)
+            note(f"{path}: {_counted(update)}; {len(store)} in all.")
+
+
+def _counted(update: Update) -> str:
+    return ", ".join(f"{count} {what}" for what, count in update.counts.items())
 
 
 def _delete(path: Path, ids: list[str]) -> None:
