@@ -27,21 +27,31 @@ class Chunker:
         overlap: Tokens that a piece may repeat of the one before, at most.
         prompt: What is put before every text.
         split_rows: Split the texts of rows as well; else the encoder cuts them.
+        late: The pieces are for late chunking: rows are split as documents are, and a piece has at most some half of
+            the tokens that the encoder reads, so that there is something around it.
 
     Raises:
         InvalidInputError: A size that the encoder would cut, or an overlap that is not smaller than the size.
     """
 
     def __init__(
-        self, encoder: Any, size: int | None = None, overlap: int = 0, prompt: str = "", *, split_rows: bool = True
+        self,
+        encoder: Any,
+        size: int | None = None,
+        overlap: int = 0,
+        prompt: str = "",
+        *,
+        split_rows: bool = True,
+        late: bool = False,
     ) -> None:
-        self.split_rows = split_rows
+        self.split_rows = split_rows or late
+        self.late = late
         self._tokenizer = encoder.tokenizer
         self.room = room(encoder, prompt)
-        if size is not None and not 1 <= size <= self.room:
-            raise InvalidInputError(
-                f"chunk_size must be from 1 to {self.room}, which is what this encoder reads of a text, got {size}."
-            )
+        self.most = late_size(self.room) if late else self.room
+        if size is not None and not 1 <= size <= self.most:
+            reads = "half of what this encoder reads, for late chunking" if late else "what this encoder reads"
+            raise InvalidInputError(f"chunk_size must be from 1 to {self.most}, {reads}, got {size}.")
         self.given = size
         self.overlap = overlap
         if not 0 <= overlap < (tokens := self.size_of(document=True)):
@@ -52,7 +62,7 @@ class Chunker:
 
     def size_of(self, *, document: bool) -> int:
         """Tokens of a piece, at most."""
-        return self.given or (min(DOCUMENT_TOKENS, self.room) if document else self.room)
+        return self.given or (min(DOCUMENT_TOKENS, self.most) if document or self.late else self.most)
 
     def tokens(self, text: str) -> int:
         """Tokens of a text by itself."""
@@ -107,3 +117,14 @@ def room(encoder: Any, prompt: str = "") -> int:
             f"max_seq_length={encoder.max_seq_length} leaves no token for a text beside the prompt. Give more."
         )
     return left
+
+
+def late_size(room: int) -> int:
+    """Tokens of a chunk, at most, where an encoder that reads so many is to see what is around it.
+
+    Raises:
+        InvalidInputError: It reads too few.
+    """
+    if room < 6:
+        raise InvalidInputError(f"late_chunking needs an encoder that reads more than {room} tokens: max_seq_length.")
+    return room // 2 - 2

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chunking import Chunker
-from .encoders import open_encoder
+from .embedding import Embed, Encode, Progress
+from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
 from .ingestion import Passages, Reading, Records, read_passages
 from .readers import TEXT_COLUMN
 from .shards import COLUMNS, FORMATS, Shards
 
 SHARD_SIZE = 8192  # texts of a shard
-BLOCK = 512  # texts that are encoded at once, between two reports of progress
 TASKS = ("document", "query")
-_SETTLED_TOKENS = 8192  # from here on an encoder is brought into the state in which it stays
-
-Progress = Callable[[int, int], None]  # texts done, texts to do
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,11 @@ def encode_corpus(
     normalize: bool = False,
     chunk_size: int | None = None,
     chunk_overlap: int = 0,
+    late_chunking: bool = False,
     batch_size: int = 32,
     shard_size: int = SHARD_SIZE,
+    workers: int = 1,
+    engine: str = "local",
     progress: Progress | None = None,
     reading: Reading | None = None,
 ) -> CorpusSummary:
@@ -87,8 +85,12 @@ def encode_corpus(
         normalize: Vectors of unit length.
         chunk_size: Tokens of a chunk, at most; documents are always split (256), rows only if this is given.
         chunk_overlap: Tokens that a chunk may repeat of the one before.
+        late_chunking: Read each document whole, or in windows as long as the encoder reads, and pool it chunk by chunk.
+            Rows are split as documents are; a chunk has at most half of the tokens that the encoder reads.
         batch_size: As for `encode`.
-        shard_size: Texts of a shard: what a kill costs at most.
+        shard_size: Texts of a shard: what a kill costs at most, for every worker.
+        workers: Processes that encode, each with a copy of the encoder; with engine="ray" actors of a cluster.
+        engine: "local" or "ray".
         progress: Called with the texts that are done and those that are to be encoded in all.
         reading: All about reading in one, in the place of `text_column` to `on_error`.
 
@@ -98,6 +100,7 @@ def encode_corpus(
     Raises:
         InvalidInputError: Something cannot be read, or the output is that of another model or setting. Nothing was
             encoded.
+        WorkerError: A worker died, and so did the one that was given its shard. The shards before it are kept.
 
     Example:
         encode_corpus("llm2vec-tiny", "notes", "vectors")
@@ -116,31 +119,39 @@ def encode_corpus(
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "quantized": bool(getattr(getattr(encoder[0], "model", None), "is_quantized", False)),
         "format": single or format,
+        "late_chunking": late_chunking or None,  # as in a manifest that does not know of it
     }
-    folder = Shards(target.with_name(f".{target.name}.parts") if single else target, setting, working=bool(single))
-    before = prompt if prompt is not None else encoder.prompts.get(task) or ""
-    chunker = Chunker(encoder, chunk_size, chunk_overlap, before, split_rows=chunk_size is not None)
+    name = model if isinstance(model, str) else _name_of(encoder)
+    about = dict(zip(("model", "revision"), lasting_name(name) if name else (None, None), strict=True))
+    parts = target.with_name(f".{target.name}.parts") if single else target
+    folder = Shards(parts, setting, about, working=bool(single))
+    encode = Encode(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size)
+    embed = Embed(encode, workers=workers, engine=engine, progress=progress)
+    chunker = encode.chunker(chunk_size, chunk_overlap, split_rows=chunk_size is not None, late=late_chunking)
     with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
         _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
-        embed = Embed(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size, progress=progress)
-        embed.settle(passages, before)
+        embed.settle(passages)
         entries = folder.write(passages, embed, shard_size)
         if single:
             folder.join(entries, target)
         else:
             folder.finish(entries)
-        report = passages.report
-        return CorpusSummary(
-            path=target,
-            texts=len(passages),
-            dimension=entries[0]["dimension"],
-            encoded=embed.encoded,
-            shards=len(entries),
-            seconds=embed.seconds,
-            skipped=report.skipped,
-            cut=passages.cut,
-            said=(*report.errors, *report.notes),
-        )
+        return _summary(target, passages, embed, entries)
+
+
+def _summary(target: Path, passages: Passages, embed: Embed, entries: list[dict[str, Any]]) -> CorpusSummary:
+    report = passages.report
+    return CorpusSummary(
+        path=target,
+        texts=len(passages),
+        dimension=entries[0]["dimension"],
+        encoded=embed.encoded,
+        shards=len(entries),
+        seconds=embed.seconds,
+        skipped=report.skipped,
+        cut=passages.cut,
+        said=(*report.errors, *report.notes),
+    )
 
 
 def _check_options(task: str, format: str, shard_size: int) -> None:
@@ -149,6 +160,11 @@ def _check_options(task: str, format: str, shard_size: int) -> None:
             raise InvalidInputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise InvalidInputError(f"shard_size must be a whole number of at least 1, got {shard_size!r}.")
+
+
+def _name_of(encoder: Any) -> str | None:
+    name = getattr(getattr(encoder, "transformers_model", None), "name_or_path", None)
+    return name or None
 
 
 def _sources(inputs: Any) -> Any:
@@ -171,50 +187,3 @@ def _check_passages(passages: Passages, single: str | None, overlap_alone: bool)
             "a .npy file holds vectors only, and with chunks or skipped rows nobody knows whose they are. Give an "
             "output that ends in .parquet, or a folder."
         )
-
-
-class Embed:
-    """Texts to float32 vectors (texts, dimension), in blocks, with a report after each."""
-
-    def __init__(
-        self,
-        encoder: Any,
-        *,
-        task: str = "document",
-        prompt: str | None = None,
-        normalize: bool = False,
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> None:
-        self._encoder = encoder
-        self._encode = encoder.encode_query if task == "query" else encoder.encode_document
-        self._options = {"prompt": prompt, "normalize_embeddings": normalize, "batch_size": batch_size}
-        self._progress = progress
-        self.encoded = self.total = 0
-        self.seconds = 0.0
-
-    def settle(self, passages: Passages, prompt: str = "") -> None:
-        """Bring the encoder into the state that a long run would bring it into.
-
-        The vectors of a text then depend on the corpus only, not on where a run began.
-        """
-        from .backend.deciding import expect
-        from .model import LLM2Vec
-
-        tokens = passages.characters + len(passages) * (len(prompt) + 8)  # at most
-        if tokens >= _SETTLED_TOKENS and isinstance(self._encoder, LLM2Vec):
-            expect(self._encoder[0], tokens + (1 << 40))
-
-    def __call__(self, texts: list[str]) -> Any:
-        import numpy as np
-
-        parts = []
-        for start in range(0, len(texts), BLOCK):
-            block = texts[start : start + BLOCK]
-            started = time.perf_counter()
-            parts.append(np.asarray(self._encode(block, show_progress_bar=False, **self._options), dtype=np.float32))
-            self.seconds += time.perf_counter() - started
-            self.encoded += len(block)
-            if self._progress:
-                self._progress(self.encoded, self.total)
-        return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)

@@ -75,7 +75,6 @@ def encode_texts(
     return found
 
 
-@torch.inference_mode()
 def run_batch(
     model: LLM2Vec,
     texts: Sequence[TokenizedText],
@@ -97,14 +96,33 @@ def run_batch(
     Returns:
         (n, dimension), on the model's device.
     """
-    transformer = model[0]
+    found: Tensor = _run(model, model[0], texts, place, prompt_length, waiting, **kwargs)["sentence_embedding"]
+    return found
+
+
+def run_tokens(model: LLM2Vec, texts: Sequence[TokenizedText], place: torch.device, *, waiting: int = 0) -> Tensor:
+    """As `run_batch`, but return the last hidden states: (n, length, hidden), padded on the right."""
+    found: Tensor = _run(model[0], model[0], texts, place, None, waiting)["token_embeddings"]
+    return found
+
+
+@torch.inference_mode()
+def _run(
+    runs: Any,
+    transformer: Any,
+    texts: Sequence[TokenizedText],
+    place: torch.device,
+    prompt_length: int | None,
+    waiting: int,
+    **kwargs: Any,
+) -> Any:
     features = transformer.collate(texts, prompt_length)
     packed_batch = PackedBatch.of(features["attention_mask"]).to(place)
     features = {**batch_to_device(features, place), "packed_batch": packed_batch}
     with _in_use(transformer, waiting):
-        vectors: Tensor = model(features, **kwargs)["sentence_embedding"]  # through __call__, for compile()
+        features = runs(features, **kwargs)  # through __call__, for compile()
     transformer.tokens_encoded += sum(packed_batch.lengths)
-    return vectors
+    return features
 
 
 def token_budget(model: LLM2Vec, place: torch.device) -> int:

@@ -8,6 +8,7 @@
     ├── InvalidInputError             (also ValueError)
     ├── MissingExtraError             (also ImportError)
     ├── CacheError                    (also OSError)
+    ├── WorkerError                   (also RuntimeError)
     └── StoreError
         ├── StoreExistsError          (also FileExistsError)
         ├── StoreNotFoundError        (also FileNotFoundError)
@@ -54,6 +55,10 @@ class MissingExtraError(LLM2VecError, ImportError):
 
 class CacheError(LLM2VecError, OSError):
     """What is kept of an alias is damaged, or cannot be written."""
+
+
+class WorkerError(LLM2VecError, RuntimeError):
+    """Worker processes died; what they had done before is kept."""
 
 
 class StoreError(LLM2VecError):

@@ -141,6 +141,37 @@ def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(int(i) for i in candidates if i is not None)
 
 
+class LocatedText(NamedTuple):
+    """Token ids of one text with everything around it, uncut, and where the text itself is among them.
+
+    Attributes:
+        input_ids: Special tokens, template and prompt included.
+        start, stop: The text's own tokens.
+        offsets: For every token its first character in the text and the one after its last; around the text, these lie
+            outside of it.
+    """
+
+    input_ids: list[int]
+    start: int
+    stop: int
+    offsets: list[tuple[int, int]]
+
+
+def locate(tokenizer: PreTrainedTokenizerBase, pair: tuple[str, str], template: Template) -> LocatedText:
+    """Tokenize one (what stands before, text) pair, and find the text in it by character offsets."""
+    before, after = special_counts(tokenizer)
+    rendered = _render(pair, template)
+    first = len(template.prefix) + len(pair[0].lstrip() if template else pair[0])
+    length = len(rendered) - len(template.suffix) - first
+    encoding = tokenizer(rendered, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    offsets = [(start - first, end - first) for start, end in encoding["offset_mapping"]]
+    content = range(before, len(offsets) - after)
+    # A token that begins in the prompt and ends in the text (a blank and the first word) belongs to the text.
+    start = next((i for i in content if offsets[i][1] > 0), content.stop)
+    stop = next((i for i in content if offsets[i][0] >= length and i >= start), content.stop)
+    return LocatedText(encoding["input_ids"], start, stop, offsets)
+
+
 def _cut_document(tokenizer: PreTrainedTokenizerBase, text: str, limit: int, max_length: int) -> str:
     """Section 3.2: whole words from the start until at most `limit` tokens are left; by tokens if no word would be."""
 
@@ -178,15 +209,8 @@ def _truncate(
     if not keep_suffix:
         kept = ids[: max_length - after] + ids[len(ids) - after :]
         return TokenizedText(kept, len(kept))
-    rendered = _render(pair, template)
-    text_end = len(rendered) - len(template.suffix)
-    text_start = len(template.prefix) + len(pair[0].lstrip() if template else pair[0])
-    encoding = tokenizer(rendered, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
-    offsets = encoding["offset_mapping"]
-    content = range(before, len(ids) - after)
-    # A token that begins in the prompt and ends in the text (a blank and the first word) belongs to the text.
-    prompt_end = next((i for i in content if offsets[i][1] > text_start), content.stop)
-    suffix_start = next((i for i in content if offsets[i][0] >= text_end and i >= prompt_end), content.stop)
+    located = locate(tokenizer, pair, template)
+    prompt_end, suffix_start = located.start, located.stop
     room = max_length - before - (len(ids) - suffix_start)
     # A prompt that would crowd the text out is cut instead: the text keeps at least half of the room.
     n_text = min(suffix_start - prompt_end, max(room - (prompt_end - before), room // 2))

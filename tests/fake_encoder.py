@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from st_llm2vec.errors import InvalidInputError
 
 
 class Tokenizer:
@@ -47,3 +53,26 @@ def vectors(texts: list[str]) -> Any:
     seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
     found = np.stack([np.random.default_rng(seed).standard_normal(8).astype("f4") for seed in seeds])
     return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class Doubled:
+    """Work for `workers`: twice the item; dies over items of `deadly` as often as there are files to take away."""
+
+    gpu = False
+
+    def __init__(self, deadly: Path | None = None) -> None:
+        self.deadly = deadly
+        self.number = -1
+
+    def begin(self, number: int, count: int) -> None:
+        self.number = number
+
+    def __call__(self, item: int) -> tuple[int, int]:
+        time.sleep(0.05 * (item % 3 == 0))  # so that later ones are done first
+        if item == 5 and self.deadly is not None:
+            for file in sorted(self.deadly.iterdir()):
+                file.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if item < 0:
+            raise InvalidInputError("an item below 0")
+        return 2 * item, self.number

@@ -16,7 +16,8 @@ from fake_encoder import FakeEncoder, vectors
 
 import st_llm2vec
 from st_llm2vec import atomic
-from st_llm2vec.corpus import Embed, encode_corpus
+from st_llm2vec.corpus import encode_corpus
+from st_llm2vec.embedding import Embed
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.ingestion import Records
 

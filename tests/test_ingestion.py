@@ -94,8 +94,8 @@ def test_dates_and_missing_values_of_typed_formats(here: Path) -> None:
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "a.parquet")
     first, second = read("a.parquet", reading=Reading(id_column="id"))
-    assert first == ("7", "a", {"day": "2024-05-01", "n": 1.5, "source": "a.parquet"})
-    assert second == ("8", "b", {"source": "a.parquet"})
+    assert first[:3] == ("7", "a", {"day": "2024-05-01", "n": 1.5, "source": "a.parquet"})
+    assert second[:3] == ("8", "b", {"source": "a.parquet"})
 
 
 def test_a_column_of_several_types_becomes_texts_everywhere(here: Path) -> None:
@@ -177,8 +177,8 @@ def pdf(path: Path, *pages: str, password: str = "", title: str = "") -> None:
 def test_pdf_keeps_the_page(here: Path) -> None:
     pdf(here / "a.pdf", "The first page.", "", "The third page.", title="Paper")
     one, three = read("a.pdf")
-    assert one == ("a.pdf#1", "The first page.", {"source": "a.pdf", "title": "Paper", "chunk": 1, "page": 1})
-    assert three == ("a.pdf#2", "The third page.", {"source": "a.pdf", "title": "Paper", "chunk": 2, "page": 3})
+    assert one[:3] == ("a.pdf#1", "The first page.", {"source": "a.pdf", "title": "Paper", "chunk": 1, "page": 1})
+    assert three[:3] == ("a.pdf#2", "The third page.", {"source": "a.pdf", "title": "Paper", "chunk": 2, "page": 3})
     assert said("a.pdf")[1] == ["a.pdf: 1 pages have no text."]
 
 
@@ -186,7 +186,7 @@ def test_txt_is_lines_or_a_document(here: Path) -> None:
     Path("a.txt").write_text("one\n\ntwo\n")
     assert [(p.id, p.text) for p in read("a.txt")] == [("a.txt:1", "one"), ("a.txt:3", "two")]
     (whole,) = read("a.txt", reading=Reading(whole_txt=True))
-    assert whole == ("a.txt#1", "one\n\ntwo", {"source": "a.txt", "title": "a", "chunk": 1})
+    assert whole[:3] == ("a.txt#1", "one\n\ntwo", {"source": "a.txt", "title": "a", "chunk": 1})
 
 
 @pytest.mark.parametrize("overlap", [0, 5])
@@ -233,7 +233,7 @@ def test_folders_globs_and_standard_input(here: Path, monkeypatch: pytest.Monkey
     ]  # fmt: skip
     assert said("n")[1] == ["Files of other kinds were passed over: 1 .png."]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"text": "hello"}\n')))
-    assert read("-", reading=Reading(ending=".jsonl")) == [("-:1", "hello", {"source": "-"})]
+    assert [p[:3] for p in read("-", reading=Reading(ending=".jsonl"))] == [("-:1", "hello", {"source": "-"})]
 
 
 def test_ids_are_the_names_as_they_were_typed(here: Path) -> None:

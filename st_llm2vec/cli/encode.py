@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
-from .inputs import BarOf, Files, Inputs, reading_of, with_files
+from .inputs import BarOf, Engine, Files, Inputs, WithEngine, Workers, reading_of, with_files
 from .options import note, open_model
+
+if TYPE_CHECKING:
+    from ..corpus import CorpusSummary
 
 
 class Format(str, Enum):
@@ -44,6 +47,8 @@ def encode(
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of unit length.")] = False,
     batch_size: options.BatchSize = 32,
+    workers: Workers = None,
+    engine: WithEngine = Engine.local,
     max_seq_length: options.MaxSeqLength = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
@@ -61,6 +66,7 @@ def encode(
       st-llm2vec encode papers.jsonl papers.parquet --text-column abstract --normalize
       st-llm2vec encode questions.csv q.npy --as query --model my-encoder
       st-llm2vec encode notes/ 'papers/**/*.pdf' vectors/ --dtype bfloat16 --compile
+      st-llm2vec encode papers/ vectors/ --chunk-size 64 --late-chunking --workers 4
     """
     from ..corpus import SHARD_SIZE, encode_corpus
 
@@ -85,10 +91,17 @@ def encode(
             normalize=normalize,
             chunk_size=files.chunk_size,
             chunk_overlap=files.chunk_overlap or 0,
+            late_chunking=files.late_chunking,
             batch_size=batch_size,
+            workers=workers or 1,
+            engine=engine.value,
             shard_size=shard_size or SHARD_SIZE,
             progress=progress,
         )
+    _tell(done, output)
+
+
+def _tell(done: CorpusSummary, output: Path) -> None:
     for line in done.said:
         note(line)
     if done.skipped:

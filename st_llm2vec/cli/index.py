@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
 from . import options
-from .inputs import BarOf, Files, OptionalInputs, reading_of, with_files
+from .inputs import BarOf, Engine, Files, OptionalInputs, WithEngine, Workers, reading_of, with_files
 from .options import given, note, open_model
+
+if TYPE_CHECKING:
+    from ..embedding import Embed
+    from ..ingestion import Passages
+    from .updating import Update
+
+Kind = Annotated[
+    str | None,
+    typer.Option(help="flat (default) is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string."),
+]
+_OF_VECTORS = ("from-vectors", "store", "upsert", "sync", "kind", "metric", "truncate-dim", "commit-every")
+_COMMIT_BYTES = 1 << 28  # of vectors that are there already and are put at once: each commit builds an index of its own
 
 
 @with_files
@@ -24,6 +36,10 @@ def index(
         typer.Option("--model", "-m", help="Alias, folder or hub id of the encoder. Default: the store's."),
     ] = None,
     files: Files,
+    from_vectors: Annotated[
+        Path | None,
+        typer.Option("--from-vectors", metavar="DIR", help="Take texts and vectors from a folder that encode wrote."),
+    ] = None,
     upsert: Annotated[bool, typer.Option("--upsert", help="Replace documents that changed.")] = False,
     sync: Annotated[
         bool, typer.Option("--sync", help="Replace what changed, and delete what the inputs do not have.")
@@ -32,12 +48,7 @@ def index(
         list[str] | None,
         typer.Option("--delete", metavar="ID", help="Delete a document, or all of a file. May be given again."),
     ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            help="flat (default) is exact; fp16, sq8, int8, hnsw, ivf, rabitq, binary or a FAISS factory string."
-        ),
-    ] = None,
+    kind: Kind = None,
     metric: Annotated[str | None, typer.Option(help="cosine (default), dot or l2.")] = None,
     truncate_dim: Annotated[
         int | None, typer.Option(min=1, help="Keep the first so many numbers of each vector.")
@@ -46,6 +57,8 @@ def index(
         int | None, typer.Option(min=1, help="Texts that are put at once; a kill costs so many. Default: 2048.")
     ] = None,
     batch_size: options.BatchSize = 32,
+    workers: Workers = None,
+    engine: WithEngine = Engine.local,
     compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
@@ -59,74 +72,102 @@ def index(
       st-llm2vec index notes/ notes-store
       st-llm2vec index papers.jsonl papers-store --text-column abstract --id-column doi
       st-llm2vec index notes/ notes-store --sync
+      st-llm2vec index --from-vectors vectors/ big-store --kind ivf
       st-llm2vec index notes-store --delete notes/old.md
     """
+    _require_one_purpose(given(context))
     if delete:
-        if others := [name for name in given(context) if name not in ("delete", "store")]:
-            raise typer.BadParameter(f"it goes with a STORE only, not with {others[0]}", param_hint="'--delete'")
         _delete(store, delete)
+        return
+    mode = "sync" if sync else "upsert" if upsert else "add"
+    settings: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+    if from_vectors:
+        _put_vectors(from_vectors, store, mode, settings, commit_every)
         return
     if not inputs:
         raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
-    if upsert and sync:
-        raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
     reading = reading_of(inputs, files, exclude=store)
-    settings: dict[str, Any] = {"kind": kind, "metric": metric, "truncate_dim": truncate_dim}
+    from ..embedding import Embed, Encode
+    from ..ingestion import read_passages
+
     named = _model_of(store, settings)  # before a model is loaded, which takes longer
     name = model or named or options.DEFAULT_MODEL
     encoder = open_model(name, compile=compile, device=device)
-    mode = "sync" if sync else "upsert" if upsert else "add"
-    _put(inputs, store, encoder, reading, files, mode, name, settings, commit_every, batch_size)
+    encode = Encode(encoder, batch_size=batch_size)
+    chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
+    with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
+        embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
+        embed.settle(passages)
+        _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+
+
+def _require_one_purpose(said: list[str]) -> None:
+    """To delete, to take vectors or to encode texts: options of one do not go with another."""
+    if "delete" in said and (others := [name for name in said if name not in ("delete", "store")]):
+        raise typer.BadParameter(f"it goes with a STORE only, not with {others[0]}", param_hint="'--delete'")
+    if {"upsert", "sync"} <= set(said):
+        raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
+    if "from-vectors" in said and (others := [name for name in said if name not in _OF_VECTORS]):
+        raise typer.BadParameter(f"it is encoded already: leave {others[0]} out", param_hint="'--from-vectors'")
 
 
 def _put(
-    inputs: list[str],
-    store: Path,
+    passages: Passages,
+    path: Path,
+    embed: Embed,
     encoder: Any,
-    reading: Any,
-    files: Files,
-    mode: str,
     name: str,
+    mode: str,
     settings: dict[str, Any],
     commit_every: int | None,
-    batch_size: int,
 ) -> None:
     from faiss_llm2vec import FaissStore
 
-    from ..chunking import Chunker
-    from ..corpus import Embed
-    from ..ingestion import read_passages
     from .updating import BATCH, Update
 
-    prompt = encoder.prompts.get("document") or ""
-    chunker = Chunker(encoder, files.chunk_size, files.chunk_overlap or 0, prompt)
-    with read_passages(inputs, reading, chunker, exclude=store) as passages:
-        report = passages.report
-        for line in (*report.errors, *report.notes):
-            note(line)
-        if report.skipped:
-            note(f"{report.skipped} rows or files could not be read and were skipped.")
-        if report.skipped and mode == "sync":
-            mode = "upsert"
-            note("Nothing is deleted, as what was skipped may be in the store.")
-        with (
-            FaissStore.open_or_create(store, encoder, mmap=True, model_name=name, **settings) as opened,
-            BarOf("texts") as progress,
-        ):
-            embed = Embed(encoder, batch_size=batch_size, progress=progress)
-            update = Update(opened, passages, mode, commit_every or BATCH)
-            embed.total = update.plan()
-            if embed.total:
-                embed.settle(passages, prompt)
-            update.apply(embed)
-            if opened.stats()["kind"] != "flat":  # which has no index to build
-                opened.compact()
-            total = len(opened)
-        said = ", ".join(f"{count} {what}" for what, count in update.counts.items())
+    report = passages.report
+    for line in (*report.errors, *report.notes):
+        note(line)
+    if report.skipped:
+        note(f"{report.skipped} rows or files could not be read and were skipped.")
+    if report.skipped and mode == "sync":
+        mode = "upsert"
+        note("Nothing is deleted, as what was skipped may be in the store.")
+    with FaissStore.open_or_create(path, encoder, mmap=True, model_name=name, **settings) as store:
+        update = Update(store, passages, mode, commit_every or BATCH)
+        embed.total = update.plan()
+        update.apply(embed)
+        if store.stats()["kind"] != "flat":  # which has no index to build
+            store.compact()
+        rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
         note(
-            f"{store}: {said}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, "
-            f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s; {total} in all."
+            f"{path}: {_counted(update)}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}; "
+            f"{len(store)} in all."
         )
+
+
+def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], commit_every: int | None) -> None:
+    from faiss_llm2vec import FaissStore
+
+    from ..stored_vectors import StoredVectors
+    from .updating import Update
+
+    with BarOf("texts") as progress:
+        stored = StoredVectors(folder, progress)
+        known: dict[str, Any] = {"fingerprint": stored.fingerprint, "model_name": stored.model}
+        with (
+            stored.passages() as passages,
+            FaissStore.open_or_create(path, None, mmap=True, **known, **settings) as store,
+        ):
+            batch = commit_every or max(1, _COMMIT_BYTES // (4 * stored.dimension))
+            update = Update(store, passages, mode, batch, encodes=False)
+            stored.total = update.plan()
+            update.apply(stored)
+            note(f"{path}: {_counted(update)}; {len(store)} in all.")
+
+
+def _counted(update: Update) -> str:
+    return ", ".join(f"{count} {what}" for what, count in update.counts.items())
 
 
 def _delete(path: Path, ids: list[str]) -> None:

@@ -38,6 +38,22 @@ _INPUTS = typer.Argument(
 )
 Inputs = Annotated[list[str], _INPUTS]
 OptionalInputs = Annotated[list[str] | None, _INPUTS]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes that encode, each with a copy of the model. Default: 1."),
+]
+
+
+class Engine(str, Enum):
+    """What the workers are."""
+
+    local = "local"
+    ray = "ray"
+
+
+WithEngine = Annotated[
+    Engine, typer.Option("--engine", help="Workers are processes of this machine, or actors of a Ray cluster.")
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,10 @@ class Files:
         int | None,
         typer.Option("--chunk-overlap", min=0, help="Tokens that a chunk repeats of the one before, at most."),
     ] = None
+    late_chunking: Annotated[
+        bool,
+        typer.Option("--late-chunking", help="Read documents whole, or in long windows, and pool them chunk by chunk."),
+    ] = False
 
 
 def with_files(command: options.Command) -> options.Command:

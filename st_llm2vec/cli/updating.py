@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..ingestion import Passage, Passages
+from ..ingestion import Passage, Passages, content_of
 
 if TYPE_CHECKING:
     from faiss_llm2vec import FaissStore
 
-    from ..corpus import Embed
+    from ..embedding import Embed
+    from ..stored_vectors import StoredVectors
 
 BATCH = 2048  # passages of a commit: what a kill costs at most
 MODES = ("add", "upsert", "sync")
@@ -36,10 +37,13 @@ class Update:
         passages: What it shall hold.
         mode: "add" refuses changed documents, "upsert" replaces them, "sync" also deletes what the passages lack.
         batch: Passages of a commit.
+        encodes: Their vectors have to be encoded: those of texts that moved to another id are taken from the store.
     """
 
-    def __init__(self, store: FaissStore, passages: Passages, mode: str, batch: int = BATCH) -> None:
-        self._store, self._passages, self._mode, self._batch = store, passages, mode, batch
+    def __init__(
+        self, store: FaissStore, passages: Passages, mode: str, batch: int = BATCH, *, encodes: bool = True
+    ) -> None:
+        self._store, self._passages, self._mode, self._batch, self._encodes = store, passages, mode, batch, encodes
         self._states: Counter[int] = Counter()
         self.deleted = 0
         self._sql = passages.sql
@@ -75,9 +79,9 @@ class Update:
         if len(self._store) == 0:
             self._states[_NEW] = len(self._passages)
             return self._states[_NEW]
-        for rows in self._passages.numbered(self._batch):
-            known = {record.id: record for record in self._store.get([passage.id for _, passage in rows])}
-            states = [(n, _state(passage, known.get(passage.id))) for n, passage in rows]
+        for passages in self._passages.batches(self._batch):
+            known = {record.id: record for record in self._store.get([passage.id for passage in passages])}
+            states = [(passage.number, _state(passage, known.get(passage.id))) for passage in passages]
             self._sql.executemany("INSERT INTO states VALUES (?, ?)", states)
             self._states.update(state for _, state in states)
         stale = self._absent() if self._mode == "sync" else self._left_of_longer_ones()
@@ -85,45 +89,38 @@ class Update:
         self.deleted = self._sql.execute("SELECT count(*) FROM stale").fetchone()[0]
         if self._mode == "add":
             self._refuse_changes()
-        self._keep_vectors()
+        if self._encodes:
+            self._keep_vectors()
         kept: int = self._sql.execute("SELECT count(*) FROM kept").fetchone()[0]
         return self._states[_NEW] + self._states[_CHANGED] - kept
 
-    def apply(self, embed: Embed) -> None:
+    def apply(self, embed: Embed | StoredVectors) -> None:
         """Encode and put, batch by batch; then delete."""
-        for rows in self._passages.numbered(self._batch):
-            first, last = rows[0][0], rows[-1][0]
-            found = dict(self._sql.execute("SELECT n, state FROM states WHERE n BETWEEN ? AND ?", (first, last)))
-            todo = [(n, passage, found.get(n, _NEW)) for n, passage in rows if found.get(n) != _UNCHANGED]
-            if todo:
-                passages = [passage for _, passage, _ in todo]
-                self._store.upsert(
-                    [passage.text for passage in passages],
-                    ids=[passage.id for passage in passages],
-                    metadata=[passage.metadata for passage in passages],
-                    vectors=self._vectors(todo, embed),
-                )
+        for (todo, old), _, new in embed.each(self._todo()):
+            self._store.upsert(
+                [passage.text for passage in todo],
+                ids=[passage.id for passage in todo],
+                metadata=[passage.metadata for passage in todo],
+                vectors=_joined(todo, old, new),
+            )
         stale = [id for (id,) in self._sql.execute("SELECT id FROM stale")]
         for start in range(0, len(stale), self._batch):
             self._store.delete(stale[start : start + self._batch])
 
-    def _vectors(self, todo: list[tuple[int, Passage, int]], embed: Embed) -> Any:
-        first, last = todo[0][0], todo[-1][0]
-        kept = dict(self._sql.execute("SELECT n, vector FROM kept WHERE n BETWEEN ? AND ?", (first, last)))
-        old = {n: np.frombuffer(vector, np.float32) for n, vector in kept.items()}
-        relabelled = [(n, passage.id) for n, passage, state in todo if state == _RELABELLED]
-        if relabelled:
-            vectors = self._store.vectors([id for _, id in relabelled])
-            old |= {n: vector for (n, _), vector in zip(relabelled, vectors, strict=True)}
-        new = embed([passage.text for n, passage, _ in todo if n not in old])
-        if not old:
-            return new
-        dimension = len(next(iter(old.values())))  # of the store, which may have cut them
-        vectors = np.empty((len(todo), dimension), dtype=np.float32)
-        fresh = np.array([n not in old for n, _, _ in todo])
-        vectors[fresh] = new[:, :dimension] if len(new) else 0
-        vectors[~fresh] = np.stack([old[n] for n, _, _ in todo if n in old])
-        return vectors
+    def _todo(self) -> Iterator[tuple[tuple[list[Passage], dict[int, Any]], list[Passage]]]:
+        """What is to be put, with the vectors that are there already; and the passages that have none."""
+        for passages in self._passages.batches(self._batch):
+            first, last = passages[0].number, passages[-1].number
+            found = dict(self._sql.execute("SELECT n, state FROM states WHERE n BETWEEN ? AND ?", (first, last)))
+            todo = [passage for passage in passages if found.get(passage.number) != _UNCHANGED]
+            if not todo:
+                continue
+            kept = self._sql.execute("SELECT n, vector FROM kept WHERE n BETWEEN ? AND ?", (first, last))
+            old = {n: np.frombuffer(vector, np.float32) for n, vector in kept}
+            relabelled = {passage.number: passage.id for passage in todo if found.get(passage.number) == _RELABELLED}
+            if relabelled:
+                old |= dict(zip(relabelled, self._store.vectors(list(relabelled.values())), strict=True))
+            yield (todo, old), [passage for passage in todo if passage.number not in old]
 
     def _refuse_changes(self) -> None:
         changed = self._sql.execute(
@@ -173,18 +170,19 @@ class Update:
             return
         for records in self._store.scan():
             moving = self._moving([record.id for record in records])
-            texts = ((_hash(record.text), record.id) for record in records if record.id in moving)
-            self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", texts)
+            found = ((_hash(_content(record)), record.id) for record in records if record.id in moving)
+            self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", found)
         if self._sql.execute("SELECT 1 FROM known LIMIT 1").fetchone() is None:
             return
-        for rows in self._passages.numbered(self._batch):
-            first, last = rows[0][0], rows[-1][0]
+        for passages in self._passages.batches(self._batch):
+            first, last = passages[0].number, passages[-1].number
             state = dict(self._sql.execute("SELECT n, state FROM states WHERE n BETWEEN ? AND ?", (first, last)))
-            wanted = {n: _hash(passage.text) for n, passage in rows if state[n] in (_NEW, _CHANGED)}
+            todo = [passage for passage in passages if state[passage.number] in (_NEW, _CHANGED)]
             ids = {}
-            for n, key in wanted.items():
+            for passage in todo:
+                key = _hash(passage.content)
                 if row := self._sql.execute("SELECT id FROM known WHERE hash = ?", (key,)).fetchone():
-                    ids[n] = row[0]
+                    ids[passage.number] = row[0]
             unique = list(dict.fromkeys(ids.values()))
             if unique:
                 vectors = dict(zip(unique, self._store.vectors(unique), strict=True))
@@ -203,9 +201,25 @@ class Update:
 def _state(passage: Passage, record: Any) -> int:
     if record is None:
         return _NEW
-    if record.text != passage.text:
+    if _content(record) != passage.content:
         return _CHANGED
     return _UNCHANGED if record.metadata == passage.metadata else _RELABELLED
+
+
+def _content(record: Any) -> str:
+    return content_of(record.text, record.metadata)
+
+
+def _joined(todo: list[Passage], old: dict[int, Any], new: Any) -> Any:
+    """The vectors of all that is to be put, in its order."""
+    if not old:
+        return new
+    dimension = len(next(iter(old.values())))  # of the store, which may have cut them
+    vectors = np.empty((len(todo), dimension), dtype=np.float32)
+    fresh = np.array([passage.number not in old for passage in todo])
+    vectors[fresh] = new[:, :dimension] if len(new) else 0
+    vectors[~fresh] = np.stack([old[passage.number] for passage in todo if passage.number in old])
+    return vectors
 
 
 def _hash(text: str) -> bytes:

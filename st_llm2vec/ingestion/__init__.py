@@ -6,6 +6,7 @@ passages.py    what was read, in a temporary database on the disk
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import sys
@@ -15,15 +16,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..chunking import Chunker
+from ..chunking import Chunker, Piece
 from ..errors import InvalidInputError
 from ..readers import TABLES, TEXT_COLUMN, Table, has_half_characters, plain, text_of
 from ..readers.documents import DOCUMENTS, Document, heading_at, headings, read_text
-from .passages import Passage, Passages
+from .passages import LATE, Passage, Passages, content_of
 from .sources import ENDINGS, STDIN, Reading, Report, Source, find
 
-__all__ = ["ENDINGS", "STDIN", "Passage", "Passages", "Reading", "Records", "Report", "find", "read_passages"]
+__all__ = [
+    "ENDINGS",
+    "STDIN",
+    "Passage",
+    "Passages",
+    "Reading",
+    "Records",
+    "Report",
+    "content_of",
+    "find",
+    "read_passages",
+]
 
+_BETWEEN_PAGES = "\n\n"  # where a document is read as one
 _UNITS = {".parquet": "row", ".arrow": "row", ".json": "item"}
 
 
@@ -152,15 +165,28 @@ class _Reader:
             if name:
                 fields.setdefault("source", name)
             chunker = self._chunker
-            pieces = [text]
+            pieces = [Piece(0, text)]
             if not chunker.split_rows:
                 self._passages.cut += not chunker.fits(text, chunker.room)
             else:
-                pieces = [piece.text for piece in chunker.split(text, document=False)]
-            passages = [Passage(id, pieces[0], fields)]
+                pieces = chunker.split(text, document=False)
+            passages = [Passage(id, pieces[0].text, fields, start=pieces[0].start)]
             if len(pieces) > 1:
-                passages = [Passage(f"{id}#{k}", piece, {**fields, "chunk": k}) for k, piece in enumerate(pieces, 1)]
-            self._passages.add(passages, id, place)
+                passages = [
+                    Passage(f"{id}#{k}", piece, {**fields, "chunk": k}, start=start)
+                    for k, (start, piece) in enumerate(pieces, 1)
+                ]
+            self._add(passages, text, id, place)
+
+    def _add(self, passages: list[Passage], document: str, parent: str, place: str) -> None:
+        """Add the passages of a row or document, for late chunking with what they are read in."""
+        if self._chunker.late:
+            digest = hashlib.sha256(f"{self._chunker.size_of(document=True)} {document}".encode()).hexdigest()[:16]
+            passages = [
+                passage._replace(document=document, metadata={**passage.metadata, LATE: f"{digest}:{passage.start}"})
+                for passage in passages
+            ]
+        self._passages.add(passages, parent, place)
 
     def _row(self, row: dict[str, Any], place: str, id: str) -> tuple[str, str, dict[str, Any]]:
         reading = self._reading
@@ -172,7 +198,12 @@ class _Reader:
             id = _id(row, column, place)
         taken = {*reading.text_columns, reading.id_column}
         names = [name for name in row if name not in taken] if reading.metadata is None else reading.metadata
+        self._refuse_late(names, place)
         return id, text, {name: _value(name, row[name], place) for name in names if row.get(name) is not None}
+
+    def _refuse_late(self, names: Iterable[str], place: str) -> None:
+        if self._chunker.late and LATE in names:
+            raise InvalidInputError(f"{place}: a column is called {LATE!r}, which late_chunking calls its own.")
 
     def _document(self, source: Source) -> None:
         name, report = source.name, self._report
@@ -187,6 +218,7 @@ class _Reader:
             report(error)
             return
         passages: list[Passage] = []
+        before = 0  # characters of the pages before
         for page in document.pages:
             found = headings(page.text) if document.marked else []
             for start, text in self._chunker.split(page.text, document=True, marked=document.marked):
@@ -194,11 +226,12 @@ class _Reader:
                 fields |= {"page": page.number} if page.number else {}
                 if heading := heading_at(found, start, start + len(text)):
                     fields["heading"] = heading
-                passages.append(Passage(f"{name}#{fields['chunk']}", text, fields))
+                passages.append(Passage(f"{name}#{fields['chunk']}", text, fields, start=before + start))
+            before += len(page.text) + len(_BETWEEN_PAGES)
         if document.empty:
             report.note(f"{name}: {document.empty} pages have no text.")
         if passages:
-            self._passages.add(passages, name, name)
+            self._add(passages, _BETWEEN_PAGES.join(page.text for page in document.pages), name, name)
         else:
             report(InvalidInputError(f"{name} has no text."))
 
@@ -206,6 +239,7 @@ class _Reader:
         self.seen.update(document.fields)
         chosen = self._reading.metadata
         own = {key: value for key, value in document.fields.items() if chosen is None or key in chosen}
+        self._refuse_late(own, name)
         return {
             key: _value(key, value, name) for key, value in {**own, "source": name, "title": document.title}.items()
         }

@@ -9,24 +9,44 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..errors import InvalidInputError
 from .sources import Report
 
-_INSERT = "INSERT INTO passages (id, parent, place, text, metadata) VALUES (?, ?, ?, ?, ?)"
-_SELECT = "SELECT n, id, text, metadata FROM passages WHERE n > ? ORDER BY n LIMIT ?"
+LATE = "late_chunk"  # field of the metadata: a hash of the document that a late chunk is read in, and its place there
+_INSERT = "INSERT INTO passages (id, parent, place, text, metadata, document, start) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_SELECT = "SELECT n, id, text, metadata, document, start FROM passages WHERE n > ? ORDER BY n LIMIT ?"
 _KINDS = {str: "text", bool: "bool", int: "integer", float: "number"}
 
 
 class Passage(NamedTuple):
-    """A text to encode."""
+    """A text to encode.
+
+    Attributes:
+        id, text, metadata: What it is called, what it says, and what is known about it.
+        document, start: For late chunking, the document that it is read in, and its first character there.
+        number: Its place in the database.
+    """
 
     id: str
     text: str
     metadata: dict[str, Any]
+    document: str | None = None
+    start: int = 0
+    number: int = 0
+
+    @property
+    def content(self) -> str:
+        """What its vector depends on."""
+        return content_of(self.text, self.metadata)
+
+
+def content_of(text: str, metadata: Mapping[str, Any]) -> str:
+    """What the vector of a passage depends on, from what is stored of it: the text, and for late chunks the place."""
+    return f"{metadata[LATE]} {text}" if metadata.get(LATE) else text
 
 
 class Passages:
@@ -40,7 +60,9 @@ class Passages:
         self.sql.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
             "CREATE TABLE passages (n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, parent TEXT NOT NULL,"
-            " place TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL);"
+            " place TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL,"
+            " document INTEGER, start INTEGER NOT NULL);"
+            "CREATE TABLE documents (n INTEGER PRIMARY KEY, text TEXT NOT NULL);"
         )
 
     def __enter__(self) -> Passages:
@@ -72,11 +94,13 @@ class Passages:
         return (kinds.pop() if len(kinds) == 1 else "text"), "list" in self.fields[name]
 
     def add(self, passages: list[Passage], parent: str, place: str) -> None:
-        """Add the passages of one row or page, all or none; report an id that was there before."""
-        first = None
-        for id, text, fields in passages:
-            row = (id, parent, place, text, json.dumps(fields, ensure_ascii=False))
+        """Add the passages of one row or document, all or none; report an id that was there before."""
+        first = read_in = None
+        for id, text, fields, document, start, _ in passages:
             try:
+                if document is not None and read_in is None:
+                    read_in = self.sql.execute("INSERT INTO documents (text) VALUES (?)", (document,)).lastrowid
+                row = (id, parent, place, text, json.dumps(fields, ensure_ascii=False), read_in, start)
                 n = self.sql.execute(_INSERT, row).lastrowid
             except sqlite3.IntegrityError:
                 (before,) = self.sql.execute("SELECT place FROM passages WHERE id = ?", (id,)).fetchone()
@@ -87,22 +111,25 @@ class Passages:
             except sqlite3.OperationalError as error:
                 raise OSError(f"no room for the texts in {tempfile.gettempdir()}: {error}. Set TMPDIR.") from error
             first = n if first is None else first
-        for _, _, fields in passages:
-            for name, value in fields.items():
+        for passage in passages:
+            for name, value in passage.metadata.items():
                 self.fields.setdefault(name, set()).update(_types(value))
 
     def batches(self, size: int) -> Iterator[list[Passage]]:
         """The passages in their order, so many at once."""
-        for rows in self.numbered(size):
-            yield [passage for _, passage in rows]
-
-    def numbered(self, size: int) -> Iterator[list[tuple[int, Passage]]]:
-        """The passages with the numbers that they have in the database, so many at once."""
         mixed = self.mixed
         last = 0
         while rows := self.sql.execute(_SELECT, (last, size)).fetchall():
             last = rows[-1][0]
-            yield [(n, Passage(id, text, _as_texts(json.loads(fields), mixed))) for n, id, text, fields in rows]
+            documents = {None: None, **{n: self._document(n) for n in {row[4] for row in rows} - {None}}}
+            yield [
+                Passage(id, text, _as_texts(json.loads(fields), mixed), documents[document], start, n)
+                for n, id, text, fields, document, start in rows
+            ]
+
+    def _document(self, n: int) -> str:
+        text: str = self.sql.execute("SELECT text FROM documents WHERE n = ?", (n,)).fetchone()[0]
+        return text
 
     def having(self, ids: list[str]) -> set[str]:
         """Those of the ids that passages have."""

@@ -2,6 +2,7 @@
 
     files.py      regular files, links, names of files, JSON
     fields.py     what the JSON files may hold: types, sizes, what transformers would fetch or run
+    provenance.py what is said of an encoder's origin, and written on cards
     tokens.py     tokenizer.json: patterns and replacements that end
     chat.py       chat templates, rendered apart
     gguf.py       headers of GGUF files: lengths and counts that the file has

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidCheckpointError
 from .files import leaves, require_below
+from .provenance import is_number, is_provenance, is_whole
 from .tokens import MAX_ADDED, require_finite_pattern
 
 MAX_PROMPT = 20_000  # characters, before every text; the longest published instructions have 2,000
@@ -26,14 +26,6 @@ class Field(NamedTuple):
 
     what: str
     fits: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_texts(value: Any) -> bool:
@@ -53,7 +45,7 @@ def _is_template(value: Any) -> bool:
 
 
 def _are_patterns(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= MAX_PATTERNS and all(map(_is_number, value.values()))
+    return isinstance(value, dict) and len(value) <= MAX_PATTERNS and all(map(is_number, value.values()))
 
 
 def _are_options(value: Any) -> bool:
@@ -69,77 +61,21 @@ def _are_tokens(value: Any) -> bool:
     return isinstance(value, (list, dict)) and len(value) <= MAX_ADDED
 
 
-def _is_provenance(value: Any) -> bool:
-    """What is written on model cards of an encoder that is made of this one has the form that we give it."""
-    if not isinstance(value, dict):
-        return False
-    license_name, stages = value.get("license"), value.get("stages") or []
-    lists = (value.get(name, []) for name in ("lora", "stages", "training", "checkpoints"))
-    return (
-        (license_name is None or (isinstance(license_name, str) and bool(re.fullmatch(r"[\w.+-]{1,64}", license_name))))
-        and all(isinstance(rows, list) for rows in lists)
-        and all(map(_is_stage, value.get("lora") or []))
-        and all(map(_is_training, value.get("training") or []))
-        and all(isinstance(stage, str) and _WORD.fullmatch(stage) for stage in stages)
-        and isinstance(value.get("base_model") or "", str)
-        and all(map(_is_source, value.get("checkpoints") or []))
-        and isinstance(value.get("gguf", {}), dict)
-    )
-
-
-def _is_stage(row: Any) -> bool:
-    """A row of the table that a card has of adapters."""
-    if not isinstance(row, dict) or not row.keys() >= {"stage", "r", "alpha", "targets"}:
-        return False
-    targets = row["targets"]
-    words = [row["stage"], *(targets if isinstance(targets, list) else [None])]
-    known = all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
-    return known and _is_number(row["r"]) and _is_number(row["alpha"])
-
-
-def _is_source(row: Any) -> bool:
-    """A checkpoint that an encoder was made of."""
-    return (
-        isinstance(row, dict)
-        and row.keys() >= {"name", "commit"}
-        and isinstance(row["name"], str)
-        and (row["commit"] is None or isinstance(row["commit"], str))
-    )
-
-
-def _is_training(row: Any) -> bool:
-    """What a card tells of a stage that was trained."""
-    if not isinstance(row, dict) or not row.keys() >= {"settings", "data", "steps", "before", "after"}:
-        return False
-    settings, data, before, after = (row[name] for name in ("settings", "data", "before", "after"))
-    if not all(isinstance(each, dict) for each in (settings, data, before, after)) or not _is_number(row["steps"]):
-        return False
-    words = [settings.get("objective"), *after]
-    scores = (*after.values(), *(before.get(name) for name in after))
-    return (
-        all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
-        and all(isinstance(each, dict) and _is_whole(each.get("rows")) for each in data.values())
-        and _is_whole(settings.get("seed"))
-        and all(isinstance(score, (int, float)) for score in scores)  # nan, too: of constant vectors
-    )
-
-
 def _is_auto_mapping(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("base_model_class", ""), str)
 
 
-_WORD = re.compile(r"[\w.+-]{1,100}")  # the name of a stage or of a module: nothing that marks up a card
 TEXT = Field("a text", lambda value: isinstance(value, str))
 SHORT = Field("a text or true or false", lambda value: isinstance(value, (str, bool)))
 TRUTH = Field("true or false", lambda value: isinstance(value, bool))
-WHOLE = Field("a whole number", _is_whole)
-COUNT = Field("a whole number from 1 on", lambda value: _is_whole(value) and value >= 1)
-NUMBER = Field("a finite number", _is_number)
+WHOLE = Field("a whole number", is_whole)
+COUNT = Field("a whole number from 1 on", lambda value: is_whole(value) and value >= 1)
+NUMBER = Field("a finite number", is_number)
 OBJECT = Field("an object", lambda value: isinstance(value, dict))
 PROMPTS = Field(f"an object of texts of at most {MAX_PROMPT:,} characters", _are_prompts)
 HOST_PROMPTS = Field(f"an object of texts of at most {MAX_PROMPT:,} characters, or null", _are_host_prompts)
 TOKENS = Field(f"at most {MAX_ADDED:,} tokens", _are_tokens)
-PROVENANCE = Field("an object as save_pretrained writes it", _is_provenance)
+PROVENANCE = Field("an object as save_pretrained writes it", is_provenance)
 TEMPLATE = Field(f"a name, or prefix and suffix of at most {MAX_PROMPT:,} characters", _is_template)
 PATTERNS = Field(f"an object of at most {MAX_PATTERNS:,} numbers", _are_patterns)
 OPTIONS = Field("an object of numbers and dtypes, without names of files, kernels or repositories", _are_options)
@@ -307,7 +243,7 @@ def require_config(path: Path, content: dict[str, Any]) -> None:
                 _require_no_fetching(path, key, value)
             elif isinstance(value, (dict, list)):
                 left.append(value)
-            elif _is_number(value):
+            elif is_number(value):
                 _require_size(path, key, value)
 
 
