@@ -310,7 +310,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
                     "lack its template. Tokenize with model.preprocess(texts)."
                 )
             pooling_mask = self._span(features)
-        if packs(self, features):
+        if packs(self, features, batch):
             self._forward_packed(features, batch, **kwargs)
         else:
             features = super().forward(features, **kwargs)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_decoder
 
 from st_llm2vec.backend import attention, cpu_attention, packing
-from st_llm2vec.backend.packed_batch import PackedBatch, packed
+from st_llm2vec.backend.packed_batch import PackedBatch
 from st_llm2vec.bidirectional import enable_bidirectional_attention
 
 pytestmark = [
@@ -70,12 +70,10 @@ def test_equals_torch(
     torch.manual_seed(0)
     batch, total = batch_of(lengths), sum(lengths)
     query, key, value = heads(total, keys * shared, dim), heads(total, keys, dim), heads(total, keys, width)
-    with packed(batch):
-        expected = attention._attend(query, key, value, scaling, is_causal, window)
+    expected = attention._by_sdpa(batch, attention.Call(query, key, value, scaling, is_causal, window))
     found = cpu_attention.attend(
         query, key, value, batch.cu_seqlens, scaling=scaling, is_causal=is_causal, window=window
     )
-    assert found is not None
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -83,10 +81,8 @@ def test_equals_torch(
 def test_long_texts_and_large_scores() -> None:
     batch = batch_of([700, 3])
     query, key, value = heads(703, 2, 64) * 30, heads(703, 1, 64), heads(703, 1, 64)
-    with packed(batch):
-        expected = attention._attend(query, key, value, None, False, None)
+    expected = attention._by_sdpa(batch, attention.Call(query, key, value, None, False, None))
     found = cpu_attention.attend(query, key, value, batch.cu_seqlens)
-    assert found is not None
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -96,18 +92,18 @@ def test_nan_is_not_hidden(at: int) -> None:
     parts = [heads(9, 2, 16) for _ in range(3)]
     parts[at][0, 0, 6, 3] = torch.nan
     found = cpu_attention.attend(*parts, batch.cu_seqlens)
-    assert found is not None
     assert found[0, :4].isfinite().all()  # the other text
     assert not found[0, 6, 0].isfinite().all()
 
 
 def test_what_it_cannot_do_is_left_to_torch() -> None:
-    cu_seqlens = torch.tensor([0, 4, 9])
-    fitting: Any = [heads(9, 2, 16) for _ in range(3)]
-    assert cpu_attention.attend(*fitting, cu_seqlens) is not None
-    assert cpu_attention.attend(*(x.bfloat16() for x in fitting), cu_seqlens) is None
-    assert cpu_attention.attend(*(heads(9, 2, 8) for _ in range(3)), cu_seqlens) is None
-    assert cpu_attention.attend(*fitting, torch.tensor([0, 4, 8])) is None  # another batch's
+    wide, narrow = heads(9, 2, 16), heads(9, 2, 8)
+    assert cpu_attention.fits(wide, wide)
+    assert not cpu_attention.fits(wide.bfloat16(), wide.bfloat16())
+    assert not cpu_attention.fits(narrow, narrow)
+    assert not cpu_attention.fits(wide, narrow)
+    with pytest.raises(ValueError, match="must end at the 9 tokens of the sequence, got 8"):
+        cpu_attention.attend(wide, wide, wide, torch.tensor([0, 4, 8]))  # another batch's
 
 
 def test_numbers_that_lie_apart() -> None:
@@ -115,8 +111,6 @@ def test_numbers_that_lie_apart() -> None:
     cu_seqlens = torch.tensor([0, 4, 9])
     expected = cpu_attention.attend(query.contiguous(), key.contiguous(), value.contiguous(), cu_seqlens)
     found = cpu_attention.attend(query, key, value, cu_seqlens)
-    assert found is not None
-    assert expected is not None
     assert torch.equal(found, expected)
 
 
@@ -134,6 +128,5 @@ def test_compiled_layers_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attend", lambda *a, **k: calls.append(cpu_attention.attend(*a, **k)) or calls[-1])
     after = packing.vectors_of(model, texts)
     assert len(calls) == model.config.num_hidden_layers
-    assert all(call is not None for call in calls)
     for a, b in zip(after, before, strict=True):
         assert torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))

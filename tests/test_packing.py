@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from tiny_models import WORDS, save_decoder, tiny_decoder, tiny_tokenizer
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.functional import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import st_llm2vec
 from st_llm2vec import encoding, modules
@@ -429,12 +430,87 @@ def test_a_single_text_is_a_row_like_any_other() -> None:
     assert torch.allclose(batch, alone, atol=1e-5 * float(alone.abs().max()))
 
 
+BATCH = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
+
+
 def test_flash_attention_is_told_where_texts_begin_and_the_longest_one() -> None:
-    batch = PackedBatch.of(torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]]))
-    found = attention._flash_arguments(batch, torch.device("cpu"))
+    told: list[dict[str, Any]] = []
+
+    def plain(query: torch.Tensor, *_: Any, **where: Any) -> tuple[torch.Tensor, None]:
+        told.append(where)
+        return query.transpose(1, 2), None
+
+    x = torch.randn(1, 2, 8, 4)
+    call = attention.Call(x, x, x, None, False, None, plain=plain, implementation="flash_attention_2")
+    assert torch.equal(attention.within_texts(BATCH, call), x.transpose(1, 2))
+    attention.within_texts(BATCH, call)
+    found = told[0]
     assert found["cu_seq_lens_q"].tolist() == found["cu_seq_lens_k"].tolist() == [0, 1, 4, 8]
     assert found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 4
+    assert told[1]["cu_seq_lens_q"] is found["cu_seq_lens_q"]  # copied to a GPU once, and not by every layer
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_way_to_attend_is_one_row(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's path takes: its name, when it applies, and a function."""
+    model = tiny_decoder("llama", implementation)
+    assert enable_packing(model)
+    seen: list[attention.Call] = []
+
+    def zeros(batch: PackedBatch, call: attention.Call) -> torch.Tensor:
+        seen.append(call)
+        assert sum(batch.lengths) == call.query.shape[2]
+        return torch.zeros_like(call.query).transpose(1, 2)
+
+    ids = [torch.arange(3, 3 + n) for n in (1, 4, 5)]
+    alone, together = hidden_states(model, ids)
+    monkeypatch.setattr(
+        attention,
+        "TABLE",
+        [
+            attention.Row("never", lambda call: False, zeros),
+            attention.Row("fake", lambda call: True, zeros),
+            *attention.TABLE,
+        ],
+    )
+    _, faked = hidden_states(model, ids)
+    assert len(seen) == model.config.num_hidden_layers
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert not torch.allclose(alone, faked, atol=1e-2)
+
+
+class Waits(TorchDispatchMode):
+    """Lists what would make a program wait for its GPU: numbers that are read, and sizes that depend on values."""
+
+    READS = ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        places = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple) else ()
+        if name in self.READS or any(isinstance(at, torch.Tensor) and at.dtype == torch.bool for at in places):
+            self.found.append(name)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_no_layer_waits_for_a_gpu(implementation: str, folder: Path) -> None:
+    model = st_llm2vec.load(str(folder), device="cpu", model_kwargs={"attn_implementation": implementation})
+    model.encode(TEXTS)
+    assert model[0].status["packed"]
+    features = model.preprocess(TEXTS)
+    features["packed_batch"] = PackedBatch.of(features["attention_mask"])
+    with torch.inference_mode(), Waits() as waits:
+        model(features)
+    assert waits.found == []
+    with torch.inference_mode(), Waits() as waits:
+        bool(torch.ones(()))
+        torch.ones(2)[torch.ones(2, dtype=torch.bool)]
+    assert waits.found == ["is_nonzero", "index"]  # it does see them
 
 
 def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *ends: Any, **options: Any) -> torch.Tensor:
@@ -459,10 +535,9 @@ def test_a_gpus_attention_over_texts_sees_what_a_cpus_does(causal: bool, window:
     batch = PackedBatch.of(torch.arange(9)[None] < torch.tensor([9, 1, 4, 4])[:, None])
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 18, 8) for heads in (4, 2, 2))
-    with packed(batch):
-        expected = attention._attend(q, k, v, 0.3, causal, window)
+    call = attention.Call(q, k, v, 0.3, causal, window)
     with mock.patch.object(varlen, "varlen_attn", flash):
-        assert torch.allclose(attention._varlen(batch, q, k, v, 0.3, causal, window), expected, atol=1e-6)
+        assert torch.allclose(attention._by_varlen(batch, call), attention._by_sdpa(batch, call), atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])

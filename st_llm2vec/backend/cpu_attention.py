@@ -48,6 +48,12 @@ def _library() -> Any:
         return None
 
 
+def fits(query: Tensor, value: Tensor) -> bool:
+    """Whether `attend` can take these; the first time it builds the library, which takes a second or two."""
+    width = min(query.shape[-1], value.shape[-1])
+    return query.device.type == "cpu" and query.dtype == torch.float32 and width >= LANES and _library() is not None
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -57,8 +63,8 @@ def attend(
     scaling: float | None = None,
     is_causal: bool = False,
     window: int | None = None,
-) -> Tensor | None:
-    """Attention within each text, as `scaled_dot_product_attention` computes it for each alone.
+) -> Tensor:
+    """Attention within each text, as `scaled_dot_product_attention` computes it for each alone, where `fits`.
 
     Args:
         query, key, value: float32 (1, heads, total, dim), of keys and values as many heads or a divisor of them.
@@ -68,13 +74,15 @@ def attend(
         window: Tokens at most that it sees, itself among them, if causal; else so many on either side, too.
 
     Returns:
-        (1, total, heads, dim); None where it cannot do it.
+        (1, total, heads, dim).
+
+    Raises:
+        ValueError: `cu_seqlens` is another batch's.
     """
     heads, total, dim = query.shape[1:]
     width = value.shape[-1]
-    fits = query.device.type == "cpu" and query.dtype == torch.float32 and min(dim, width) >= LANES
-    if not fits or int(cu_seqlens[-1]) != total or (library := _library()) is None:
-        return None
+    if int(cu_seqlens[-1]) != total:
+        raise ValueError(f"cu_seqlens must end at the {total} tokens of the sequence, got {int(cu_seqlens[-1])}")
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out = query.new_empty(total, heads, width)
     reach = window or _EVERYTHING
@@ -85,5 +93,5 @@ def attend(
         dim**-0.5 if scaling is None else scaling,
     )
     pointers = (ctypes.c_void_p(x.data_ptr()) for x in (query, key, value, out, cu_seqlens))
-    library.attend(*pointers, ctypes.c_int64(len(cu_seqlens) - 1), ctypes.byref(shape))
+    _library().attend(*pointers, ctypes.c_int64(len(cu_seqlens) - 1), ctypes.byref(shape))
     return out[None]

@@ -8,7 +8,7 @@ import torch
 
 from ..bidirectional import has_twin
 from .equivalence import Status
-from .packed_batch import recomputes_elsewhere
+from .packed_batch import PackedBatch, recomputes_elsewhere
 from .packing import enable_packing, is_packing
 from .prepacked import is_prepacked, prepack
 from .residual import keep_residual_in_float32, round_residual
@@ -23,8 +23,14 @@ CHECKED_TOKENS = 512  # fewer do not pay for a look at every layer
 MECHANISMS = ("packed", "prepacked", "quantized", "compiled")
 
 
-def packs(module: LLM2VecTransformer, features: dict[str, Any]) -> bool:
-    """Whether this batch runs as one packed sequence; packing and compiling are proven at the first that could."""
+def packs(module: LLM2VecTransformer, features: dict[str, Any], batch: PackedBatch | None = None) -> bool:
+    """Whether this batch runs as one packed sequence; packing and compiling are proven at the first that could.
+
+    Args:
+        module: What runs it.
+        features: The batch.
+        batch: The same packed, where that is done already: right-padded, as `collate` pads.
+    """
     if not module.packing or "input_ids" not in features or "attention_mask" not in features:
         return False
     if torch.compiler.is_compiling():  # it would be compiled again for every packed batch
@@ -35,7 +41,7 @@ def packs(module: LLM2VecTransformer, features: dict[str, Any]) -> bool:
     if getattr(config, "output_attentions", False):
         return False
     # Padded on the left, MNTP predicts a first token from the pad before it, as the original does.
-    if not features["attention_mask"][:, 0].all():
+    if batch is None and not features["attention_mask"][:, 0].all():
         return False
     if module.status["packed"].on is None or (module.status["packed"] and not is_packing(module.model)):
         module.status["packed"] = _prove_packing(module)

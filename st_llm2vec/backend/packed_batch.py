@@ -34,14 +34,15 @@ class PackedBatch:
     @classmethod
     def of(cls, attention_mask: Tensor) -> PackedBatch:
         """Pack a batch with this mask, (n, length), padded on either side."""
-        mask = attention_mask.bool()
+        mask = attention_mask.to("cpu", torch.bool)  # a GPU would be waited for at each step below
         if len(mask) == 1 and bool(mask.all()):  # a single query should not wait for what it does not need
-            places = torch.arange(mask.shape[1], device=mask.device)
-            return cls(places, places[None].clone(), [len(places)])
+            places = torch.arange(mask.shape[1])
+            return cls(places, places[None].clone(), [len(places)]).to(attention_mask.device)
         lengths, order = mask.sum(1).sort(stable=True)
-        places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)[order]
+        places = torch.arange(mask.numel()).view(mask.shape)[order]
         within = mask.cumsum(1)[order] - 1
-        return cls(places[mask[order]], within[mask[order]][None], lengths.tolist())
+        batch = cls(places[mask[order]], within[mask[order]][None], lengths.tolist())
+        return batch.to(attention_mask.device)
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
@@ -53,8 +54,15 @@ class PackedBatch:
         """Where each text begins, and the last one ends: int64 (texts + 1), on the CPU."""
         return torch.tensor([*accumulate(self.lengths, initial=0)])
 
+    @cached_property
+    def device_cu_seqlens(self) -> Tensor:
+        """The same where the batch is, int32, as flash attention reads it: copied once, and not by every layer."""
+        return self.cu_seqlens.to(self.positions.device, torch.int32, non_blocking=True)
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
+        if self.positions.device == torch.device(device):
+            return self
         positions, position_ids = (t.to(device, non_blocking=True) for t in (self.positions, self.position_ids))
         return PackedBatch(positions, position_ids, self.lengths)
 

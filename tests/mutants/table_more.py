@@ -625,7 +625,11 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/backend/deciding.py",
-        ('if not features["attention_mask"][:, 0].all():', "if False:", f"{_PACKING} -k left"),
+        (
+            'if batch is None and not features["attention_mask"][:, 0].all():',
+            "if False:",
+            f"{_PACKING} -k left",
+        ),
     ),
     *_rows(
         "integrations/faiss_llm2vec/manifest.py",
