@@ -172,7 +172,7 @@ def on_ray(function: Work, items: Iterable[tuple[Tag, Any]], count: int) -> Iter
         except ConnectionError:  # Ray waits for ever for CPUs that it does not have, so it gets one for every actor
             ray.init(address="local", num_cpus=max(count, os.cpu_count() or 1), log_to_driver=False)
     actor = ray.remote(num_cpus=1, num_gpus=int(function.gpu), max_restarts=-1, max_task_retries=_ATTEMPTS - 1)(_Actor)
-    shared = ray.put(function)
+    shared = ray.put(pickle.dumps(function))  # Ray's own pickles take our classes along, where ours name them
     actors = [actor.remote(shared, number, count) for number in range(count)]
     under_way: deque[tuple[Tag, Any]] = deque()
     try:
@@ -199,9 +199,9 @@ def _got(ray: Any, tag: Tag, reference: Any) -> tuple[Tag, Any]:
 class _Actor:
     """A worker of Ray."""
 
-    def __init__(self, function: Work, number: int, count: int) -> None:
-        self._function = function
-        function.begin(number, count)
+    def __init__(self, payload: bytes, number: int, count: int) -> None:
+        self._function: Work = pickle.loads(payload)  # noqa: S301 - of the driver
+        self._function.begin(number, count)
 
     def work(self, item: Any) -> Any:
         return self._function(item)

@@ -4,9 +4,13 @@
     python tests/ingestion_kills.py --kills 10 --texts 2000       # some minutes
     python tests/ingestion_kills.py --only index --kills 5
 
-A kill comes after a random part of the time that a calm run took; then the same command is run again, to be killed
-again, until it comes to its end by itself. `encode` must leave the same files, byte for byte; `index` a store of the
-same documents with the same vectors, found sound by `verify`. Times and the most memory of a child are printed.
+A killed command is run again, to be killed again, until it comes to its end by itself; then all begins anew. Kills come
+at random while the inputs are read or, as often, in as much of the encoding as spreads the kills over a whole run.
+`encode` must leave the same files, byte for byte; `index` a store of the same documents with the same vectors, found
+sound by `verify`.
+
+Printed are also what it costs that work is kept, as the processor's seconds of a run with many shards or commits
+against one with a single one; and the memory of a calm run at each quarter of its time, in MB.
 
 Children are forks of this process, which has imported everything and computed nothing: what is killed is the work.
 """
@@ -26,6 +30,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet  # noqa: F401  (so that no fork has to)
@@ -33,6 +38,7 @@ import semantic_text_splitter  # noqa: F401
 import yaml  # noqa: F401
 
 import st_llm2vec.corpus
+import st_llm2vec.embedding
 import st_llm2vec.model  # noqa: F401
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main as main_of
@@ -65,9 +71,10 @@ def child(act, kill_after=None):
     """Run a function in a fork, which has imported everything already, and perhaps kill it.
 
     Returns:
-        Whether it came to its end, the seconds that it ran, and the most memory that it had, in MB.
+        What became of it.
     """
     started = time.monotonic()
+    memory = []
     with tempfile.TemporaryFile("w+") as said:
         if (pid := os.fork()) == 0:
             code = 1
@@ -85,12 +92,32 @@ def child(act, kill_after=None):
             if not ended:
                 if kill_after is not None and time.monotonic() - started > kill_after:
                     os.kill(pid, signal.SIGKILL)
+                if time.monotonic() - started > len(memory) / 10:
+                    memory.append(resident(pid))
                 time.sleep(0.005)
         said.seek(0)
         words = said.read()
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, -signal.SIGKILL), f"exit code {code}\n{words}"
-    return code == 0, time.monotonic() - started, used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Ran(code == 0, time.monotonic() - started, used.ru_utime + used.ru_stime, memory)
+
+
+class Ran(NamedTuple):
+    """Whether a child came to its end, its seconds and the processor's, and its memory ten times a second, in MB."""
+
+    ended: bool
+    seconds: float
+    cpu: float
+    memory: list
+
+
+def resident(pid):
+    """The memory of a process that is its own, in MB: what it shares with the one that forked it does not count."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return int(lines["RssAnon"].split()[0]) / 1024
+    except (OSError, KeyError):  # ended, or no Linux
+        return 0.0
 
 
 def run(command, kill_after=None):
@@ -136,22 +163,34 @@ def kills(name, arguments, folder):
     def line(target):
         return [name, corpus, target, size, arguments.batch, "--device", "cpu"]
 
-    _, duration, peak = run(line(calm))
-    _, again, _ = run(line(calm))
+    first, again = run(line(calm)), run(line(calm))
+    quarters = [f"{first.memory[len(first.memory) * i // 4]:.0f}" for i in (1, 2, 3)]
     print(
-        f"{name}: undisturbed {duration:.0f} s, {peak:.0f} MB; once more, with nothing to do, {again:.0f} s", flush=True
+        f"{name}: undisturbed {first.seconds:.0f} s ({first.cpu:.0f} of the processor), once more, with nothing to do, "
+        f"{again.seconds:.0f} s; memory at each quarter {', '.join(quarters)}, at most {max(first.memory):.0f} MB",
+        flush=True,
     )
-    done = 0
+    whole = run([name, corpus, target, size, arguments.texts + 1, "--device", "cpu"])
+    shutil.rmtree(target)
+    print(
+        f"{name}: in one piece {whole.cpu:.0f} s of the processor, so keeping what is done costs "
+        f"{100 * (first.cpu / whole.cpu - 1):+.1f} %",
+        flush=True,
+    )
+    # A run reads for so long, and then has `left` to do, which the kills cut into as many parts.
+    reads, left = again.seconds, max(first.seconds - again.seconds, 0.1)
+    done, peak, started = 0, 0.0, time.monotonic()
     while done < arguments.kills:
         shutil.rmtree(target, ignore_errors=True)
-        ended, n, spent = False, 0, 0.0
+        ended, n = False, 0
         while not ended:
-            ended, took, most = run(line(target), rng.uniform(0, duration) if done < arguments.kills else None)
-            peak, spent = max(peak, most), spent + took
+            part = rng.uniform(0, reads) if rng.random() < 0.3 else reads + rng.uniform(0, 4 * left / arguments.kills)
+            ran = run(line(target), part if done < arguments.kills else None)
+            ended, peak = ran.ended, max(peak, *ran.memory, 0)
             done, n = done + (not ended), n + (not ended)
         child(lambda: compare(target, calm))
         tally[n] += 1
-        print(f"{name}: the same after {n} kills, {spent:.0f} s in all", flush=True)
+        print(f"{name}: the same after {n} kills, {time.monotonic() - started:.0f} s in all", flush=True)
     print(
         f"{name}: {done} kills in {sum(tally.values())} runs, every result the same; at most {peak:.0f} MB", flush=True
     )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import random
+import resource
+import string
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +123,69 @@ def test_a_second_run_encodes_what_changed_wherever_it_moved(corpus: Path, tmp_p
     assert texts == ["new", *(row["text"] for row in moved)]
     found = np.array(table(tmp_path / "out")["embedding"].to_pylist(), "f4")
     np.testing.assert_array_equal(found, vectors(texts))
+
+
+def test_of_a_hundred_texts_one_that_was_edited_is_encoded(corpus: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}"} for i in range(300)]
+    write(corpus, rows)
+    assert encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=64).encoded == 300
+    assert encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=64).encoded == 0
+    edited = [{"text": f"edited {i}"} if i % 100 == 50 else row for i, row in enumerate(rows)]
+    write(corpus, edited)
+    assert encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=64).encoded == 3
+
+
+def test_inputs_that_change_after_a_kill(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def killed(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        return real(*arguments)
+
+    real = Embed.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Embed, "__call__", killed)
+        with pytest.raises(Killed):
+            encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=4)
+    write(corpus, [{"text": "new", "year": 1}, *ROWS[1:]])
+    encode_corpus(FakeEncoder(), corpus, tmp_path / "out", shard_size=4)
+    encode_corpus(FakeEncoder(), corpus, tmp_path / "calm", shard_size=4)
+    assert files(tmp_path / "out") == files(tmp_path / "calm")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As a full disk: what writes more gets an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_a_full_disk_costs_one_shard(corpus: Path, tmp_path: Path, format: str) -> None:
+    long = [{"text": "".join(random.Random(i).choices(string.printable, k=90_000))} for i in range(2)]
+    write(corpus, [{"text": "one"}, {"text": "two"}, *long, {"text": "three"}])
+    encode_corpus(FakeEncoder(), corpus, tmp_path / "calm", format=format, shard_size=2)
+    with files_of_at_most(80_000), pytest.raises(OSError, match="File too large"):
+        encode_corpus(FakeEncoder(), corpus, tmp_path / "out", format=format, shard_size=2)
+    assert len(list((tmp_path / "out").glob(f"0*.{format}"))) == 1
+    assert encode_corpus(FakeEncoder(), corpus, tmp_path / "out", format=format, shard_size=2).encoded == 3
+    assert files(tmp_path / "out") == files(tmp_path / "calm")
+
+
+def test_no_room_for_the_texts_themselves_is_said(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    rows = ({"text": f"{i} " + "x" * 10_000} for i in range(2000))
+    with files_of_at_most(1_000_000), pytest.raises(OSError, match=r"no room for the texts in .* Set TMPDIR"):
+        encode_corpus(encoder, rows, tmp_path / "out")
+    assert not encoder.texts
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shard_that_was_removed_or_cut_by_hand_is_made_again(corpus: Path, tmp_path: Path) -> None:

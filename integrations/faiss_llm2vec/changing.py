@@ -17,6 +17,7 @@ from faiss_llm2vec.connections import named
 from faiss_llm2vec.contents import Contents
 from faiss_llm2vec.models import StoreModel
 from faiss_llm2vec.records import Document, Documents
+from faiss_llm2vec.segments import mergeable
 from st_llm2vec.errors import InvalidInputError, StoreError, StoreLockedError
 
 
@@ -84,12 +85,15 @@ class Writer:
 
     @changes
     def compact(self) -> None:
-        """Merge all segments into one, where there is anything to gain."""
-        with self._writing():
-            segments = self._contents.segments
-            if len(segments) > 1 or any(not segment.alive.all() for segment in segments):
-                self._commit(Change(merge=segments))
-                self._contents.database.vacuum()
+        """Merge segments, up to a size that fits in memory, where there is anything to gain."""
+        while True:
+            with self._writing():
+                group = mergeable(self._contents.segments)
+                if not group:
+                    return
+                self._commit(Change(merge=group))
+                if not mergeable(self._contents.segments):
+                    self._contents.database.vacuum()
 
     def index_words(self) -> None:
         """Make the word index, if there is none in what is seen: in the store, or in a copy where it cannot be written.

@@ -30,9 +30,10 @@ INDEX_FROM = 4096
 
 # FAISS asks for 39 training vectors per inverted list and warns below that.
 _ROWS_PER_LIST = 39
-# And k-means gains nothing from more than this many.
-_SAMPLE_PER_LIST = 128
+# And k-means gains nothing from more than this many, nor from more rounds.
+_SAMPLE_PER_LIST = 64
 _LEAST_SAMPLE = 65_536
+_ROUNDS = 10
 
 # Scanning this many bytes takes some 20 ms on one core.
 _QUICKLY_SCANNED = 200e6
@@ -137,6 +138,8 @@ def build(kind: Kind, vectors: Vectors, metric: str) -> Any:
     nlist = max(1, min(int(4 * rows**0.5), rows // _ROWS_PER_LIST))
     index = _empty(kind.factory.format(nlist=nlist), dimension, METRICS[metric])
     _without_polysemous_codes(index)
+    if isinstance(inner := _inner(index), faiss.IndexIVF):
+        inner.cp.niter = _ROUNDS
     lists = getattr(_inner(index), "nlist", 0)
     if rows < _ROWS_PER_LIST * lists:
         return None

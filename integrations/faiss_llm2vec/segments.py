@@ -41,6 +41,7 @@ _SEARCHED = (
     faiss.IndexBinaryFlat,
     faiss.IndexBinaryHNSW,
 )
+_MOST_BYTES = 1 << 30  # of float vectors that are merged into one segment: they are in memory while its index is built
 _CHECKED_ROWS = 4096  # vectors looked at in one go
 _UNIT = 1e-3  # how far squares of unit vectors may be from 1; float32 leaves 1e-6
 
@@ -218,6 +219,21 @@ class Segment:
             out[real] = chosen @ query if _is_similarity(self.flat) else np.sum((chosen - query) ** 2, axis=1)
         order = np.argsort(-distances if _is_similarity(self.flat) else distances, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+
+
+def mergeable(segments: list[Segment]) -> list[Segment]:
+    """The first segments to merge into one, or to write again without what was deleted; none if all is well."""
+    group: list[Segment] = []
+    size = 0
+    for segment in segments:
+        added = int(segment.alive.sum()) * segment.flat.d * 4
+        if group and size + added > _MOST_BYTES:
+            if len(group) > 1 or not group[0].alive.all():
+                break
+            group, size = [], 0
+        group.append(segment)
+        size += added
+    return group if len(group) > 1 or any(not segment.alive.all() for segment in group) else []
 
 
 def damage(folder: Path, segment: Segment, metric: str) -> list[str]:

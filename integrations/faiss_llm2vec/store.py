@@ -258,9 +258,9 @@ class FaissStore:
         return self._writer.delete(ids, where)
 
     def compact(self) -> None:
-        """Merge all segments into one without the vectors of deleted documents, and build the kind's index over it.
+        """Merge segments without the vectors of deleted documents, and build the kind's index over each.
 
-        Takes the time of writing all vectors again and, meanwhile, their size in memory. Does nothing where there is
+        A segment has up to 1 GiB of vectors, which are in memory while its index is built. Does nothing where there is
         nothing to gain.
         """
         self._writer.compact()

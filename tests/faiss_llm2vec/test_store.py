@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import faiss_llm2vec
-from faiss_llm2vec import FaissStore, Hit, Record
+from faiss_llm2vec import FaissStore, Hit, Record, segments
 from faiss_llm2vec.kinds import INDEX_FROM, KINDS
 from faiss_llm2vec.rows import row_digest
 from st_llm2vec.errors import (
@@ -239,6 +239,21 @@ def test_compact_merges_and_forgets_the_deleted(tmp_path, encoder, kind):
         generation = store.stats()["generation"]
         store.compact()
         assert store.stats()["generation"] == generation  # nothing to gain, nothing written
+
+
+def test_compact_holds_no_more_than_a_segment_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "_MOST_BYTES", 10 * 16 * 4)  # ten vectors
+    vectors, names = random_vectors(20), [str(i) for i in range(20)]
+    with FaissStore.create(tmp_path / "s", None) as store:
+        for i in range(0, 20, 4):
+            store.add(names[i : i + 4], ids=names[i : i + 4], vectors=vectors[i : i + 4])
+        store.delete(["0"])
+        store.compact()
+        assert (store.stats()["segments"], store.stats()["deleted_rows"]) == (3, 0)
+        assert [hits[0].id for hits in store.search_batch(vectors[1:], k=1)] == names[1:]
+        generation = store.stats()["generation"]
+        store.compact()
+        assert store.stats()["generation"] == generation
 
 
 # -- kinds -------------------------------------------------------------------------------------------------------------
