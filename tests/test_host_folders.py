@@ -126,6 +126,17 @@ def test_what_the_host_keeps_is_kept(bos_decoder: Path, tmp_path: Path, options:
     assert np.abs(require_same(tmp_path / "converted").encode_query(TEXTS) - model.encode_query(TEXTS)).max() <= 1e-5
 
 
+def test_each_saved_prompt_is_tried(tmp_path: Path) -> None:
+    """One that ends in a letter is read together with the word behind it; no prompt of ours does."""
+    shutil.copytree(Path(st_llm2vec.__file__).parent / "tiny", tmp_path / "x")
+    (tmp_path / "x" / "llm2vec_config.json").unlink()  # as plain sentence-transformers would have written it
+    change(tmp_path / "x", "config_sentence_transformers.json", prompts={"query": "find:"})
+    require_same(tmp_path / "x")
+    change(tmp_path / "x", "config_sentence_transformers.json", prompts={"query": "about"})
+    with pytest.raises(InvalidInputError, match=r"takes other tokens there than here after the prompt 'about'"):
+        st_llm2vec.load(str(tmp_path / "x"), device="cpu")
+
+
 def test_what_follows_the_pooling_is_part_of_the_fingerprint(decoder: Path, tmp_path: Path) -> None:
     folders = [plain(decoder, tmp_path / "x"), plain(decoder, tmp_path / "y", (Normalize(),))]
     one, other = (st_llm2vec.load(str(folder), device="cpu").fingerprint for folder in folders)

@@ -79,6 +79,40 @@ class EmbeddingResponse(BaseModel):
     usage: Usage
 
 
+class ErrorAnswer(BaseModel):
+    """The answer where a request is refused, or fails."""
+
+    class Error(BaseModel):
+        message: str
+        type: str
+        param: str | None
+        code: str | None
+
+    error: Error
+
+
+def describe(app: FastAPI, *, texts: int, characters: int, names: list[str], width: int) -> None:
+    """Say in the OpenAPI description what this server allows, once all its endpoints are there.
+
+    Args:
+        app: The application.
+        texts: Inputs of a request at most.
+        characters: Of an input at most.
+        names: What `model` may be.
+        width: Numbers of a vector.
+    """
+    whole = app.openapi()  # it is kept
+    request = whole["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    text, several = request["input"]["anyOf"]
+    text["maxLength"] = characters
+    several |= {"minItems": 1, "maxItems": texts, "items": text}
+    request["model"]["enum"] = names
+    request["dimensions"]["anyOf"][0]["maximum"] = width
+    for path in whole["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)  # FastAPI's, which are 400 here
+
+
 def refuse_in_schema(app: FastAPI) -> None:
     """Every error in OpenAI's schema; none shows more than its message."""
 
@@ -97,6 +131,8 @@ def refuse_in_schema(app: FastAPI) -> None:
         given = first.get("input")
         tokens = isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int | list))
         hint = " Token ids are not taken: send the text." if where.startswith("input") and tokens else ""
+        if not where:  # as curl's -d sends it
+            hint = " Send JSON, with the header Content-Type: application/json."
         return Refusal(400, f"{where or 'body'}: {first['msg']}.{hint}", where or None).response()
 
     @app.exception_handler(HTTPException)
@@ -108,3 +144,7 @@ def refuse_in_schema(app: FastAPI) -> None:
     @app.exception_handler(LLM2VecError)
     async def ours(_: Request, error: LLM2VecError) -> Response:
         return Refusal(400, str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return Refusal(500, "The encoder failed; the server's log says how.").response()
