@@ -126,15 +126,13 @@ def test_what_the_host_keeps_is_kept(bos_decoder: Path, tmp_path: Path, options:
     assert np.abs(require_same(tmp_path / "converted").encode_query(TEXTS) - model.encode_query(TEXTS)).max() <= 1e-5
 
 
-def test_each_saved_prompt_is_tried(tmp_path: Path) -> None:
-    """One that ends in a letter is read together with the word behind it; no prompt of ours does."""
-    shutil.copytree(Path(st_llm2vec.__file__).parent / "tiny", tmp_path / "x")
-    (tmp_path / "x" / "llm2vec_config.json").unlink()  # as plain sentence-transformers would have written it
-    change(tmp_path / "x", "config_sentence_transformers.json", prompts={"query": "find:"})
-    require_same(tmp_path / "x")
-    change(tmp_path / "x", "config_sentence_transformers.json", prompts={"query": "about"})
-    with pytest.raises(InvalidInputError, match=r"takes other tokens there than here after the prompt 'about'"):
-        st_llm2vec.load(str(tmp_path / "x"), device="cpu")
+def test_each_saved_prompt_is_tried(decoder: Path, tmp_path: Path) -> None:
+    """Here, a prompt that fills the length is cut in favour of the text; no prompt of ours is that long."""
+    plain(decoder, tmp_path / "short", max_seq_length=100, prompts={"query": "lazy dog "})
+    assert st_llm2vec.load(str(tmp_path / "short"), device="cpu").prompts["query"]
+    plain(decoder, tmp_path / "long", max_seq_length=100, prompts={"query": "lazy dog " * 100})
+    with pytest.raises(InvalidInputError, match="takes other tokens there than here after the prompt 'lazy dog lazy"):
+        st_llm2vec.load(str(tmp_path / "long"), device="cpu")
 
 
 def test_what_follows_the_pooling_is_part_of_the_fingerprint(decoder: Path, tmp_path: Path) -> None:

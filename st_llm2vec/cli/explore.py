@@ -167,7 +167,12 @@ def _labels(points: Any, texts: list[str]) -> list[list[Any]]:
     words = vectorizer.get_feature_names_out()
     found = []
     for i in np.argsort(-sizes, kind="stable"):
-        best = [words[j] for j in np.argsort(-weight[i], kind="stable")[:LABEL_WORDS] if having[i, j]]
+        best: list[str] = []
+        for j in np.argsort(-weight[i], kind="stable"):
+            if len(best) == LABEL_WORDS or not having[i, j]:
+                break
+            if not any(words[j].startswith(word) or word.startswith(words[j]) for word in best):  # thread, threads
+                best.append(words[j])
         middle = np.median(points[cluster == i], axis=0)
         found.append([*np.round(middle, 4).tolist(), ", ".join(best)])
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from ..errors import LLM2VecError
@@ -32,6 +32,14 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
         return JSONResponse(content, self.status, headers)
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# 8.0 is a whole number in JSON, and true is none.
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class EmbeddingRequest(BaseModel):
     """The body of /v1/embeddings."""
 
@@ -40,7 +48,7 @@ class EmbeddingRequest(BaseModel):
     input: str | list[str] = Field(description="One text, or a list of texts. Token ids are not taken.")
     model: str = Field(description="The served name, or that name with :query, :document or another prompt's name.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
+    dimensions: Whole | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
     prompt_name: str | None = Field(None, description="query, document, or another of the model's prompts.")
     user: str | None = Field(None, description="Taken for compatibility; not used.")
 
@@ -51,7 +59,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     query: str | list[str]
-    k: int = Field(10, ge=1, le=1000)
+    k: Whole = Field(10, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description="Filter on the metadata, as FaissStore.search takes it.")
 
 

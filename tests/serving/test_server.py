@@ -71,7 +71,7 @@ def test_a_single_text_is_a_list_of_one(client: TestClient, model: st_llm2vec.LL
 
 
 def test_base64_and_dimensions(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
-    (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8)["data"]
+    (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8.0)["data"]
     found = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
     np.testing.assert_allclose(found, model.encode(TEXTS[0], truncate_dim=8), atol=1e-5)
 
