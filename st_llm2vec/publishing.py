@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .cards import TAG
 from .errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError
@@ -139,13 +139,12 @@ def _files(folder: Path) -> tuple[dict[str, int], int]:
 
 def _require_card(folder: Path) -> None:
     file = folder / "README.md"
-    tags: Any = None
     try:
-        tags = ModelCard(file.read_text(encoding="utf-8")).data.tags
+        card: Any = ModelCard(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         said = f" ({error})" if file.is_file() else ""
         raise InvalidCheckpointError(
             f"{folder} has no model card in README.md{said}. Save the encoder again."
         ) from error
-    if TAG not in (tags or []):
+    if TAG not in (card.data.tags or []):
         raise InvalidCheckpointError(f"{file} has no tag {TAG!r}, as our cards have. Save the encoder again.")

@@ -144,7 +144,7 @@ def _name_of(model: SentenceTransformer) -> str:
     decoder = model[0].model
     if opened_by := decoder.name_or_path:
         return lasting_name(opened_by)[0]
-    return (getattr(model, "provenance", None) or {}).get("base_model") or decoder.config.model_type
+    return str((getattr(model, "provenance", None) or {}).get("base_model") or decoder.config.model_type)
 
 
 def _audits(decoder: Any) -> Iterator[Audit]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from databases.running import running
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
 from openai import BadRequestError, OpenAI
 
 from st_llm2vec.serving import create_app
-
-from databases.running import running
 
 TEXTS = ["Bears hibernate in winter.", "The central bank raised its rates.", "naïve café 编码器"]
 KEY = "a-secret"

@@ -1,9 +1,10 @@
-"""Requests that the server's OpenAPI description allows, and such as it does not: every answer is one that it promises."""
+"""Requests that the server's OpenAPI description allows, and such as it does not: the answers are those it promises."""
 
 from __future__ import annotations
 
 import pytest
 import schemathesis
+from databases.running import running
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -19,8 +20,6 @@ from schemathesis.specs.openapi.checks import (
 
 from faiss_llm2vec import FaissStore
 from st_llm2vec.serving import Limits, create_app
-
-from databases.running import running
 
 KEY = "a-secret"
 EXAMPLES = 60
