@@ -87,6 +87,8 @@ PUBLISHED = {
     "llm2vec-llama-2": "McGill-NLP/LLM2Vec-Llama-2-7b-chat-hf-mntp",
     "llm2vec-sheared-llama": "McGill-NLP/LLM2Vec-Sheared-LLaMA-mntp",
 }
+# Billions of parameters: what the first use of such a name downloads, and then keeps once more, at two bytes each.
+BILLIONS = {"llm2vec-mistral": 7.24, "llm2vec-llama-3": 8.03, "llm2vec-llama-2": 6.74, "llm2vec-sheared-llama": 1.35}
 STAGES = {"": "-unsup-simcse", "-supervised": "-supervised", "-mntp": None}  # ending of the name: of the adapter
 
 ALIASES: dict[str, Alias] = {

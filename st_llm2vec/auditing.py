@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .architectures import ARCHITECTURES
 from .errors import InvalidCheckpointError, InvalidInputError, UnsupportedArchitectureError
+from .notebooks import table
 
 AUDIT_TOKENS = 8
 PACKED = "packed_"  # stands before the implementation's name in the config of a model that takes packed sequences
@@ -56,6 +57,18 @@ class Audit:
             seen = "bidirectional" if row.bidirectional else "CAUSAL"
             lines.append(f"{row.layer:>5}  {row.implementation:<20}  {row.padding:<7}  {seen}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: a line for each setting, with the layers that are causal in it."""
+        settings: dict[tuple[str, str], list[LayerAudit]] = {}
+        for row in self.rows:
+            settings.setdefault((row.implementation, row.padding), []).append(row)
+        lines = (
+            (*setting, len(rows), ", ".join(str(row.layer) for row in rows if not row.bidirectional) or "none")
+            for setting, rows in settings.items()
+        )
+        caption = f"{self.model_type}: {'bidirectional' if self else 'NOT bidirectional'}"
+        return table(caption, ("attention implementation", "padding", "layers", "causal layers"), lines)
 
 
 def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence[str] = PADDINGS) -> Audit:

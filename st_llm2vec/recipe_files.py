@@ -57,7 +57,7 @@ def read_recipe(
     shared: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for file in map(Path, files):
-        content = _toml(file)
+        content = read_toml(file)
         folder = file.parent / content.pop("data_folder", "")
         folder = Path(said.get("data_folder", folder))
         for name, value in content.items():
@@ -129,7 +129,13 @@ def _rooted(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return rooted
 
 
-def _toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        FileNotFoundError, InvalidInputError: There is no such file, or it is no TOML.
+        MissingExtraError: Python 3.10 without tomli.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -137,7 +143,7 @@ def _toml(file: Path) -> dict[str, Any]:
             import tomli as tomllib
         except ImportError as error:
             raise MissingExtraError(
-                'Recipes need tomli on Python 3.10. Install it with: pip install "st-llm2vec[train]"'
+                'TOML files need tomli on Python 3.10. Install it with: pip install "st-llm2vec[train]"'
             ) from error
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,12 @@ def test_every_block_of_every_page_is_python() -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         for block in BLOCK.findall(page.read_text(encoding="utf-8")):
             compile(block, str(page), "exec")
+
+
+def test_the_tables_of_costs_are_what_the_script_prints() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "cost.py")], capture_output=True, text=True, check=True
+    )
+    page = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    for table in done.stdout.strip().split("\n\n"):
+        assert f"\n{table}\n" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tiny_models import save_decoder, tiny_tokenizer
 
 import st_llm2vec
 from st_llm2vec import bidirectional
+from st_llm2vec.auditing import PADDINGS, Audit, LayerAudit
 from st_llm2vec.cli import main
-from st_llm2vec.evaluation.diagnosis import Report, doctor
+from st_llm2vec.evaluation.diagnosis import Report, Row, _with_remedy, doctor
 from st_llm2vec.templates import Template
 
 CHECKS = {
@@ -89,6 +91,39 @@ def test_a_causal_layer_is_named(folder: Path) -> None:
     assert {"attention, sdpa", "attention, eager", "same when reopened"} <= failed(report)
     assert "layers [1] of 3 cannot see later tokens" in str(report)
     assert "FAILED" in str(report)
+    assert all(bool(row.remedy) is (row.ok is False) for row in report.rows)
+    assert "To mend it: Convert the decoder again: st-llm2vec convert" in str(report)
+
+
+@pytest.mark.parametrize("name", [*CHECKS, "attention, flash_attention_2"])
+def test_whatever_can_fail_has_a_remedy(name: str) -> None:
+    assert _with_remedy(Row(name, "x", False)).remedy
+    assert not _with_remedy(Row(name, "x", True)).remedy
+
+
+def test_it_names_what_it_was_given(folder: Path, tmp_path: Path) -> None:
+    assert doctor(st_llm2vec.load(str(folder), device="cpu")).model == str(folder)
+    assert doctor(st_llm2vec.load("llm2vec-tiny", device="cpu")).model == "llm2vec-tiny"
+
+
+def test_a_notebook_shows_an_audit_in_a_line_for_each_setting() -> None:
+    seen = [LayerAudit(i, "sdpa", padding, i != 1 or padding != "left") for padding in PADDINGS for i in range(3)]
+    shown = Audit("<i>", tuple(seen))._repr_html_()
+    assert "<caption>&lt;i&gt;: NOT bidirectional</caption>" in shown
+    assert [re.sub("<.*?>", " ", row).split() for row in shown.split("</tr>")[1:4]] == [
+        ["sdpa", "none", "3", "none"],
+        ["sdpa", "left", "3", "1"],
+        ["sdpa", "right", "3", "none"],
+    ]
+
+
+def test_a_notebook_shows_texts_as_texts() -> None:
+    row = Row("pooled span", "'<script>x</script>'", False, "a & b", "<b>mend</b>")
+    shown = Report("<img src=x>", (row,), ())._repr_html_()
+    assert "<caption>&lt;img src=x&gt;: 1 of 1 checks FAILED</caption>" in shown
+    assert "&#x27;&lt;script&gt;x&lt;/script&gt;&#x27;" in shown
+    assert "a &amp; b &lt;b&gt;mend&lt;/b&gt;" in shown
+    assert not {"<script", "<img", "<b>"} & set(re.findall(r"<\w+>?", shown))
 
 
 def test_stablelm_without_the_module_flags_fails(tmp_path: Path) -> None:
@@ -126,7 +161,7 @@ def test_half_precision_has_its_own_tolerance(folder: Path) -> None:
 
 def test_command_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", str(folder), "--device", "cpu"]) == 0
-    assert "healthy" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{folder}: healthy\n")
     assert main(["doctor", str(folder), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True

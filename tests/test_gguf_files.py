@@ -206,6 +206,20 @@ def test_what_would_be_ignored_in_silence_is_refused(llama: Path, tmp_path: Path
         st_llm2vec.load(str(path), device="cpu")
 
 
+def test_a_control_token_that_no_text_gives_is_refused(llama: Path, tmp_path: Path) -> None:
+    import gguf
+
+    def without(tokens: list[str]) -> list[str]:
+        return ["" if token == "<|end_header_id|>" else token for token in tokens]
+
+    add = gguf.GGUFWriter.add_token_list
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_token_list", lambda self, tokens: add(self, without(tokens)))
+        path = write_gguf(llama, tmp_path / "a.gguf", pre="llama-bpe")
+    with pytest.raises(InvalidCheckpointError, match=r"its token '' is id 1022, and would be read as \[\]"):
+        st_llm2vec.load(str(path), device="cpu")
+
+
 def test_a_tensor_without_a_place_is_refused(llama: Path, tmp_path: Path) -> None:
     more = {"blk.0.attn_q.bias": np.ones(32, np.float32)}
     path = write_gguf(llama, tmp_path / "a.gguf", pre="llama-bpe", tensors=more)

@@ -126,6 +126,15 @@ def test_what_the_host_keeps_is_kept(bos_decoder: Path, tmp_path: Path, options:
     assert np.abs(require_same(tmp_path / "converted").encode_query(TEXTS) - model.encode_query(TEXTS)).max() <= 1e-5
 
 
+def test_each_saved_prompt_is_tried(decoder: Path, tmp_path: Path) -> None:
+    """Here, a prompt that fills the length is cut in favour of the text; no prompt of ours is that long."""
+    plain(decoder, tmp_path / "short", max_seq_length=100, prompts={"query": "lazy dog "})
+    assert st_llm2vec.load(str(tmp_path / "short"), device="cpu").prompts["query"]
+    plain(decoder, tmp_path / "long", max_seq_length=100, prompts={"query": "lazy dog " * 100})
+    with pytest.raises(InvalidInputError, match="takes other tokens there than here after the prompt 'lazy dog lazy"):
+        st_llm2vec.load(str(tmp_path / "long"), device="cpu")
+
+
 def test_what_follows_the_pooling_is_part_of_the_fingerprint(decoder: Path, tmp_path: Path) -> None:
     folders = [plain(decoder, tmp_path / "x"), plain(decoder, tmp_path / "y", (Normalize(),))]
     one, other = (st_llm2vec.load(str(folder), device="cpu").fingerprint for folder in folders)

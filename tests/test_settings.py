@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub import add_repository
 from tiny_models import save_decoder, tiny_tokenizer
 
 import st_llm2vec
@@ -285,6 +286,15 @@ def test_a_template_whose_tokens_are_text_here_is_refused(smol: Path) -> None:
         st_llm2vec.load(str(smol), template="llama-3", device="cpu")
     assert st_llm2vec.load(str(smol), template="chatml", device="cpu")[0].text_template.suffix == "<|im_end|>"
     assert st_llm2vec.load(str(smol), template="llama-2", device="cpu")[0].text_template.suffix == " [/INST]"
+
+
+def test_a_decoder_is_known_by_the_name_that_was_asked_for(smol: Path, tmp_path: Path) -> None:
+    """Its own config may name the folder that it was made in."""
+    snapshot = add_repository(tmp_path, "Qwen/Qwen2-1.5B-Instruct", smol)
+    config = json.loads((snapshot / "config.json").read_text()) | {"_name_or_path": "/home/somebody/checkpoint-100"}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    options = {"cache_folder": str(tmp_path), "local_files_only": True, "device": "cpu"}
+    assert st_llm2vec.load("Qwen/Qwen2-1.5B-Instruct", **options)[0].text_template == TEMPLATES["chatml"]
 
 
 def test_an_alias_takes_all_settings_but_prompts() -> None:

@@ -95,6 +95,7 @@ def test_lora_adapts_the_whole_decoder_and_merges_into_it(model_type: str, tmp_p
     assert all(torch.equal(reopened[name], trained_weights[name]) for name in reopened)
     merge_lora(model)
     assert not any("lora_" in name or "base_layer" in name for name, _ in model.named_parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())  # training in full may follow
     assert np.abs(model.encode(TEXTS) - before).max() <= 1e-5 * np.abs(before).max()
 
 

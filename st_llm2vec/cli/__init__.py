@@ -2,9 +2,11 @@
 
     terminal.py   texts from files as they are shown: control characters escaped
     wording.py    messages of the library in the words of the command line
+    config.py     defaults of options from the user's file
     options.py    options that several commands share, and how a model is opened
     inputs.py     options of commands that read texts from files
     convert.py    convert
+    push.py       push
     models.py     models, models remove
     train.py      train mntp, train simcse, train supervised, train all
     mine.py       mine
@@ -15,6 +17,7 @@
     evaluate.py   eval
     ablate.py     ablate
     doctor.py     doctor
+    serve.py      serve
 
 Results go to stdout; notes, progress and errors to stderr. Exit codes: 0 done, 1 an error that the message says how to
 fix, 2 a wrong command line. torch is imported inside the commands, so that `--help` is fast.
@@ -31,7 +34,23 @@ import typer
 
 from .. import __version__
 from ..errors import LLM2VecError
-from . import ablate, convert, doctor, encode, evaluate, explore, index, mine, models, options, search, serve, train
+from . import (
+    ablate,
+    convert,
+    doctor,
+    encode,
+    evaluate,
+    explore,
+    index,
+    mine,
+    models,
+    options,
+    push,
+    search,
+    serve,
+    train,
+)
+from .config import defaults
 from .terminal import Commands, escaped, escaped_notes, message
 from .wording import options_of, reworded
 
@@ -46,6 +65,7 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
+    "push": push.push,
     "train": train.train,
     "mine": mine.mine,
     "encode": encode.encode,
@@ -100,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.quiet("--quiet" in said)
     try:
         with escaped_notes():
-            app(arguments, prog_name="st-llm2vec")
+            app(arguments, prog_name="st-llm2vec", default_map=defaults(typer.main.get_command(app)))
     except SystemExit as done:  # how typer ends, and with which code
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:

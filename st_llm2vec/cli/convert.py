@@ -13,7 +13,7 @@ from ..atomic import published
 from ..cards import how_to_open
 from ..settings import NAMES, EncoderSettings
 from . import options
-from .options import folder_size, megabytes, note, open_model
+from .options import cost_of, folder_size, megabytes, note, open_model
 
 
 @options.with_settings
@@ -80,6 +80,8 @@ def convert(
 
 def _write(name: str, alias: aliases.Alias, target: Path) -> None:
     """The folder of an alias: a copy of the one that is kept, or made here without filling the cache."""
+    if cost := cost_of(name):
+        note(cost)
     note(f"Writing {name}, which stands for {alias} ...")
     from ..loading import alias_folder, write_alias
 

@@ -27,7 +27,7 @@ def doctor(
     """
     from ..evaluation.diagnosis import doctor as examine
 
-    report = examine(open_model(model, dtype=dtype, device=device))
+    report = examine(open_model(model, dtype=dtype, device=device), model)
     shown = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if as_json else str(report)
     typer.echo(escaped(shown, keep="\n"))
     if not report.ok:

@@ -27,6 +27,8 @@ MARK = "__DATA__"
 PERPLEXITY = 30  # of t-SNE: about how many neighbours a point has
 BLOCK = 1024  # rows of similarities at once
 METHODS = ("tsne", "pca")
+MOST_LABELS, TEXTS_PER_LABEL, LABEL_WORDS = 12, 15, 2  # of clusters
+WORD = r"(?u)\b[^\W\d_]{3,24}\b"  # that may be in a label: letters alone
 
 
 def explore(
@@ -87,17 +89,19 @@ def page_data(
         records, vectors = [records[row] for row in chosen], vectors[chosen]
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     nearest, scores = _nearest(units, neighbours)
+    points = _map(units, method)
     shown = {  # the page would hide or reorder what a terminal does
         "title": store.path.name,
         "field": color_by,
         "ids": [record.id for record in records],
         "texts": [record.text for record in records],
         "metadata": [record.metadata for record in records],
+        "labels": _labels(points, [record.text for record in records]),
     }
     return {
         **escaped_all(shown),
         "total": total,
-        "points": np.round(_map(units, method), 4).tolist(),
+        "points": np.round(points, 4).tolist(),
         "nearest": nearest.tolist(),
         "scores": np.round(scores.astype(float), 3).tolist(),
     }
@@ -136,3 +140,39 @@ def _map(units: Any, method: str) -> Any:
         points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(units)
     low, high = points.min(axis=0), points.max(axis=0)
     return (points - low) / np.maximum(high - low, 1e-12)
+
+
+def _labels(points: Any, texts: list[str]) -> list[list[Any]]:
+    """Words that tell the clusters of a map from one another: (x, y, words) of each, the largest cluster first.
+
+    Clusters are those of k-means on the map, so that a label stands where its points are. Its words are those whose
+    share of texts there adds most to the divergence from their share of all texts.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    count = min(MOST_LABELS, len(texts) // TEXTS_PER_LABEL)
+    if count < 2:
+        return []
+    cluster = KMeans(count, n_init=4, random_state=0).fit_predict(points)
+    sizes = np.bincount(cluster, minlength=count)
+    vectorizer = CountVectorizer(stop_words="english", token_pattern=WORD, binary=True)
+    try:
+        counts = vectorizer.fit_transform(texts)
+    except ValueError:  # no word in any text
+        return []
+    having = np.stack([np.asarray(counts[cluster == i].sum(axis=0))[0] for i in range(count)])  # (clusters, words)
+    share = having / np.maximum(sizes, 1)[:, None]
+    weight = share * np.log(np.maximum(share, 1e-9) / (having.sum(axis=0) / len(texts)))
+    words = vectorizer.get_feature_names_out()
+    found = []
+    for i in np.argsort(-sizes, kind="stable"):
+        best: list[str] = []
+        for j in np.argsort(-weight[i], kind="stable"):
+            if len(best) == LABEL_WORDS or not having[i, j]:
+                break
+            if not any(words[j].startswith(word) or word.startswith(words[j]) for word in best):  # thread, threads
+                best.append(words[j])
+        middle = np.median(points[cluster == i], axis=0)
+        found.append([*np.round(middle, 4).tolist(), ", ".join(best)])
+    return found

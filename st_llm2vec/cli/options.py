@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -114,11 +115,31 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
 
 
 def loading(name: str) -> None:
-    """Say that a model is loaded, in the place of the host's bars."""
+    """Say that a model is loaded, in the place of the host's bars, and first of all what a large one takes."""
+    if cost := cost_of(name):
+        note(cost)
     note(f"Loading {name} ...")
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and writing weights; downloads keep theirs
+
+
+def cost_of(name: str) -> str:
+    """What a published name takes: downloads and disk where it has not been made, and memory; else nothing."""
+    start = next((each for each in aliases.BILLIONS if name == each or name.startswith(f"{each}-")), None)
+    alias = aliases.find(name)
+    if start is None or alias is None or alias != aliases.ALIASES.get(name):
+        return ""
+    half, place = 2 * aliases.BILLIONS[start], aliases.kept_folder(name, alias)
+    memory = f"{name} takes {half:.1f} GB of memory in bfloat16, {2 * half:.1f} GB in float32 (the default on a CPU)."
+    if place.is_dir():
+        return memory
+    there = next(folder for folder in place.parents if folder.is_dir())
+    free = shutil.disk_usage(there).free / 1e9
+    return (
+        f"{memory} The first use downloads {half:.1f} GB and keeps {half:.1f} GB more in {aliases.cache_folder()} "
+        f"({free:.1f} GB free)."
+    )
 
 
 def given(context: typer.Context) -> list[str]:

@@ -36,22 +36,20 @@ def serve(
       st-llm2vec serve llm2vec-tiny
       st-llm2vec serve my-encoder --store my-store --port 9000
     """
-    import uvicorn
-
-    from ..serving import create_app
+    from ..serving import create_app, listen, take_address
 
     key = os.environ.get(KEY)
     if key == "":
         raise InvalidInputError(f"{KEY} is empty, and would let everybody in. Set it to a key, or unset it.")
-    if store:
-        from faiss_llm2vec import FaissStore
+    with take_address(host, port) as address:  # before the model, which takes longer to load
+        if store:
+            from faiss_llm2vec import FaissStore
 
-        FaissStore.open(store).close()  # before the model, which takes longer to load
-    encoder = open_model(model, dtype=dtype, quantize=quantize, compile=compile, device=device)
-    opened = FaissStore.open(store, encoder) if store else None
-    served = name or Path(model).name
-    app = create_app(encoder, served, store=opened, api_key=key)
-    if key is None and host not in ("127.0.0.1", "localhost", "::1"):
-        note(f"Listening on {host} without a key: everybody who reaches it may use it. Set {KEY} to ask for one.")
-    note(f"{served} is ready at http://{host}:{port}")
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+            FaissStore.open(store).close()  # the same
+        encoder = open_model(model, dtype=dtype, quantize=quantize, compile=compile, device=device)
+        opened = FaissStore.open(store, encoder) if store else None
+        served = name or Path(model).name
+        app = create_app(encoder, served, store=opened, api_key=key)
+        if key is None and host not in ("127.0.0.1", "localhost", "::1"):
+            note(f"Listening on {host} without a key: everybody who reaches it may use it. Set {KEY} to ask for one.")
+        listen(app, address, lambda url: note(f"{served} is ready at {url}"))

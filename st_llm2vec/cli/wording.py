@@ -26,6 +26,7 @@ REWORDINGS = (
     (r", or choose the columns that become metadata\.", ", or choose columns with --metadata."),
     (r"register it with register_alias\([^)]*\)", "see st-llm2vec models"),
     (r" \((?:FAISS: )?[^()]*\bError in .*\)", ""),  # of FAISS, in C++
+    (r"\bsave_pretrained( or convert)?\b", "convert"),
     (r"\bst_llm2vec\.load\b", "st-llm2vec"),
 )
 

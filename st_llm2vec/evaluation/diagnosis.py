@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from sentence_transformers.util import cos_sim
 
 from ..backend.residual import keep_residual_in_float32, keeps_residual_in_float32
 from ..bidirectional import ARCHITECTURES, Audit, attn_implementation_of, audit, twin
+from ..encoders import lasting_name
+from ..notebooks import table
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 TEXTS = [
@@ -34,17 +36,25 @@ PROMPT = "Find the text that answers: "
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; `ok` is None for what is measured or merely told."""
+    """One line of the report; `ok` is None for what is measured or merely told, and what failed has a remedy."""
 
     name: str
     value: str | float
     ok: bool | None = None
     meaning: str = ""
+    remedy: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Mark, name, value, and what it means or how to mend it."""
         mark = {True: "pass", False: "FAIL", None: "-"}[self.ok]
         value = self.value if isinstance(self.value, str) else f"{self.value:.3g}"
-        return f"{mark:>4}  {self.name:<26}  {value}{'  ' * bool(self.meaning)}{self.meaning}"
+        return mark, self.name, value, self.meaning
+
+    def __str__(self) -> str:
+        mark, name, value, meaning = self.cells
+        remedy = f"\n{'':6}To mend it: {self.remedy}" if self.remedy else ""
+        return f"{mark:>4}  {name:<26}  {value}{'  ' * bool(meaning)}{meaning}{remedy}"
 
 
 @dataclass(frozen=True)
@@ -65,19 +75,48 @@ class Report:
         layers = [asdict(layer) for result in self.audits for layer in result.rows]
         return {"model": self.model, "ok": self.ok, "rows": [asdict(row) for row in self.rows], "layers": layers}
 
-    def __str__(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """The model, and how many checks failed."""
         failed = sum(row.ok is False for row in self.rows)
-        verdict = f"{failed} of {sum(row.ok is not None for row in self.rows)} checks FAILED" if failed else "healthy"
-        return "\n".join([f"{self.model}: {verdict}", *map(str, self.rows)])
+        found = f"{failed} of {sum(row.ok is not None for row in self.rows)} checks FAILED" if failed else "healthy"
+        return f"{self.model}: {found}"
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *map(str, self.rows)])
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        rows = ((*row.cells[:3], " ".join(filter(None, (row.meaning, row.remedy)))) for row in self.rows)
+        return table(self.verdict, ("", "check", "value", "meaning"), rows)
 
 
-def doctor(model: SentenceTransformer) -> Report:
+# What to do about a check that failed, by the start of its name; the row says what was found.
+REMEDIES = {
+    "attention": "Convert the decoder again: st-llm2vec convert DECODER OUTPUT makes it bidirectional, or says why it "
+    "cannot be. Where one implementation fails alone, open the model with another (attn_implementation).",
+    "same in any": "Examine it with --dtype float32. If it passes there, this decoder needs float32; if not, a layer "
+    "reads texts beside its own: encode with packing off, and report it with the output of --json.",
+    "same with padding": "Examine it with --dtype float32. If it passes there, this decoder needs float32; if not, a "
+    "layer reads the padding: encode one text at a time, and report it with the output of --json.",
+    "same when reopened": "The files do not hold all that this model computes with. Convert it again, st-llm2vec "
+    "convert MODEL OUTPUT, and examine OUTPUT.",
+    "pooled span": "Leave out the blank at the end of the instruction, or pool the instruction, too: st-llm2vec "
+    "convert MODEL OUTPUT --include-prompt.",
+}
+
+
+def doctor(model: SentenceTransformer, name: str | None = None) -> Report:
     """Checks that an encoder is bidirectional, gives one text one vector, and reopens with the same vectors.
 
     The model is not changed. A copy is saved to a temporary folder and removed again.
 
     Args:
         model: An encoder of `st_llm2vec.load`, or any SentenceTransformer around a decoder.
+        name: What the report calls it; default: the alias, folder or hub id that it was opened by.
+
+    Returns:
+        A line for each check and each thing that is worth knowing; what failed says what to do.
 
     Example:
         report = st_llm2vec.doctor(st_llm2vec.load("llm2vec-tiny"))
@@ -89,11 +128,23 @@ def doctor(model: SentenceTransformer) -> Report:
     model.eval()
     try:
         checks = [*map(_attention, audits), *_invariance(model), *_reload(model), _span(model)]
-        rows = (*checks, *_settings(model), *_speed(model), *_diagnostics(model))
+        rows = (*map(_with_remedy, checks), *_settings(model), *_speed(model), *_diagnostics(model))
     finally:
         model.train(was_training)
-    name = (getattr(model, "provenance", None) or {}).get("base_model") or _decoder(model).config.model_type
-    return Report(name, rows, audits)
+    return Report(name or _name_of(model), rows, audits)
+
+
+def _with_remedy(row: Row) -> Row:
+    if row.ok is not False:
+        return row
+    return replace(row, remedy=next(remedy for start, remedy in REMEDIES.items() if row.name.startswith(start)))
+
+
+def _name_of(model: SentenceTransformer) -> str:
+    decoder = _decoder(model)
+    if opened_by := decoder.name_or_path:
+        return lasting_name(opened_by)[0]
+    return str((getattr(model, "provenance", None) or {}).get("base_model") or decoder.config.model_type)
 
 
 def _decoder(model: SentenceTransformer) -> Any:

@@ -1,9 +1,11 @@
 """An HTTP server for one encoder: OpenAI's embeddings endpoint, search, health and metrics.
 
-batcher.py   texts of many callers in shared packed batches
-app.py       the endpoints
-schema.py    what goes in and out, in OpenAI's schema
-metrics.py   what /metrics shows
+batcher.py     texts of many callers in shared packed batches
+app.py         the endpoints
+schema.py      what goes in and out, in OpenAI's schema
+middleware.py  around every request: body, clients that leave, time
+metrics.py     what /metrics shows
+listening.py   the address: taken first, answered at last
 """
 
 from __future__ import annotations
@@ -20,5 +22,6 @@ if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_cl
 
 from .app import Limits, create_app
 from .batcher import Batcher, BusyError
+from .listening import listen, take_address
 
-__all__ = ["Batcher", "BusyError", "Limits", "create_app"]
+__all__ = ["Batcher", "BusyError", "Limits", "create_app", "listen", "take_address"]

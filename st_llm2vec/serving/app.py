@@ -13,29 +13,44 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
+from ..backend.deciding import PREPACK_TOKENS, expect
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from .batcher import Batcher, Encoded
-from .metrics import Metrics, watch
-from .schema import EmbeddingRequest, EmbeddingResponse, Refusal, SearchRequest, refuse_in_schema
+from .metrics import Metrics
+from .middleware import Watched, WholeBody
+from .schema import (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    ErrorAnswer,
+    Refusal,
+    SearchRequest,
+    describe,
+    refuse_in_schema,
+)
 
 # The tasks of `encode_query` and `encode_document`, and the prompts that these look for, in their order.
 TASKS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "Not a valid request"},
-    401: {"description": "The API key is missing or wrong"},
-    404: {"description": "Another model is served"},
-    413: {"description": "The body is too large"},
-    503: {"description": "Too much is waiting, or the server is shutting down"},
+    status: {"description": description, "model": ErrorAnswer}
+    for status, description in {
+        400: "Not a valid request",
+        401: "The API key is missing or wrong",
+        404: "Another model is served",
+        413: "The body is too large",
+        503: "Too much is waiting, or the server is shutting down",
+    }.items()
 }
+_BEARER = HTTPBearer(auto_error=False, description="Asked for where the server has a key.")
 # Slow things happen before the server is ready: two texts, so that they are packed.
 WARM_UP = ["a", "A text of some length, with all that the first texts have to wait for."]
 
@@ -62,7 +77,8 @@ def create_app(
 ) -> FastAPI:
     """Serve one encoder, and answer questions from one store.
 
-    What is slow (proving that packing is exact, compiling) happens here, before the server says that it is ready.
+    What is slow (proving that packing is exact, prepacking, compiling) happens here, before the server says that it is
+    ready.
 
     Args:
         model: The encoder.
@@ -79,21 +95,25 @@ def create_app(
     """
     if api_key == "":
         raise InvalidInputError("api_key is empty, and would let everybody in. Give a key, or None.")
+    expect(model.eval()[0], PREPACK_TOKENS)
     model.encode(WARM_UP, show_progress_bar=False)
     server = _Server(model, name, store, api_key, limits or Limits())
     app = FastAPI(title="st-llm2vec", version=__version__, lifespan=server.lifespan)
-    app.add_middleware(_BodyLimit, limit=server.limits.body_bytes)
-    watch(app, server.metrics)
+    app.add_middleware(WholeBody, limit=server.limits.body_bytes)
+    app.add_middleware(Watched, metrics=server.metrics)
     refuse_in_schema(app)
     secured: dict[str, Any] = {"dependencies": [Depends(server.authorize)], "responses": REFUSALS}
     app.add_api_route("/health", server.health, methods=["GET"])
-    app.add_api_route("/metrics", server.show_metrics, methods=["GET"], **secured)
+    app.add_api_route("/metrics", server.show_metrics, methods=["GET"], response_class=PlainTextResponse, **secured)
     app.add_api_route("/v1/models", server.models, methods=["GET"], **secured)
     app.add_api_route(
         "/v1/embeddings", server.embeddings, methods=["POST"], response_model=EmbeddingResponse, **secured
     )
     if store is not None:
         app.add_api_route("/search", server.search, methods=["POST"], **secured)
+    describe(
+        app, texts=server.limits.texts, characters=server.limits.characters, names=server.names, width=server.width
+    )
     return app
 
 
@@ -122,9 +142,9 @@ class _Server:
         finally:
             await asyncio.to_thread(self.batcher.close)
 
-    def authorize(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if self.api_key is not None and not hmac.compare_digest(given, self.api_key.encode()):
+    async def authorize(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        key = given.credentials.encode("latin-1") if given else b""  # the bytes that came
+        if self.api_key is not None and not hmac.compare_digest(key, self.api_key.encode()):
             message = "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
             raise Refusal(401, message, code="invalid_api_key")
 
@@ -136,20 +156,28 @@ class _Server:
         """Prometheus' text format."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @property
+    def names(self) -> list[str]:
+        """The served name, alone and with each prompt."""
+        return [self.name, *(f"{self.name}:{prompt}" for prompt in dict.fromkeys([*TASKS, *self.model.prompts]))]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.model.get_embedding_dimension() or 0
+
     async def models(self) -> dict[str, Any]:
         """The served name, alone and with each prompt."""
-        prompts = dict.fromkeys([*TASKS, *self.model.prompts])
-        names = [self.name, *(f"{self.name}:{prompt}" for prompt in prompts)]
-        return {"object": "list", "data": [{"id": each, "object": "model", "owned_by": "st-llm2vec"} for each in names]}
+        rows = [{"id": name, "object": "model", "owned_by": "st-llm2vec"} for name in self.names]
+        return {"object": "list", "data": rows}
 
     async def embeddings(self, body: EmbeddingRequest) -> Response:
         """Vectors of one text or of a list of texts."""
         asked, suffix = body.model[: len(self.name)], body.model[len(self.name) :]
         if asked != self.name or not (suffix == "" or suffix.startswith(":")):
             raise Refusal(404, f"model must be {self.name!r}, got {body.model!r}.", "model", "model_not_found")
-        width = self.model.get_embedding_dimension() or 0
-        if body.dimensions and body.dimensions > width:
-            raise Refusal(400, f"dimensions must be in [1, {width}], got {body.dimensions}.", "dimensions")
+        if body.dimensions and body.dimensions > self.width:
+            raise Refusal(400, f"dimensions must be in [1, {self.width}], got {body.dimensions}.", "dimensions")
         suffix = suffix.removeprefix(":")  # a prompt's name may hold a colon, too
         if suffix and body.prompt_name not in (None, suffix):
             message = f"prompt_name={body.prompt_name!r} and model={body.model!r} ask for two prompts."
@@ -205,39 +233,3 @@ def _answer(vectors: np.ndarray, encoding: str, model: str, tokens: int) -> Resp
     return Response(
         json.dumps({"object": "list", "data": data, "model": model, "usage": usage}), media_type="application/json"
     )
-
-
-class _BodyLimit:
-    """Refuses bodies beyond the limit, before they are read whole."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        refusal = Refusal(
-            413, f"The body must be at most {self.limit} bytes. Send fewer texts at once.", code="too_large"
-        )
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            await refusal.response()(scope, receive, send)
-            return
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            if len(body) > self.limit:
-                await refusal.response()(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replayed() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replayed, send)

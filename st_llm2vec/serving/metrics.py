@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
@@ -29,14 +27,6 @@ class Metrics:
         self.tokens.inc(tokens)
         self.batch.observe(texts)
 
-
-def watch(app: FastAPI, metrics: Metrics) -> None:
-    @app.middleware("http")
-    async def watched(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")  # of the table of routes: a path from outside would grow the metrics
-        metrics.requests.labels(path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(time.perf_counter() - started)
-        return response
+    def on_request(self, path: str, status: int, seconds: float) -> None:
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from ..errors import LLM2VecError
@@ -32,6 +32,14 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
         return JSONResponse(content, self.status, headers)
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# 8.0 is a whole number in JSON, and true is none.
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class EmbeddingRequest(BaseModel):
     """The body of /v1/embeddings."""
 
@@ -40,7 +48,7 @@ class EmbeddingRequest(BaseModel):
     input: str | list[str] = Field(description="One text, or a list of texts. Token ids are not taken.")
     model: str = Field(description="The served name, or that name with :query, :document or another prompt's name.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
+    dimensions: Whole | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
     prompt_name: str | None = Field(None, description="query, document, or another of the model's prompts.")
     user: str | None = Field(None, description="Taken for compatibility; not used.")
 
@@ -51,7 +59,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     query: str | list[str]
-    k: int = Field(10, ge=1, le=1000)
+    k: Whole = Field(10, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description="Filter on the metadata, as FaissStore.search takes it.")
 
 
@@ -79,6 +87,40 @@ class EmbeddingResponse(BaseModel):
     usage: Usage
 
 
+class ErrorAnswer(BaseModel):
+    """The answer where a request is refused, or fails."""
+
+    class Error(BaseModel):
+        message: str
+        type: str
+        param: str | None
+        code: str | None
+
+    error: Error
+
+
+def describe(app: FastAPI, *, texts: int, characters: int, names: list[str], width: int) -> None:
+    """Say in the OpenAPI description what this server allows, once all its endpoints are there.
+
+    Args:
+        app: The application.
+        texts: Inputs of a request at most.
+        characters: Of an input at most.
+        names: What `model` may be.
+        width: Numbers of a vector.
+    """
+    whole = app.openapi()  # it is kept
+    request = whole["components"]["schemas"]["EmbeddingRequest"]["properties"]
+    text, several = request["input"]["anyOf"]
+    text["maxLength"] = characters
+    several |= {"minItems": 1, "maxItems": texts, "items": text}
+    request["model"]["enum"] = names
+    request["dimensions"]["anyOf"][0]["maximum"] = width
+    for path in whole["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)  # FastAPI's, which are 400 here
+
+
 def refuse_in_schema(app: FastAPI) -> None:
     """Every error in OpenAI's schema; none shows more than its message."""
 
@@ -97,6 +139,8 @@ def refuse_in_schema(app: FastAPI) -> None:
         given = first.get("input")
         tokens = isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int | list))
         hint = " Token ids are not taken: send the text." if where.startswith("input") and tokens else ""
+        if not where:  # as curl's -d sends it
+            hint = " Send JSON, with the header Content-Type: application/json."
         return Refusal(400, f"{where or 'body'}: {first['msg']}.{hint}", where or None).response()
 
     @app.exception_handler(HTTPException)
@@ -108,3 +152,7 @@ def refuse_in_schema(app: FastAPI) -> None:
     @app.exception_handler(LLM2VecError)
     async def ours(_: Request, error: LLM2VecError) -> Response:
         return Refusal(400, str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return Refusal(500, "The encoder failed; the server's log says how.").response()

@@ -92,3 +92,31 @@ def test_what_cannot_be_shown_says_why_and_writes_nothing(command, store, tmp_pa
     assert command("explore", store, "-o", page, "--method", "umap").code == 2
     assert command("explore", tmp_path / "nothing", "-o", page).code == 1
     assert not page.exists()
+
+
+def test_clusters_are_named_by_words_that_the_others_lack(command, tmp_path):
+    kinds = {
+        "bears": "the bears sleep in caves",
+        "rates": "the bank raised rates",
+        "bread": f"bread needs flour {EVIL}",
+    }
+    texts = [f"{text} number {n}" for text in kinds.values() for n in range(40)]
+    vectors = np.repeat(np.eye(3), 40, axis=0) + np.random.default_rng(0).normal(size=(120, 3)) / 50
+    with FaissStore.create(tmp_path / "store", None) as store:
+        store.add(texts, vectors=vectors)
+    assert command("explore", tmp_path / "store", "-o", tmp_path / "page.html", "--method", "pca").code == 0
+    data = shown(tmp_path / "page.html")
+    assert 3 <= len(data["labels"]) <= 12
+    for x, y, words in data["labels"]:
+        nearest = min(range(120), key=lambda row: np.hypot(data["points"][row][0] - x, data["points"][row][1] - y))
+        assert all(word in texts[nearest] for word in words.split(", "))
+        assert "number" not in words
+    assert command("explore", tmp_path / "store", "-o", tmp_path / "page.html", "--limit", 20).code == 0
+    assert shown(tmp_path / "page.html")["labels"] == []  # too few to have clusters
+
+
+def test_texts_without_words_have_no_labels(command, tmp_path):
+    with FaissStore.create(tmp_path / "store", None) as store:
+        store.add([f"{n} + {n}" for n in range(40)], vectors=np.random.default_rng(0).normal(size=(40, 4)))
+    assert command("explore", tmp_path / "store", "-o", tmp_path / "page.html", "--method", "pca").code == 0
+    assert shown(tmp_path / "page.html")["labels"] == []

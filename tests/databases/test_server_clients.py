@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import numpy as np
 import pytest
-import uvicorn
+from databases.running import running
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
 from openai import BadRequestError, OpenAI
@@ -21,15 +18,8 @@ KEY = "a-secret"
 @pytest.fixture(scope="module")
 def url(encoder):
     """A server on the loopback interface."""
-    config = uvicorn.Config(create_app(encoder, "tiny", api_key=KEY), port=0, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    server.should_exit = True
-    thread.join()
+    with running(create_app(encoder, "tiny", api_key=KEY)) as address:
+        yield f"{address}/v1"
 
 
 def test_openai(url, encoder):

@@ -208,7 +208,7 @@ MUTANTS: list[Mutant] = [
             f"{_GGUF} -k bos",
         ),
         ("backend.model.ignore_merges = split.ignore_merges", "pass", f"{_GGUF} -k whole_words"),
-        ("if ids != [i]:", "if False:", f"{_GGUF} -k ignored"),
+        ("if ids != [i]:", "if False:", f"{_GGUF} -k no_text_gives"),
         (
             'prefix = value_of(reader, "tokenizer.ggml.add_space_prefix") is not False',
             "prefix = True",
@@ -233,7 +233,7 @@ MUTANTS: list[Mutant] = [
             f"{_HOST} -k config_leaves_out",
         ),
         ("same = torch.allclose(a[left], b[left], atol=1e-5)", "pass", f"{_HOST} -k pooling"),
-        ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", _HOST),
+        ("for prompt in {*_PROBE_PROMPTS, *prompts.values()}:", "for prompt in _PROBE_PROMPTS:", f"{_HOST} -k tried"),
         (
             "transformer={name: read[name] for name in _PASSED_ON if name in read},",
             "transformer={},",
@@ -261,7 +261,7 @@ MUTANTS: list[Mutant] = [
         (
             'names = [checkpoint.original_name, *(source["name"] for source in checkpoint.sources)]',
             "names = [checkpoint.original_name]",
-            "tests/test_aliases.py",
+            f"{_SETTINGS} -k asked_for",
         ),
     ),
     *_rows(
@@ -389,7 +389,17 @@ MUTANTS: list[Mutant] = [
         ),
         ("return model.prompts.get(found) or None, name", "return model.prompts.get(found) or None, None", _SERVER),
         ("return model.prompts[name] or None, None", "return None, None", _SERVER),
-        ('body += message.get("body", b"")', 'body = bytearray(message.get("body", b""))', f"{_SERVER} -k body"),
+        ("expect(model.eval()[0], PREPACK_TOKENS)", "pass", f"{_SERVER} -k slow"),
+    ),
+    *_rows(
+        "st_llm2vec/serving/middleware.py",
+        ('body += message.get("body", b"")', 'body = bytearray(message.get("body", b""))', f"{_SERVER} -k pieces"),
+        ("too_large = len(body) > self.limit", "pass", f"{_SERVER} -k pieces"),
+        (
+            "answering.cancel()  # done already, unless the client left or the server stops",
+            "pass",
+            "tests/serving/test_process.py -k left",
+        ),
     ),
     *_rows(
         "st_llm2vec/serving/batcher.py",

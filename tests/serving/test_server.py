@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 import st_llm2vec
@@ -18,9 +21,11 @@ from faiss_llm2vec import FaissStore
 from st_llm2vec.cli.serve import serve
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.serving import Batcher, BusyError, Limits, create_app
+from st_llm2vec.serving.middleware import WholeBody
 
 TEXTS = ["Bears hibernate in winter.", "The bank raised its rates.", "", "a " * 700, "naïve café 编码器"]
 KEY = "a-secret"
+PATIENCE = 300  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_a_single_text_is_a_list_of_one(client: TestClient, model: st_llm2vec.LL
 
 
 def test_base64_and_dimensions(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
-    (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8)["data"]
+    (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8.0)["data"]
     found = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
     np.testing.assert_allclose(found, model.encode(TEXTS[0], truncate_dim=8), atol=1e-5)
 
@@ -112,6 +117,7 @@ def test_search_answers_from_the_store(client: TestClient) -> None:
         ({"input": "a", "model": "tiny:nonsense"}, 400, "query, document, topic"),
         ({"input": "a", "model": "tiny:query", "prompt_name": "document"}, 400, "two prompts"),
         ({"input": "a", "dimensions": 257}, 400, "[1, 256]"),
+        ({"input": "a", "dimensions": True}, 400, "dimensions"),
         ({"input": "a", "dimensions": 0}, 400, "dimensions"),
         ({"input": "a", "nonsense": 1}, 400, "nonsense"),
         ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
@@ -127,10 +133,92 @@ def test_a_refusal_is_in_openais_schema(client: TestClient, body: dict[str, Any]
     assert word in error["message"] or word in str(error["param"])
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_that_it_is_json_is_told_so(client: TestClient, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = client.post("/v1/embeddings", content=b'{"model": "tiny", "input": "a"}', headers=headers)
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 def test_a_body_beyond_the_limit_is_refused_whether_or_not_it_says_so(client: TestClient) -> None:
     assert client.post("/v1/embeddings", content=b"x" * 20_001).status_code == 413
     unsized = client.post("/v1/embeddings", content=iter([b"x" * 15_000, b"x" * 15_000]))
     assert unsized.status_code == 413
+
+
+def over_asgi(app: FastAPI, **request: Any) -> httpx.Response:
+    """One request with the body in the pieces that it is given in; `TestClient` would join them."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            return await client.post("/v1/embeddings", headers={"Content-Type": "application/json"}, **request)
+
+    return asyncio.run(send())
+
+
+async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+def test_a_body_in_pieces_is_put_together_and_limited(model: st_llm2vec.LLM2Vec) -> None:
+    app = create_app(model, "tiny", limits=Limits(body_bytes=1000))
+    content = json.dumps({"model": "tiny", "input": TEXTS[:2]}).encode()
+    response = over_asgi(app, content=pieces(content, 7))
+    assert [row["index"] for row in response.json()["data"]] == [0, 1]
+    assert over_asgi(app, content=pieces(content + b" " * 1000, 300)).status_code == 413
+
+
+def test_too_much_at_once_is_asked_to_come_again(model: st_llm2vec.LLM2Vec) -> None:
+    with TestClient(create_app(model, "tiny", limits=Limits(waiting_tokens=-1))) as client:
+        response = client.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["error"]["code"] == "busy"
+
+
+def test_a_fault_of_ours_is_in_openais_schema(model: st_llm2vec.LLM2Vec) -> None:
+    app = create_app(model, "tiny")
+    hook = model[0].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("secret")))
+    try:
+        with TestClient(app, raise_server_exceptions=False) as client:
+            response = client.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+            assert 'status="500"} 1.0' in client.get("/metrics").text
+    finally:
+        hook.remove()
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert "secret" not in response.text
+
+
+def test_what_is_slow_is_done_before_the_server_is_there() -> None:
+    fresh = st_llm2vec.load("llm2vec-tiny", device="cpu")
+    create_app(fresh, "tiny")
+    assert fresh[0].status["packed"]
+    assert fresh[0].status["prepacked"].on is not None  # else it would come with the request that makes it 8,192 tokens
+
+
+def test_the_key_is_compared_whole_whatever_is_given(
+    model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hmac.compare_digest` takes the same time for every key of a length."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    key = "ключ"  # as the bytes of UTF-8, which is what clients send
+    monkeypatch.setattr("st_llm2vec.serving.app.hmac.compare_digest", compare)
+    with TestClient(create_app(model, "tiny", api_key=key)) as client:
+        for given, status in ((key, 200), (key[:-1], 401), ("", 401), ("a", 401)):
+            headers = {"Authorization": f"Bearer {given}".encode()}
+            assert client.get("/v1/models", headers=headers).status_code == status
+    assert compared == [(given.encode(), key.encode()) for given in (key, key[:-1], "", "a")]
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", KEY[:-1], KEY + "x", "ключ"])
@@ -227,6 +315,7 @@ def test_prompts_and_dimensions_are_those_of_the_encoder(model: st_llm2vec.LLM2V
     other = copy.deepcopy(model)
     other.prompts = {"passage": "p: ", "task: search": "t: ", "x": "x: "}
     other.default_prompt_name, other.truncate_dim = "x", 16
+    other[0].query_length, other[0].document_length = 12, 20  # of encode_query and encode_document alone
     with TestClient(create_app(other, "a:b")) as client:
         for name, expected in {
             "a:b": other.encode(TEXTS),
@@ -245,6 +334,32 @@ def test_half_a_surrogate_pair_is_the_callers_fault(client: TestClient) -> None:
     response = client.post("/v1/embeddings", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 400
     assert "surrogate" in response.json()["error"]["message"]
+
+
+def test_what_takes_longer_than_a_server_that_stops_may_wait_is_refused() -> None:
+    sent: list[Any] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.sleep(PATIENCE)
+
+    async def stop() -> None:
+        messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await asyncio.sleep(PATIENCE)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        request = asyncio.create_task(WholeBody(slow, 10)({"type": "http", "headers": []}, receive, send))
+        await asyncio.sleep(0.01)
+        request.cancel()  # as uvicorn does
+        await request
+
+    asyncio.run(stop())
+    assert [message.get("status") for message in sent] == [503, None]
+    assert b"shutting down" in sent[1]["body"]
 
 
 def test_an_empty_key_lets_nobody_in(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,98 @@
+"""Around every request: its body read whole within a limit, its work dropped when its client leaves, its time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .metrics import Metrics
+from .schema import Refusal
+
+CLIENT_LEFT = 499  # what /metrics says of a request that nobody waits for any more, as nginx calls it
+
+
+class WholeBody:
+    """Reads the body of a request before the application does, and ends the work of a client that has left.
+
+    Args:
+        app: The application.
+        limit: Bytes of a body at most; a larger one is refused before it is read whole.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = declared.isdigit() and int(declared) > self.limit
+        body = bytearray()
+        more = not too_large
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            too_large = len(body) > self.limit
+            more = bool(message.get("more_body")) and not too_large
+        if too_large:
+            said = f"The body must be at most {self.limit} bytes. Send fewer texts at once."
+            await Refusal(413, said, code="too_large").response()(scope, receive, send)
+            return
+        await self._answer({"type": "http.request", "body": bytes(body), "more_body": False}, scope, receive, send)
+
+    async def _answer(self, whole: Message, scope: Scope, receive: Receive, send: Send) -> None:
+        unread = [whole]
+        leaving = asyncio.ensure_future(receive())  # after the body, all that comes is that the client has gone
+
+        async def replayed() -> Message:
+            return unread.pop() if unread else await asyncio.shield(leaving)
+
+        answering = asyncio.ensure_future(self.app(scope, replayed, send))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server is told to stop, and this takes longer than it may
+            await Refusal(503, "The server is shutting down.", code="busy").response()(scope, receive, send)
+        finally:
+            answering.cancel()  # done already, unless the client left or the server stops
+            leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await answering  # for what it raised
+
+
+class Watched:
+    """Counts requests and their time.
+
+    Args:
+        app: The application.
+        metrics: Where they are counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), CLIENT_LEFT
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            # Of the table of routes: a path from outside would grow the metrics.
+            self.metrics.on_request(getattr(scope.get("route"), "path", "other"), status, time.perf_counter() - started)
