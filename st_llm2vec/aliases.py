@@ -50,15 +50,15 @@ class Alias:
             text = value if isinstance(value, str) else ""
             # An absolute path may come and go with its disk; that is said when it is used.
             if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
-                raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
+                raise InvalidInputError(f"{name} must be a folder or a hub id ('owner/name'), got {value!r}.")
             if os.path.isdir(value):
                 object.__setattr__(self, name, str(Path(value).absolute()))
         if not isinstance(self.revision, str | None):
-            raise InvalidInputError(f"revision={self.revision!r} must be a branch, tag or commit.")
+            raise InvalidInputError(f"revision must be a branch, tag or commit, got {self.revision!r}.")
         EncoderSettings.of({"prompts": self.prompts})
         object.__setattr__(self, "prompts", dict(self.prompts or {}))
         if EncoderSettings.of(self.settings).prompts is not None:
-            raise InvalidInputError("settings has 'prompts', which have a place of their own. Give them as prompts=.")
+            raise InvalidInputError("settings must be without 'prompts'. Give them as prompts=.")
         object.__setattr__(self, "settings", dict(self.settings))
 
     def __str__(self) -> str:
@@ -211,7 +211,7 @@ def _of_package(point: EntryPoint) -> Alias:
     except Exception as error:
         raise InvalidInputError(f"{source} cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(alias, Alias):
-        raise InvalidInputError(f"{source} gave a {type(alias).__name__} in place of a st_llm2vec.aliases.Alias.")
+        raise InvalidInputError(f"{source} must give a st_llm2vec.aliases.Alias, got a {type(alias).__name__}.")
     return alias
 
 
@@ -241,7 +241,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
         for name, arguments in content.items():
             _require_name(name)
             if unknown := sorted(set(arguments) - {f.name for f in fields(Alias)}):
-                raise InvalidInputError(f"{name!r} has {unknown}; known are {[f.name for f in fields(Alias)]}.")
+                raise InvalidInputError(f"{name!r} must have some of {[f.name for f in fields(Alias)]}, got {unknown}.")
             found[name] = Alias(**arguments)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # InvalidCheckpointError is a ValueError
         raise InvalidInputError(
@@ -253,7 +253,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
 def _require_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInputError(
-            f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, no dot first."
+            f"name must be of letters, digits, dots, dashes and underscores, no dot first, got {name!r}."
         )
 
 

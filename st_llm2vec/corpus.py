@@ -176,7 +176,7 @@ def _sources(inputs: Any) -> Any:
 
 def _check_passages(passages: Passages, single: str | None, overlap_alone: bool) -> None:
     if overlap_alone and "chunk" not in passages.fields:
-        raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
+        raise InvalidInputError("chunk_overlap must be 0 without chunk_size: no text is split here.")
     if taken := [name for name in COLUMNS if name in passages.fields]:
         raise InvalidInputError(
             f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "

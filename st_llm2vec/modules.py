@@ -126,7 +126,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.audit = None
             restore_causal_attention(self.model)
         else:
-            raise InvalidInputError(f"attention={value!r} is not known. Use 'bidirectional' or 'causal'.")
+            raise InvalidInputError(f"attention must be 'bidirectional' or 'causal', got {value!r}.")
 
     @property
     def template(self) -> dict[str, str]:

@@ -29,12 +29,12 @@ def split_input(item: Any, position: int, prompt: str) -> tuple[str, str]:
         instruction, text = item[0], item[1]
         if instruction and prompt:
             raise InvalidInputError(
-                f"Input {position} has an instruction of its own ({instruction[:60]!r}) and the prompt {prompt[:60]!r} "
-                "applies as well. Give one of them: plain texts with prompt=, or pairs with prompt=''."
+                f"Input {position} must have one instruction, got {instruction[:60]!r} of its own and the prompt "
+                f"{prompt[:60]!r}. Give plain texts with prompt=, or pairs with prompt=''."
             )
         return (instruction.strip() + " " if instruction else prompt), text
     raise InvalidInputError(
-        f"Input {position} is {type(item).__name__}: {str(item)[:60]!r}. Give a string, or [instruction, text]."
+        f"Input {position} must be a text or [instruction, text], got {type(item).__name__}: {str(item)[:60]!r}."
     )
 
 
@@ -203,8 +203,8 @@ def _truncate(
     around = before + after + (len(_ids(tokenizer, [template.suffix])[0]) if keep_suffix and template.suffix else 0)
     if around >= max_length:
         raise InvalidInputError(
-            f"max_seq_length={max_length} leaves no token for a text: {around} are special tokens and the template's "
-            "suffix. Give more."
+            f"max_seq_length must be more than {around}, the special tokens and the template's suffix, got "
+            f"{max_length}."
         )
     if not keep_suffix:
         kept = ids[: max_length - after] + ids[len(ids) - after :]

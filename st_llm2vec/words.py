@@ -65,11 +65,11 @@ def encode_words(
         return vectors
     if not isinstance(model[0], LLM2VecTransformer):
         raise InvalidInputError(
-            f"encode_words reads an encoder of st_llm2vec.load, and was given a {type(model).__name__} with "
-            f"{type(model[0]).__name__}. Open its folder with st_llm2vec.load."
+            f"model must be an encoder of st_llm2vec.load, got a {type(model).__name__} with {type(model[0]).__name__}."
+            " Open its folder with st_llm2vec.load."
         )
     if reading not in ("same_token", "next_token"):
-        raise InvalidInputError(f"reading={reading!r} is not known. Use 'same_token' or 'next_token'.")
+        raise InvalidInputError(f"reading must be 'same_token' or 'next_token', got {reading!r}.")
     if lost not in ("raise", "nan"):
         raise InvalidInputError(f"lost must be 'raise' or 'nan', got {lost!r}.")
     rows = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
@@ -100,11 +100,12 @@ def _tokenize(
     elif isinstance(sentence, (list, tuple)) and all(isinstance(word, str) for word in sentence):
         words, ids, positions = _word_by_word(model.tokenizer, list(sentence), prompt)
     else:
-        raise InvalidInputError(f"Sentence {index} is {sentence!r:.60}. Give a text, or a list of words.")
+        raise InvalidInputError(f"sentences[{index}] must be a text or a list of words, got {sentence!r:.60}.")
     if len(ids) > model.max_seq_length:
         raise InvalidInputError(
-            f"Sentence {index} has {len(ids)} tokens, {prompt and 'prompt included, '}and the model reads "
-            f"{model.max_seq_length}; words beyond would have no vector. Split it, or raise model.max_seq_length."
+            f"sentences[{index}] must have at most {model.max_seq_length} tokens, got {len(ids)}"
+            f"{prompt and ', prompt included'}; words beyond would have no vector. Split it, or raise "
+            "model.max_seq_length."
         )
     if empty := [word for word, where in zip(words, positions, strict=True) if not where]:
         raise InvalidInputError(f"Word {empty[0]!r} of sentence {index} has no token of its own. Leave it out.")

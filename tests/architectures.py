@@ -25,10 +25,10 @@ INTRO = """\
 <!-- python tests/architectures.py > docs/architectures.md -->
 # Architectures
 
-Any decoder can be loaded: it is opened and then audited, layer by layer, and what fails is refused. The decoders below
-are audited in the tests as well, on tiny models: in every layer, without padding and with padding on either side, every
-earlier token must see the last one, by a perturbation and by the gradient (flex_attention has none on a CPU). The table
-holds for the newest transformers that is tested (constraints.txt); with an older one the audit refuses some of them.
+Any decoder can be loaded: the causal mask is removed, every layer is audited, and what fails is refused. The decoders
+below are audited in the tests as well, on tiny models: in every layer, without padding and with padding on either side,
+every earlier token must see the last one, by a perturbation and by the gradient (flex_attention has none on a CPU). The
+table holds for the newest transformers that is tested (constraints.txt); with an older one the audit refuses some.
 
 `yes`: every layer is bidirectional. `-`: transformers has no such implementation for this architecture (gpt_oss: none
 on a CPU; modernbert-decoder: eager cannot run without a mask). flex_attention runs uncompiled here.

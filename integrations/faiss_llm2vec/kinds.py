@@ -93,7 +93,7 @@ def kind_of(name: str, dimension: int | None = None) -> Kind:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InvalidInputError(
-            f"kind={name!r} is neither one of {', '.join(KINDS)} nor a factory string that FAISS takes ({reason:.200})."
+            f"kind must be one of {', '.join(KINDS)} or a factory string of FAISS, got {name!r} ({reason:.200})."
         ) from None
     inner = _inner(index)
     if not isinstance(inner, _FILTERED):

@@ -141,7 +141,7 @@ class FaissStore:
         for name, value in given.items():
             if (found := getattr(store._access.contents.manifest, name)) != value:
                 store.close()
-                raise StoreMismatchError(f"{path} was made with {name}={found!r}, not {value!r}. Leave it out.")
+                raise StoreMismatchError(f"{name} must be {found!r}, which {path} has, got {value!r}. Leave it out.")
         return store
 
     @property
