@@ -131,8 +131,8 @@ def register_alias(
         InvalidInputError: A name or argument that cannot be used.
 
     Example:
-        st_llm2vec.register_alias("my-encoder", "owner/decoder-mntp", adapter="owner/decoder-mntp-simcse")
-        SentenceTransformer("my-encoder")
+        >>> st_llm2vec.register_alias("my-encoder", "owner/decoder-mntp", adapter="owner/decoder-mntp-simcse")
+        >>> st_llm2vec.unregister_alias("my-encoder")  # or SentenceTransformer("my-encoder")
     """
     _require_name(name)
     _registered[name] = Alias(
@@ -145,6 +145,10 @@ def unregister_alias(name: str) -> None:
 
     Raises:
         InvalidInputError: The name was not registered in this process.
+
+    Example:
+        >>> st_llm2vec.register_alias("my-encoder", "owner/decoder")
+        >>> st_llm2vec.unregister_alias("my-encoder")
     """
     if _registered.pop(name, None) is None:
         raise InvalidInputError(f"{name!r} is not registered. Registered: {sorted(_registered) or 'nothing'}.")

@@ -68,6 +68,10 @@ def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence
 
     Returns:
         One row per layer and padding, for the attention implementation in use.
+
+    Example:
+        >>> bool(st_llm2vec.audit(model[0].model))
+        True
     """
     layers, implementation = decoder_layers(model), attn_implementation_of(model)
     depth = len(layers)

@@ -62,7 +62,11 @@ def enable_bidirectional_attention(
 
     Raises:
         UnsupportedArchitectureError: The model is an encoder or an encoder-decoder.
-        StillCausalError: Some layer stays causal; the model has been closed again.
+        StillCausalError: Some layer stays causal; the causal mask has been restored.
+
+    Example:
+        >>> bool(st_llm2vec.enable_bidirectional_attention(model[0].model))
+        True
     """
     refuse_encoders(model.config)
     # A config may say it and the code not follow (gemma): there, the usual way is gone.
@@ -118,6 +122,11 @@ def restore_causal_attention(model: PreTrainedModel) -> None:
 
     Raises:
         UnsupportedArchitectureError: It is bidirectional by its architecture, and was never causal.
+
+    Example:
+        >>> st_llm2vec.restore_causal_attention(model[0].model)
+        >>> bool(st_llm2vec.audit(model[0].model))
+        False
     """
     if is_bidirectional_by_design(model):
         raise UnsupportedArchitectureError(

@@ -103,7 +103,9 @@ def encode_corpus(
         WorkerError: A worker died, and so did the one that was given its shard. The shards before it are kept.
 
     Example:
-        encode_corpus("llm2vec-tiny", "notes", "vectors")
+        >>> done = st_llm2vec.encode_corpus(model, [{"text": "Bears hibernate."}, {"text": "Rates rose."}], "vectors")
+        >>> done.texts, done.dimension
+        (2, 256)
     """
     _check_options(task, format, shard_size)
     columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)

@@ -26,7 +26,15 @@ from typing import Any
 
 
 class LLM2VecError(Exception):
-    """Base of all errors raised on purpose; catch this to catch them all."""
+    """Base of all errors raised on purpose; catch this to catch them all.
+
+    Example:
+        >>> try:
+        ...     st_llm2vec.load("llm2vec-tiny", attention="both")
+        ... except st_llm2vec.LLM2VecError as error:
+        ...     print(error)
+        attention must be one of 'bidirectional', 'causal', got 'both'.
+    """
 
 
 class ModelNotFoundError(LLM2VecError, FileNotFoundError):

@@ -98,6 +98,11 @@ def load(
     Raises:
         InvalidInputError: A setting of the wrong type, or one that is not known; before anything is fetched.
         ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError.
+
+    Example:
+        >>> model = st_llm2vec.load("llm2vec-tiny", max_seq_length=128)
+        >>> model.encode("how bears sleep").shape
+        (256,)
     """
     asked = EncoderSettings(
         pooling_mode, template, max_seq_length, document_max_length, include_prompt, attention, prompts

@@ -58,7 +58,9 @@ def encode_words(
             first word that nothing stands before.
 
     Example:
-        nice, cat = st_llm2vec.encode_words(model, "nice cat")
+        >>> nice, cat = st_llm2vec.encode_words(model, "nice cat")
+        >>> cat.shape
+        (256,)
     """
     if isinstance(sentences, str):
         (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, lost=lost, batch_size=batch_size)

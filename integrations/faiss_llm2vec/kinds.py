@@ -112,6 +112,10 @@ def recommend_kind(count: int, dimension: int, memory_budget: float = math.inf) 
 
     Raises:
         InvalidInputError: Not even the smallest fits; the message says what it needs.
+
+    Example:
+        >>> recommend_kind(10_000, 256), recommend_kind(1_000_000, 1024)
+        ('flat', 'hnsw')
     """
     count, dimension = int(count), int(dimension)  # numpy's 32 bits would overflow
     if 4 * dimension * count <= min(memory_budget, _QUICKLY_SCANNED):

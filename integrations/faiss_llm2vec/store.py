@@ -29,6 +29,12 @@ class FaissStore:
     """Documents and their vectors in a folder. Make one with `create` or `open`; use it in a `with` block.
 
     One store object may be shared by threads. Writing is for one store object at a time, on the whole machine.
+
+    Example:
+        >>> with FaissStore.create("my-store", model) as store:
+        ...     ids = store.add(["Bears hibernate.", "Rates rose."], ids=["bears", "rates"])
+        ...     store.search("Who sleeps in winter?", k=1)[0].id
+        'bears'
     """
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:

@@ -80,9 +80,9 @@ def doctor(model: SentenceTransformer) -> Report:
         model: An encoder of `st_llm2vec.load`, or any SentenceTransformer around a decoder.
 
     Example:
-        report = st_llm2vec.doctor(st_llm2vec.load("llm2vec-tiny"))
-        print(report)
-        assert report.ok
+        >>> report = st_llm2vec.doctor(model)
+        >>> report.ok
+        True
     """
     audits = tuple(_audits(model[0].model))
     was_training = model.training

@@ -86,6 +86,10 @@ def language_model_head(model: LLM2Vec) -> Tensor | None:
 
     Raises:
         As `LanguageModelHead`.
+
+    Example:
+        >>> language_model_head(model) is None
+        True
     """
     return LanguageModelHead(model).weight
 
