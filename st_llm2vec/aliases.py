@@ -113,7 +113,7 @@ def register_alias(
     prompts: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Gives an encoder a short name, for this process; a name that is known already gets the new meaning.
+    """Give an encoder a short name, for this process; a name that is known already gets the new meaning.
 
     Names for every process go into a file with the same arguments as keys (`config_file()` says where):
     `{"my-encoder": {"model": "owner/decoder", "adapter": "owner/adapter", "prompts": {"query": "..."}}}`.
@@ -141,7 +141,7 @@ def register_alias(
 
 
 def unregister_alias(name: str) -> None:
-    """Takes back what `register_alias` gave; a kept folder stays (`st-llm2vec models remove NAME` deletes it).
+    """Take back what `register_alias` gave; a kept folder stays (`st-llm2vec models remove NAME` deletes it).
 
     Raises:
         InvalidInputError: The name was not registered in this process.

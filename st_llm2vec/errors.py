@@ -46,11 +46,11 @@ class InvalidCheckpointError(LLM2VecError, ValueError):
 
 
 class UnsupportedArchitectureError(LLM2VecError, ValueError):
-    """This architecture has no attention mask to open, or is no decoder."""
+    """The architecture has no causal mask to remove, or is no decoder."""
 
 
 class StillCausalError(UnsupportedArchitectureError):
-    """The mask was opened, and the audit found layers that still cannot see later tokens."""
+    """The causal mask was removed, and the audit found layers that still cannot see later tokens."""
 
 
 class InvalidInputError(LLM2VecError, ValueError):

@@ -38,7 +38,7 @@ def encode_words(
     lost: Literal["raise", "nan"] = "raise",
     batch_size: int = 32,
 ) -> Any:
-    """A vector for every word of every sentence: the mean of the last hidden states of its tokens.
+    """Encode every word of every sentence: the mean of the last hidden states of its tokens.
 
     Args:
         model: An encoder of `load`; its template and pooling are not used.
@@ -74,20 +74,20 @@ def encode_words(
         raise InvalidInputError(f"reading must be 'same_token' or 'next_token', got {reading!r}.")
     if lost not in ("raise", "nan"):
         raise InvalidInputError(f"lost must be 'raise' or 'nan', got {lost!r}.")
-    rows = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
-    vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(rows)
-    order = sorted((i for i, row in enumerate(rows) if row.words), key=lambda i: len(rows[i].input_ids))
+    read = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
+    vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(read)
+    order = sorted((i for i, each in enumerate(read) if each.words), key=lambda i: len(read[i].input_ids))
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            features = model[0].collate([TokenizedText(rows[i].input_ids, len(rows[i].input_ids)) for i in batch])
+            features = model[0].collate([TokenizedText(read[i].input_ids, len(read[i].input_ids)) for i in batch])
             with torch.no_grad():  # (batch, length, hidden), padded on the right
                 hidden = model[0](batch_to_device(features, model.device))["token_embeddings"].float()
             for i, states in zip(batch, hidden, strict=True):
                 none = states.new_full(states.shape[1:], torch.nan)
-                means = [states[positions].mean(0) if positions else none for positions in rows[i].words]
+                means = [states[positions].mean(0) if positions else none for positions in read[i].words]
                 vectors[i] = torch.stack(means).cpu().numpy()
     finally:
         model.train(was_training)

@@ -414,7 +414,7 @@ def test_worker_process(model: st_llm2vec.LLM2Vec, pool: dict[str, Any]) -> None
     assert np.allclose(model.encode(TEXTS, pool=pool, chunk_size=3), model.encode(TEXTS), atol=1e-5)
 
 
-def test_a_single_text_is_a_row_like_any_other() -> None:
+def test_a_single_text_is_a_packed_sequence_like_any_other() -> None:
     whole = PackedBatch.of(torch.ones(1, 4))
     padded = PackedBatch.of(torch.tensor([[1, 1, 1, 1, 0]]))
     assert whole.positions.tolist() == padded.positions.tolist() == [0, 1, 2, 3]

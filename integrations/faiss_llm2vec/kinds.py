@@ -106,7 +106,7 @@ def kind_of(name: str, dimension: int | None = None) -> Kind:
 
 
 def recommend_kind(count: int, dimension: int, memory_budget: float = math.inf) -> str:
-    """The kind for `count` vectors of `dimension` whose index may take `memory_budget` bytes of memory.
+    """Return the kind for `count` vectors of `dimension` whose index may take `memory_budget` bytes of memory.
 
     The first that fits: "flat" as long as scanning all vectors is quick, then "hnsw" (fastest), "ivf" and "rabitq".
 

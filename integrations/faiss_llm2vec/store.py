@@ -85,7 +85,7 @@ class FaissStore:
         fingerprint: str | None = None,
         model_name: str | None = None,
     ) -> FaissStore:
-        """Open a store as it was after the last change that was acknowledged.
+        """Open a store as the last durable change left it.
 
         Opening compares the checksum of the manifest, the set of documents, SQLite's structure and the sha256 of each
         segment. The content of a document is compared when it is read, and by `verify`.
@@ -186,7 +186,7 @@ class FaissStore:
         self._access.refresh(self._model.check)
 
     def close(self) -> None:
-        """Free the files and the writer's lock. Everything acknowledged is on the disk already."""
+        """Free the files and the writer's lock. Every change that returned is durable already."""
         self._access.close()
 
     def __enter__(self) -> Self:

@@ -72,7 +72,7 @@ class Report:
 
 
 def doctor(model: SentenceTransformer) -> Report:
-    """Checks that an encoder is bidirectional, gives one text one vector, and reopens with the same vectors.
+    """Check that an encoder is bidirectional, gives one text one vector, and reopens with the same vectors.
 
     The model is not changed. A copy is saved to a temporary folder and removed again.
 

@@ -174,7 +174,7 @@ def add_lora(
 
 
 def merge_lora(model: LLM2Vec) -> None:
-    """Merges the trained adapter into the weights, in float32; all weights are trainable again.
+    """Merge the trained adapter into the weights, in float32; all weights are trainable again.
 
     Save the model and load it again before the next stage if that stage is to be resumable.
 

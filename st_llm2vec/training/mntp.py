@@ -33,7 +33,7 @@ PRESET = trainer_arguments("mntp")
 
 
 def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 512) -> Dataset:
-    """Joins tokenized documents, each with its own special tokens, and cuts them to equal chunks without padding.
+    """Join tokenized documents, each with its own special tokens, and cut them to equal chunks without padding.
 
     Returns:
         Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
@@ -82,7 +82,7 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = N
 
 @dataclass
 class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
-    """Masks tokens for `MNTPLoss`.
+    """Mask tokens for `MNTPLoss`.
 
     Args:
         preprocess_fn: `model.preprocess`.

@@ -39,7 +39,7 @@ def simcse_pairs(texts: Iterable[str]) -> Dataset:
 
 @contextmanager
 def attention_dropout(model: LLM2Vec, probability: float = DROPOUT) -> Iterator[None]:
-    """Dropout on the attention probabilities of every layer, while the block runs and the model trains.
+    """Put dropout on the attention probabilities of every layer, while the block runs and the model trains.
 
     Set on the modules, not in the config (which they do not read again), so nothing of it is saved.
 
