@@ -255,11 +255,11 @@ def ratio(rows: list[dict[str, Any]], name: str, other: str) -> list[float] | No
 
 
 def goals(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: floor beside measured, for each goal of which both sides were measured; `results` by workload."""
-    lines = ["| goal | workload | floor | measured | quartiles | |", "| --- | --- | ---: | ---: | --- | --- |"]
+    """Markdown: target beside measured, for each comparison whose sides were both measured; `results` by workload."""
+    lines = ["| comparison | workload | target | measured | quartiles | |", "| --- | --- | ---: | ---: | --- | --- |"]
 
     def add(goal: str, workload: str, floor: str, measured: str, met: bool, quartiles: str = "") -> None:
-        lines.append(f"| {goal} | {workload} | {floor} | {measured} | {quartiles} | {'met' if met else 'missed'} |")
+        lines.append(f"| {goal} | {workload} | {floor} | {measured} | {quartiles} | {'met' if met else 'not met'} |")
 
     for name, other, floors in COMPARISONS:
         for workload, rows in results.items():
@@ -355,8 +355,11 @@ def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(results), figsize=(5 * len(results), 5), squeeze=False)
-    for axis, (title, rows) in zip(axes[0], results.items(), strict=True):
+    lines = -(-len(results) // 2)  # two beside each other, as wide as a page
+    figure, axes = pyplot.subplots(lines, 2, figsize=(10, 5 * lines), squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.axis("off")
+    for axis, (title, rows) in zip(axes.flat, results.items(), strict=False):
         rows = sorted(rows, key=lambda row: row["tokens_per_second"])  # noqa: PLW2901
         colors = [
             "#999999" if "limit" in r["variant"] else "#d62728" if "ours" in r["variant"] else "#1f77b4" for r in rows
@@ -430,7 +433,7 @@ def main() -> None:
             print("\n" + table(rows), flush=True)
             (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         ends = [
-            f"## {shape}, against the goals",
+            f"## {shape}, against the targets",
             goals(results[shape]),
             f"## {shape}, ratios",
             comparisons(results[shape]),

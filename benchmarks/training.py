@@ -258,7 +258,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = f"{row['tokens_per_second']:,.0f} | {row['against_stock']:.2f}x | {row['of_limit']:.0%}"
         lines.append(f"| {row['stage']} | {row['variant']} | {cells} |")
-    lines += ["", *(f"Floor, {name.replace('_', ' ')}: {floor}." for name, floor in FLOORS.items())]
+    lines += ["", *(f"Target, {name.replace('_', ' ')}: {floor}." for name, floor in FLOORS.items())]
     lines += ["", "| stage | loss of each step | | largest difference to stock |", "| --- | --- | --- | ---: |"]
     stocks = {row["stage"]: row["losses"] for row in rows if row["variant"] == "stock"}
     for row in rows:

@@ -210,7 +210,7 @@ class OpenVino(Padded):
 
 
 class LlamaCpp:
-    """llama.cpp, bfloat16 weights, the sequences that run at once in one row, mean pooling of its own."""
+    """llama.cpp, bfloat16 weights, the sequences that run at once packed by itself, mean pooling of its own."""
 
     def __init__(self, folder: Path, device: str) -> None:
         import xllamacpp
@@ -298,7 +298,7 @@ class LlamaCpp:
 
 
 class Limit:
-    """The decoder's matrix products alone, on rows of 2,048 tokens, with weights laid out in advance."""
+    """The decoder's matrix products alone, on batches of 2,048 tokens, with prepacked weights."""
 
     def __init__(self, folder: Path, device: str, kind: str) -> None:
         import torch
@@ -432,7 +432,7 @@ def _fastest(sizes: tuple[int, ...], texts: list[str], run: Any, opens: bool = F
     times = {}
     for again in (False, True):
         for size in sorted(times, key=times.__getitem__)[:2] if again else sizes:
-            if opens or not times:  # the first run lays out memory
+            if opens or not times:  # the first run allocates memory
                 run(texts[:1] if times else texts, size)
             start = time.perf_counter()
             run(texts, size)

@@ -50,15 +50,15 @@ class Alias:
             text = value if isinstance(value, str) else ""
             # An absolute path may come and go with its disk; that is said when it is used.
             if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
-                raise InvalidInputError(f"{name}={value!r} is neither a folder nor a hub id ('owner/name').")
+                raise InvalidInputError(f"{name} must be a folder or a hub id ('owner/name'), got {value!r}.")
             if os.path.isdir(value):
                 object.__setattr__(self, name, str(Path(value).absolute()))
         if not isinstance(self.revision, str | None):
-            raise InvalidInputError(f"revision={self.revision!r} must be a branch, tag or commit.")
+            raise InvalidInputError(f"revision must be a branch, tag or commit, got {self.revision!r}.")
         EncoderSettings.of({"prompts": self.prompts})
         object.__setattr__(self, "prompts", dict(self.prompts or {}))
         if EncoderSettings.of(self.settings).prompts is not None:
-            raise InvalidInputError("settings has 'prompts', which have a place of their own. Give them as prompts=.")
+            raise InvalidInputError("settings must be without 'prompts'. Give them as prompts=.")
         object.__setattr__(self, "settings", dict(self.settings))
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ def register_alias(
     prompts: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Gives an encoder a short name, for this process; a name that is known already gets the new meaning.
+    """Give an encoder a short name, for this process; a name that is known already gets the new meaning.
 
     Names for every process go into a file with the same arguments as keys (`config_file()` says where):
     `{"my-encoder": {"model": "owner/decoder", "adapter": "owner/adapter", "prompts": {"query": "..."}}}`.
@@ -133,8 +133,8 @@ def register_alias(
         InvalidInputError: A name or argument that cannot be used.
 
     Example:
-        st_llm2vec.register_alias("my-encoder", "owner/decoder-mntp", adapter="owner/decoder-mntp-simcse")
-        SentenceTransformer("my-encoder")
+        >>> st_llm2vec.register_alias("my-encoder", "owner/decoder-mntp", adapter="owner/decoder-mntp-simcse")
+        >>> st_llm2vec.unregister_alias("my-encoder")  # or SentenceTransformer("my-encoder")
     """
     _require_name(name)
     _registered[name] = Alias(
@@ -143,10 +143,14 @@ def register_alias(
 
 
 def unregister_alias(name: str) -> None:
-    """Takes back what `register_alias` gave; a kept folder stays (`st-llm2vec models remove NAME` deletes it).
+    """Take back what `register_alias` gave; a kept folder stays (`st-llm2vec models remove NAME` deletes it).
 
     Raises:
         InvalidInputError: The name was not registered in this process.
+
+    Example:
+        >>> st_llm2vec.register_alias("my-encoder", "owner/decoder")
+        >>> st_llm2vec.unregister_alias("my-encoder")
     """
     if _registered.pop(name, None) is None:
         raise InvalidInputError(f"{name!r} is not registered. Registered: {sorted(_registered) or 'nothing'}.")
@@ -213,7 +217,7 @@ def _of_package(point: EntryPoint) -> Alias:
     except Exception as error:
         raise InvalidInputError(f"{source} cannot be used: {type(error).__name__}: {error}") from error
     if not isinstance(alias, Alias):
-        raise InvalidInputError(f"{source} gave a {type(alias).__name__} in place of a st_llm2vec.aliases.Alias.")
+        raise InvalidInputError(f"{source} must give a st_llm2vec.aliases.Alias, got a {type(alias).__name__}.")
     return alias
 
 
@@ -243,7 +247,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
         for name, arguments in content.items():
             _require_name(name)
             if unknown := sorted(set(arguments) - {f.name for f in fields(Alias)}):
-                raise InvalidInputError(f"{name!r} has {unknown}; known are {[f.name for f in fields(Alias)]}.")
+                raise InvalidInputError(f"{name!r} must have some of {[f.name for f in fields(Alias)]}, got {unknown}.")
             found[name] = Alias(**arguments)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # InvalidCheckpointError is a ValueError
         raise InvalidInputError(
@@ -255,7 +259,7 @@ def _from_file(path: Path) -> dict[str, Alias]:
 def _require_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInputError(
-            f"name={name!r} cannot be an alias. Use letters, digits, dots, dashes and underscores, no dot first."
+            f"name must be of letters, digits, dots, dashes and underscores, no dot first, got {name!r}."
         )
 
 

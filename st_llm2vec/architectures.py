@@ -14,8 +14,8 @@ class Architecture(NamedTuple):
     implementations: tuple[str, ...]
 
 
-# The architectures that open with each set of implementations.
-_OPENS: dict[tuple[str, ...], str] = {
+# The architectures that become bidirectional with each set of implementations.
+_BIDIRECTIONAL_WITH: dict[tuple[str, ...], str] = {
     ("sdpa", "eager", "flex_attention"): """
         apertus arcee biogpt bitnet cohere cohere2 ctrl cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma
         gemma3_text gemma4_text glm glm4 glm4_moe gpt_neox granite granitemoe helium hunyuan_v1_dense internlm3 jais2
@@ -30,14 +30,16 @@ _OPENS: dict[tuple[str, ...], str] = {
 
 # Audited in the tests, every row. Other decoders are audited when they are loaded, and accepted if they pass.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: Architecture(opens_with)
-    for name, opens_with in sorted((name, opens_with) for opens_with, names in _OPENS.items() for name in names.split())
+    name: Architecture(implementations)
+    for name, implementations in sorted(
+        (name, found) for found, names in _BIDIRECTIONAL_WITH.items() for name in names.split()
+    )
 }
 _STAYS_CAUSAL = {
     "a recurrence over the tokens before": "bamba granitemoehybrid jamba mamba nemotron_h recurrent_gemma rwkv xlstm",
     "linear attention, a recurrence over the tokens before": "kimi_linear minimax olmo_hybrid qwen3_5_text qwen3_next",
     "short convolutions over the tokens before": "lfm2 lfm3",
-    "a causal mask inside the attention module, which config.json cannot open": "gpt_neo openai-gpt",
+    "a causal mask inside the attention module, which config.json does not remove": "gpt_neo openai-gpt",
     "a causal mask made by the model itself, around prompt tokens of its own": "cpmant",
     "a recurrence (mamba) stands beside the attention of every layer": "falcon_h1",
     "a convolution and a delayed value stand inside the attention of every layer": "zaya",

@@ -72,15 +72,19 @@ class Audit:
 
 
 def audit(model: PreTrainedModel, *, gradients: bool = False, paddings: Sequence[str] = PADDINGS) -> Audit:
-    """Asks every decoder layer, without padding and with it on either side, whether earlier positions see the last.
+    """Ask every decoder layer, without padding and with it on either side, whether earlier positions see the last.
 
     Args:
-        model: The decoder, opened or not; it is not changed.
+        model: The decoder, causal or bidirectional; it is not changed.
         gradients: Use d output[earlier] / d input[last] instead of a perturbation; needs a backward pass.
-        paddings: Where the three rows of eight tokens are padded; one forward pass each.
+        paddings: Where the three sequences of eight tokens are padded; one forward pass each.
 
     Returns:
         One row per layer and padding, for the attention implementation in use.
+
+    Example:
+        >>> bool(st_llm2vec.audit(model[0].model))
+        True
     """
     layers, implementation = decoder_layers(model), attn_implementation_of(model)
     depth = len(layers)
@@ -131,7 +135,7 @@ def _audit_pass(model: PreTrainedModel, layers: list[nn.Module], mask: Tensor, g
         else:
             noise = torch.randn(hidden.shape[-1], generator=generator).to(hidden)
             noise *= hidden[0].abs().mean().clamp_min(1e-3) / 4
-            # Both ways: a key that one of them turns away from every query would not be seen. The third row is
+            # Both ways: a key that one of them turns away from every query would not be seen. The third sequence is
             # the first once more, and shows what the implementation itself makes different.
             hidden[:, last] += torch.stack([-noise, noise, -noise])
         inputs[index] = hidden

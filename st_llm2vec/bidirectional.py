@@ -47,9 +47,9 @@ M = TypeVar("M", bound=nn.Module)
 def enable_bidirectional_attention(
     model: PreTrainedModel, *, sliding_window: Literal["off", "symmetric"] = "off"
 ) -> Audit:
-    """Lets every token attend to every other token of its text, and proves it.
+    """Let every token attend to every other token of its text, and proves it.
 
-    Costs two forward passes of three rows of eight tokens. Calling it again is harmless.
+    Costs two forward passes of three sequences of eight tokens. Calling it again is harmless.
 
     Args:
         model: A decoder (`AutoModel` or `AutoModelForCausalLM`), on any device, in any dtype.
@@ -62,7 +62,11 @@ def enable_bidirectional_attention(
 
     Raises:
         UnsupportedArchitectureError: The model is an encoder or an encoder-decoder.
-        StillCausalError: Some layer stays causal; the model has been closed again.
+        StillCausalError: Some layer stays causal; the causal mask has been restored.
+
+    Example:
+        >>> bool(st_llm2vec.enable_bidirectional_attention(model[0].model))
+        True
     """
     refuse_encoders(model.config)
     # A config may say it and the code not follow (gemma): there, the usual way is gone.
@@ -114,10 +118,15 @@ def _proven(model: PreTrainedModel) -> Audit:
 
 
 def restore_causal_attention(model: PreTrainedModel) -> None:
-    """Makes the model an ordinary causal one again, window included; its outputs are those from before, bit for bit.
+    """Make the model an ordinary causal one again, window included; its outputs are those from before, bit for bit.
 
     Raises:
         UnsupportedArchitectureError: It is bidirectional by its architecture, and was never causal.
+
+    Example:
+        >>> st_llm2vec.restore_causal_attention(model[0].model)
+        >>> bool(st_llm2vec.audit(model[0].model))
+        False
     """
     if is_bidirectional_by_design(model):
         raise UnsupportedArchitectureError(
@@ -185,7 +194,7 @@ def is_bidirectional_by_design(model: PreTrainedModel) -> bool:
 
 
 def refuse_encoders(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedArchitectureError` for models that have no causal mask to open."""
+    """Raises `UnsupportedArchitectureError` for models that have no causal mask to remove."""
     if config.is_encoder_decoder:
         raise UnsupportedArchitectureError(
             f"model_type {config.model_type!r} is an encoder-decoder; st_llm2vec turns decoder-only models into "
@@ -193,7 +202,7 @@ def refuse_encoders(config: PretrainedConfig) -> None:
         )
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise UnsupportedArchitectureError(
-            f"model_type {config.model_type!r} is an encoder and bidirectional already: there is nothing to open. "
+            f"model_type {config.model_type!r} is an encoder and bidirectional already: it has no causal mask. "
             "Load it with SentenceTransformer(...)."
         )
 

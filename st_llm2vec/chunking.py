@@ -114,7 +114,7 @@ def room(encoder: Any, prompt: str = "") -> int:
         left = min(left, int(limit))
     if left < 1:
         raise InvalidInputError(
-            f"max_seq_length={encoder.max_seq_length} leaves no token for a text beside the prompt. Give more."
+            f"max_seq_length must leave a text a token beside the prompt, got {encoder.max_seq_length}."
         )
     return left
 

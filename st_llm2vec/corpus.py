@@ -103,7 +103,9 @@ def encode_corpus(
         WorkerError: A worker died, and so did the one that was given its shard. The shards before it are kept.
 
     Example:
-        encode_corpus("llm2vec-tiny", "notes", "vectors")
+        >>> done = st_llm2vec.encode_corpus(model, [{"text": "Bears hibernate."}, {"text": "Rates rose."}], "vectors")
+        >>> done.texts, done.dimension
+        (2, 256)
     """
     _check_options(task, format, shard_size)
     columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
@@ -176,7 +178,7 @@ def _sources(inputs: Any) -> Any:
 
 def _check_passages(passages: Passages, single: str | None, overlap_alone: bool) -> None:
     if overlap_alone and "chunk" not in passages.fields:
-        raise InvalidInputError("chunk_overlap goes with documents, or with chunk_size: no text is split here.")
+        raise InvalidInputError("chunk_overlap must be 0 without chunk_size: no text is split here.")
     if taken := [name for name in COLUMNS if name in passages.fields]:
         raise InvalidInputError(
             f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "

@@ -44,11 +44,11 @@ def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *,
     if not isinstance(model, str):
         if not isinstance(model, Encoder):
             raise InvalidInputError(
-                f"{argument} is a {type(model).__name__}. Give the name of a model, or an encoder with encode_query "
-                "and encode_document such as a SentenceTransformer."
+                f"{argument} must be the name of a model, or an encoder with encode_query and encode_document such as "
+                f"a SentenceTransformer, got a {type(model).__name__}."
             )
         if options:
-            raise InvalidInputError(f"{', '.join(options)} cannot be given with an encoder: they go with a name.")
+            raise InvalidInputError(f"{', '.join(options)} must be left out with an encoder: they go with a name.")
         return model
     from .loading import load  # brings torch, which an encoder that was given may not need
 
@@ -56,7 +56,7 @@ def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *,
     attributes = {name: options[name] for name in _ATTRIBUTES if options.get(name) is not None}
     for name, value in attributes.items():
         if not _ATTRIBUTES[name](value):
-            raise InvalidInputError(f"{name}={value!r} cannot be used, as in SentenceTransformer.")
+            raise InvalidInputError(f"{name} must be as in SentenceTransformer, got {value!r}.")
     for name in sorted(options.keys() - known - _ATTRIBUTES.keys()):
         if options[name] not in _NOT_NEEDED.get(name, _NOTHING):
             raise InvalidInputError(
@@ -66,7 +66,7 @@ def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *,
             )
     encoder = load(model, **{name: value for name, value in options.items() if name in known})
     if (prompt := attributes.get("default_prompt_name")) is not None and prompt not in encoder.prompts:
-        raise InvalidInputError(f"default_prompt_name={prompt!r} must be one of {sorted(encoder.prompts)}.")
+        raise InvalidInputError(f"default_prompt_name must be one of {sorted(encoder.prompts)}, got {prompt!r}.")
     for name, value in attributes.items():
         setattr(encoder, name, value)
     return encoder

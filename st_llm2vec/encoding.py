@@ -55,11 +55,11 @@ def encode_texts(
         return transformer.tokenized(inputs[first : first + CHUNK], prompt, first=first, **kwargs)
 
     with bar, one_ahead(tokenized, starts) as chunks:
-        for first, rows in zip(starts, chunks, strict=True):
-            lengths = [len(row.input_ids) for row in rows]
+        for first, texts in zip(starts, chunks, strict=True):
+            lengths = [len(text.input_ids) for text in texts]
             waiting = sum(lengths)
             for batch in batches(lengths, budget):
-                vectors = run_batch(model, [rows[i] for i in batch], place, prompt_length, waiting=waiting, **kwargs)
+                vectors = run_batch(model, [texts[i] for i in batch], place, prompt_length, waiting=waiting, **kwargs)
                 waiting -= sum(lengths[i] for i in batch)
                 if truncate_dim is not None:
                     vectors = truncate_embeddings(vectors, truncate_dim)

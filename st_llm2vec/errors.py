@@ -26,7 +26,15 @@ from typing import Any
 
 
 class LLM2VecError(Exception):
-    """Base of all errors raised on purpose; catch this to catch them all."""
+    """Base of all errors raised on purpose; catch this to catch them all.
+
+    Example:
+        >>> try:
+        ...     st_llm2vec.load("llm2vec-tiny", attention="both")
+        ... except st_llm2vec.LLM2VecError as error:
+        ...     print(error)
+        attention must be one of 'bidirectional', 'causal', got 'both'.
+    """
 
 
 class ModelNotFoundError(LLM2VecError, FileNotFoundError):
@@ -38,11 +46,11 @@ class InvalidCheckpointError(LLM2VecError, ValueError):
 
 
 class UnsupportedArchitectureError(LLM2VecError, ValueError):
-    """This architecture has no attention mask to open, or is no decoder."""
+    """The architecture has no causal mask to remove, or is no decoder."""
 
 
 class StillCausalError(UnsupportedArchitectureError):
-    """The mask was opened, and the audit found layers that still cannot see later tokens."""
+    """The causal mask was removed, and the audit found layers that still cannot see later tokens."""
 
 
 class InvalidInputError(LLM2VecError, ValueError):

@@ -119,7 +119,7 @@ def _find(name: str, gguf_file: Any = None, revision: str | None = None, hub: Hu
         if not isinstance(gguf_file, str) or not gguf_file or os.path.isabs(gguf_file) or ".." in Path(gguf_file).parts:
             raise InvalidInputError(f"gguf_file must be the name of a file in the folder, got {gguf_file!r}.")
         if path.is_file():
-            raise InvalidInputError(f"gguf_file={gguf_file!r} was given with {name!r}, which is a file. Give one.")
+            raise InvalidInputError(f"gguf_file must be left out with {name!r}, which is a file, got {gguf_file!r}.")
         if not path.is_dir():
             return _download(name, gguf_file, revision, hub or Hub())
         if not os.path.lexists(path / gguf_file):

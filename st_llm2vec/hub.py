@@ -42,7 +42,7 @@ class Hub:
             if value is not None and not isinstance(value, kinds):
                 allowed = " or ".join(kind.__name__ for kind in kinds)
                 shown = "..." if name == "token" else repr(value)
-                raise InvalidInputError(f"{name}={shown} is a {type(value).__name__}; {name} must be a {allowed}.")
+                raise InvalidInputError(f"{name} must be a {allowed}, got {shown} ({type(value).__name__}).")
 
 
 def folder_of(name: str, revision: str | None, hub: Hub) -> Path:
@@ -55,7 +55,7 @@ def folder_of(name: str, revision: str | None, hub: Hub) -> Path:
         raise ModelNotFoundError(f"There is no folder {name!r}. Check the path; hub ids look like 'owner/name'.")
     repository, _, pinned = name.partition("@")
     if pinned and revision:
-        raise ModelNotFoundError(f"{name!r} was given with revision={revision!r}, a second one. Give one of them.")
+        raise ModelNotFoundError(f"revision must be given once, got {name!r} and revision={revision!r}.")
     revision = revision or pinned or None
     try:
         found = snapshot_download(
@@ -92,6 +92,6 @@ def require_no_revision(name: str, revision: str | None) -> None:
     """Raises `InvalidInputError` where a revision was given for something on this machine."""
     if revision is not None:
         raise InvalidInputError(
-            f"revision={revision!r} cannot be used: {name!r} is on this machine, and only repositories on the hub have "
-            "revisions. Leave it out."
+            f"revision must be left out for {name!r}, got {revision!r}: it is on this machine, and only repositories "
+            "on the hub have revisions."
         )

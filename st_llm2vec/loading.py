@@ -98,6 +98,11 @@ def load(
     Raises:
         InvalidInputError: A setting of the wrong type, or one that is not known; before anything is fetched.
         ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError.
+
+    Example:
+        >>> model = st_llm2vec.load("llm2vec-tiny", max_seq_length=128)
+        >>> model.encode("how bears sleep").shape
+        (256,)
     """
     asked = EncoderSettings(
         pooling_mode, template, max_seq_length, document_max_length, include_prompt, attention, prompts
@@ -203,8 +208,8 @@ def alias_folder(name: str, revision: str | None = None, hub: Hub | None = None)
         return None
     if revision is not None:
         raise InvalidInputError(
-            f"revision={revision!r} was given for the alias {name!r}, which stands for {alias}. Give an alias with "
-            f"that revision a name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
+            f"revision must be left out for {name!r}, which stands for {alias}, got {revision!r}. Give that revision a "
+            f"name of its own: st_llm2vec.register_alias(..., revision={revision!r})."
         )
     return str(aliases.folder_of(name, alias, lambda folder: write_alias(name, alias, folder, hub)))
 
@@ -245,8 +250,8 @@ def _build(
     folder, sample = merged or (checkpoint.decoder, None)
     if runtime.model_kwargs.get("quantization_config") and checkpoint.adapters and not merged:
         raise InvalidInputError(
-            "Adapters cannot be merged into quantized weights. Merge first, `st-llm2vec convert ... FOLDER`, then load "
-            "that folder quantized."
+            "model_kwargs['quantization_config'] must be left out where adapters are merged. Merge first, `st-llm2vec "
+            "convert ... FOLDER`, then load that folder quantized."
         )
     config = read_config(folder)
     plan = plan_encoder(checkpoint, asked, config)
@@ -268,8 +273,8 @@ def _build(
         unknown = [name for name in runtime.model_kwargs if f"'{name}'" in str(error)]
         if unknown and isinstance(error, TypeError):
             raise InvalidInputError(
-                f"model_kwargs[{unknown[0]!r}] is not known to transformers for model_type {config.model_type!r}. "
-                "Leave it out."
+                f"model_kwargs must be arguments that transformers has for model_type {config.model_type!r}, got "
+                f"{unknown[0]!r}. Leave it out."
             ) from error
         raise InvalidInputError(
             f"{folder} cannot be opened with model_kwargs={dict(runtime.model_kwargs)!r}: {type(error).__name__}: "
@@ -324,10 +329,10 @@ def _path(name: str, value: Any, *, required: bool = False) -> Any:
     if value is None and not required:
         return None
     if not isinstance(value, str | os.PathLike):
-        raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be a name or a folder.")
+        raise InvalidInputError(f"{name} must be a name or a folder, got {value!r} ({type(value).__name__}).")
     path = os.fspath(value)
     if not path:
-        raise InvalidInputError(f"{name}={value!r} is empty; {name} must be a name or a folder.")
+        raise InvalidInputError(f"{name} must be a name or a folder, got {value!r}.")
     if not can_be_path(path):
         raise InvalidInputError(f"{name} must be a name that a file can have, got {path!r:.80}.")
     return path

@@ -42,6 +42,11 @@ class LLM2Vec(SentenceTransformer):
 
     Everything of `SentenceTransformer` works as it does there; `encode` also takes `[instruction, text]` pairs. The
     name of the type is the host's, too: `st_llm2vec.as_sentence_transformers.SentenceTransformer`.
+
+    Example:
+        >>> model = st_llm2vec.load("llm2vec-tiny")
+        >>> model.encode([["Find a passage on animals:", "how bears sleep"]]).shape
+        (1, 256)
     """
 
     provenance: dict[str, Any]

@@ -41,7 +41,7 @@ class LLM2VecTransformer(Transformer):
 
     Args:
         model_name_or_path: A decoder's folder or hub id.
-        attention: "bidirectional" (opened and audited) or "causal" (the ordinary model); None leaves it as the
+        attention: "bidirectional" (mask removed, audited) or "causal" (the ordinary model); None leaves it as the
             config says, unaudited, for `load` to set when adapters are merged.
         template: What stands before and after each text.
         document_max_length: Cut the text alone to this many tokens first; None leaves that to `max_seq_length`.
@@ -118,7 +118,7 @@ class LLM2VecTransformer(Transformer):
 
     @property
     def attention(self) -> str:
-        """The direction of attention; assigning it opens (and audits) or closes the model."""
+        """The direction of attention; assigning it removes (and audits) or restores the causal mask."""
         return "bidirectional" if is_bidirectional(self.model) else "causal"
 
     @attention.setter
@@ -130,7 +130,7 @@ class LLM2VecTransformer(Transformer):
             self.audit = None
             restore_causal_attention(self.model)
         else:
-            raise InvalidInputError(f"attention={value!r} is not known. Use 'bidirectional' or 'causal'.")
+            raise InvalidInputError(f"attention must be 'bidirectional' or 'causal', got {value!r}.")
 
     @property
     def template(self) -> dict[str, str]:
@@ -276,14 +276,14 @@ class LLM2VecTransformer(Transformer):
             keep_suffix=self.keep_suffix,
         )
 
-    def collate(self, rows: Sequence[TokenizedText], prompt_length: int | None = None) -> dict[str, Any]:
+    def collate(self, texts: Sequence[TokenizedText], prompt_length: int | None = None) -> dict[str, Any]:
         """What `preprocess` returns, for inputs that are tokenized already."""
-        lengths = torch.tensor([len(row.input_ids) for row in rows])
-        pooled = torch.tensor([row.n_pooled for row in rows])
+        lengths = torch.tensor([len(text.input_ids) for text in texts])
+        pooled = torch.tensor([text.n_pooled for text in texts])
         position = torch.arange(int(lengths.max()))
         attention_mask = position < lengths[:, None]  # (n, length)
         ids = torch.full(attention_mask.shape, self.tokenizer.pad_token_id)
-        ids[attention_mask] = torch.tensor(list(chain.from_iterable(row.input_ids for row in rows)))
+        ids[attention_mask] = torch.tensor(list(chain.from_iterable(text.input_ids for text in texts)))
         if (highest := int(ids.max())) >= (known := self.model.get_input_embeddings().weight.shape[0]):
             raise InvalidInputError(
                 f"A text has token {highest} ({self.tokenizer.convert_ids_to_tokens(highest)!r}), and the decoder has "

@@ -31,8 +31,8 @@ def plan_encoder(checkpoint: Checkpoint, asked: EncoderSettings, config: Any) ->
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if asked.max_seq_length and positions and asked.max_seq_length > positions:
         raise InvalidInputError(
-            f"max_seq_length={asked.max_seq_length!r} cannot be used: {checkpoint.decoder.name!r} takes 1 to "
-            f"{positions} tokens."
+            f"max_seq_length must be from 1 to {positions}, the positions of {checkpoint.decoder.name!r}, got "
+            f"{asked.max_seq_length!r}."
         )
     host = next((host for folder in checkpoint.folders if (host := read_host_folder(folder))), None)
     as_saved = host is not None and host.folder == checkpoint.folders[0]
@@ -90,5 +90,5 @@ def read_config(folder: Path) -> Any:
         ) from error
     refuse_encoders(config)
     if not getattr(config.get_text_config(decoder=True), "num_hidden_layers", None):
-        raise UnsupportedArchitectureError(f"model_type {config.model_type!r} has no layers of attention to open.")
+        raise UnsupportedArchitectureError(f"model_type {config.model_type!r} has no layers of attention.")
     return config

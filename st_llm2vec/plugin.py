@@ -26,7 +26,13 @@ _enabled = False
 
 
 def enable_plugin() -> None:
-    """Opens our aliases and saved folders through plain `SentenceTransformer(...)`. `import st_llm2vec` calls it."""
+    """Open our aliases and saved folders through plain `SentenceTransformer(...)`. `import st_llm2vec` calls it.
+
+    Example:
+        >>> st_llm2vec.enable_plugin()
+        >>> SentenceTransformer("llm2vec-tiny").get_embedding_dimension()
+        256
+    """
     global _enabled  # noqa: PLW0603 - one switch for the process, as the class is one for the process
     _enabled = True
     if _HOST in sys.modules and hasattr(sys.modules[_HOST], "SentenceTransformer"):
@@ -38,7 +44,12 @@ def enable_plugin() -> None:
 
 
 def disable_plugin() -> None:
-    """Gives sentence-transformers' classes their own methods back."""
+    """Give sentence-transformers' classes their own methods back.
+
+    Example:
+        >>> st_llm2vec.disable_plugin()
+        >>> st_llm2vec.enable_plugin()
+    """
     global _enabled  # noqa: PLW0603 - one switch for the process, as the class is one for the process
     _enabled = False
     for (host, name), method in _originals.items():

@@ -52,6 +52,10 @@ def read_recipe(
         InvalidInputError: A key that is not known, a value of the wrong type or size, or something missing.
         FileNotFoundError: There is no such file.
         MissingExtraError: Python 3.10 without tomli.
+
+    Example:
+        >>> list(read_recipe(["recipe.toml"], {"seed": 7}).stages)
+        ['simcse']
     """
     said = {name: value for name, value in (said or {}).items() if value is not None}
     shared: dict[str, Any] = {}

@@ -107,6 +107,10 @@ class DataSet:
 
     Raises:
         InvalidInputError: A value of the wrong type or size.
+
+    Example:
+        >>> DataSet("faq.csv", columns=("question", "answer"), weight=0.5).columns
+        ('question', 'answer')
     """
 
     file: Any
@@ -164,6 +168,11 @@ class TrainingSettings:
 
     Raises:
         InvalidInputError: A value of the wrong type or size, or one that the objective does not know.
+
+    Example:
+        >>> settings = TrainingSettings("mntp", "llm2vec-tiny", {"mine": "texts.txt"}, "step2", max_steps=100)
+        >>> settings["max_steps"], settings["mask_probability"]
+        (100, 0.2)
     """
 
     objective: str = _row(_of(OBJECTIVES), None, f"What is trained: {', '.join(OBJECTIVES)}.")

@@ -49,7 +49,7 @@ class Runtime:
         self._take("model_kwargs", self._checked_kwargs(self.model_kwargs))
         self._take("dtype", as_dtype(self.dtype))
         if self.quantize and self.dtype == AUTO:
-            raise InvalidInputError("dtype='auto' is not known with quantize='int8'. Use float32, bfloat16 or float16.")
+            raise InvalidInputError("dtype must be float32, bfloat16 or float16 with quantize='int8', got 'auto'.")
         self._take("device", self._checked_device(self.device))
 
     @property
@@ -62,17 +62,17 @@ class Runtime:
 
     def _checked_kwargs(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, Mapping):
-            raise InvalidInputError(f"model_kwargs={given!r} is a {type(given).__name__}; give arguments by name.")
+            raise InvalidInputError(f"model_kwargs must be arguments by name, got {given!r} ({type(given).__name__}).")
         options = dict(given)
         for name, place in _ELSEWHERE.items():
             if options.pop(name, None) not in (None, name == "use_safetensors"):
-                raise InvalidInputError(f"model_kwargs[{name!r}]={given[name]!r} is not used by load. Use {place}.")
+                raise InvalidInputError(f"model_kwargs[{name!r}] must be left out, got {given[name]!r}. Use {place}.")
         named = {name: options.pop(name) for name in ("dtype", "torch_dtype") if options.get(name) is not None}
         if self.dtype is not None:
             named = {"dtype": self.dtype, **{f"model_kwargs[{name!r}]": value for name, value in named.items()}}
         if len(named) > 1:
             said = " and ".join(f"{name}={value!r}" for name, value in named.items())
-            raise InvalidInputError(f"The dtype was given twice: {said}. Give one of them.")
+            raise InvalidInputError(f"dtype must be given once, got {said}.")
         self._take("dtype", next(iter(named.values()), None))
         return options
 
@@ -88,18 +88,20 @@ class Runtime:
         except (RuntimeError, TypeError) as error:
             said = str(error).partition("\n")[0]
             raise InvalidInputError(
-                f"device={device!r} cannot be used ({said}). It must be a name such as 'cpu', 'cuda:1' or 'mps'."
+                f"device must be a name such as 'cpu', 'cuda:1' or 'mps', got {device!r} ({said})."
             ) from error
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not available.get(kind, True):
-            raise InvalidInputError(f"device={str(device)!r} is not available here. Use device='cpu', or leave it out.")
+            raise InvalidInputError(
+                f"device must be one that is here, got {str(device)!r}. Use 'cpu', or leave it out."
+            )
         if "device_map" in self.model_kwargs:
             raise InvalidInputError(
-                f"device={str(device)!r} and model_kwargs['device_map'] both place the weights. Give one of them."
+                f"device must be left out with model_kwargs['device_map'], which places weights, got {str(device)!r}."
             )
         if self.quantize and kind != "cpu":
             raise InvalidInputError(
-                f"quantize={self.quantize!r} is for a CPU, got device={str(device)!r}. Leave it out."
+                f"device must be 'cpu' with quantize={self.quantize!r}, got {str(device)!r}. Leave one of them out."
             )
         return str(device)
 
@@ -114,7 +116,7 @@ def as_dtype(dtype: Any) -> torch.dtype | str | None:
         return dtype  # type: ignore[no-any-return]
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else None
     if name not in DTYPES:
-        raise InvalidInputError(f"dtype={dtype!r} is not known; dtype must be one of {', '.join((*DTYPES, AUTO))}.")
+        raise InvalidInputError(f"dtype must be one of {', '.join((*DTYPES, AUTO))}, got {dtype!r}.")
     found: torch.dtype = getattr(torch, name)
     return found
 

@@ -42,14 +42,14 @@ def one_of(name: str, value: Any, allowed: Mapping[str, Any] | tuple[str, ...]) 
     if isinstance(value, str) and value in allowed:
         return value
     known = ", ".join(map(repr, sorted(allowed)))
-    raise InvalidInputError(f"{name}={value!r} is not known; {name} must be one of {known}.")
+    raise InvalidInputError(f"{name} must be one of {known}, got {value!r}.")
 
 
 def as_flag(name: str, value: Any) -> bool:
     """Return `value` as a bool; numpy's are understood, texts and numbers are not."""
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         return bool(value)
-    raise InvalidInputError(f"{name}={value!r} is a {type(value).__name__}; {name} must be True or False.")
+    raise InvalidInputError(f"{name} must be True or False, got {value!r} ({type(value).__name__}).")
 
 
 def as_share(name: str, value: Any, allowed: str = "[0, 1)") -> float:
@@ -106,11 +106,11 @@ def _template(name: str, value: Any) -> str | Template:
     if isinstance(value, Mapping):
         if set(value) <= {"prefix", "suffix"} and all(isinstance(part, str) for part in value.values()):
             return Template(**value)
-        raise InvalidInputError(f"{name}={value!r} must have the texts 'prefix' and 'suffix', and nothing else.")
+        raise InvalidInputError(f"{name} must have the texts 'prefix' and 'suffix' and nothing else, got {value!r}.")
     if isinstance(value, str) and value in (*TEMPLATES, CHAT):
         return value
     raise InvalidInputError(
-        f"{name}={value!r} is not known; {name} must be one of {', '.join(sorted([*TEMPLATES, CHAT]))}, or a Template."
+        f"{name} must be one of {', '.join(sorted([*TEMPLATES, CHAT]))}, or a Template, got {value!r}."
     )
 
 
@@ -121,7 +121,7 @@ def as_length(name: str, value: Any) -> int:
     except TypeError:
         number = 0
     if number < 1:
-        raise InvalidInputError(f"{name}={value!r} cannot be used; {name} must be an integer of tokens, at least 1.")
+        raise InvalidInputError(f"{name} must be an integer of tokens, at least 1, got {value!r}.")
     return number
 
 
@@ -132,7 +132,7 @@ def _attention(name: str, value: Any) -> str:
 def _prompts(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, Mapping) and all(isinstance(part, str) for prompt in value.items() for part in prompt):
         return dict(value)
-    raise InvalidInputError(f"{name}={value!r} must be texts by name, such as {{'query': 'Find what answers: '}}.")
+    raise InvalidInputError(f"{name} must be texts by name, such as {{'query': 'Find what answers: '}}, got {value!r}.")
 
 
 def _setting(check: Callable[[str, Any], Any], kind: type, said: str) -> Any:
@@ -175,9 +175,9 @@ class EncoderSettings:
             InvalidInputError: A name or value that is not known.
         """
         if not isinstance(values, Mapping):
-            raise InvalidInputError(f"{where}={values!r} is a {type(values).__name__}; give settings by their names.")
+            raise InvalidInputError(f"{where} must be settings by name, got {values!r} ({type(values).__name__}).")
         if unknown := sorted(map(str, set(values) - set(NAMES))):
-            raise InvalidInputError(f"{where} {unknown} are not known. Use some of {NAMES}.")
+            raise InvalidInputError(f"{where} must be some of {', '.join(NAMES)}, got {', '.join(map(repr, unknown))}.")
         return cls(**values)
 
     @classmethod

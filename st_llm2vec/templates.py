@@ -84,7 +84,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
 
     if not tokenizer.chat_template:
         raise InvalidInputError(
-            f"template={CHAT!r} was asked for, and the tokenizer has no chat template. Use one of {sorted(TEMPLATES)}."
+            f"template must be one of {', '.join(sorted(TEMPLATES))}: the tokenizer has no chat template; got {CHAT!r}."
         )
     # The second turn of the user: a system message stands before the first one only.
     answered, whole = render_apart(tokenizer.get_chat_template(), [turns[:2], turns], tokenizer.special_tokens_map)
@@ -114,7 +114,7 @@ def choose_template(template: str | Template | None, *names: str | None) -> Temp
     name = next(known, "none") if template is None else template
     if name not in TEMPLATES:
         raise InvalidInputError(
-            f"template={name!r} is not known. Use one of {sorted([*TEMPLATES, CHAT])}, or a Template."
+            f"template must be one of {', '.join(sorted([*TEMPLATES, CHAT]))}, or a Template, got {name!r}."
         )
     return TEMPLATES[name]
 
@@ -171,7 +171,7 @@ def with_eos(
     suffix = known or eos_token
     if not suffix:
         raise InvalidInputError(
-            "pooling_mode='eos_token' needs an EOS token, and the tokenizer has none. Use pooling_mode='last_token'."
+            "pooling_mode must not be 'eos_token': the tokenizer has no EOS token. Use pooling_mode='last_token'."
         )
     if template.suffix.endswith(suffix):
         return template

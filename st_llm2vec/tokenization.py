@@ -29,12 +29,12 @@ def split_input(item: Any, position: int, prompt: str) -> tuple[str, str]:
         instruction, text = item[0], item[1]
         if instruction and prompt:
             raise InvalidInputError(
-                f"Input {position} has an instruction of its own ({instruction[:60]!r}) and the prompt {prompt[:60]!r} "
-                "applies as well. Give one of them: plain texts with prompt=, or pairs with prompt=''."
+                f"Input {position} must have one instruction, got {instruction[:60]!r} of its own and the prompt "
+                f"{prompt[:60]!r}. Give plain texts with prompt=, or pairs with prompt=''."
             )
         return (instruction.strip() + " " if instruction else prompt), text
     raise InvalidInputError(
-        f"Input {position} is {type(item).__name__}: {str(item)[:60]!r}. Give a string, or [instruction, text]."
+        f"Input {position} must be a text or [instruction, text], got {type(item).__name__}: {str(item)[:60]!r}."
     )
 
 
@@ -88,13 +88,13 @@ def tokenize(
     for i in inside:
         n_pooled[i] -= prefixes.get(pairs[i][0], 0)
 
-    rows = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
-    for i, row in enumerate(rows):
-        if len(row.input_ids) > max_length:
-            rows[i] = _truncate(tokenizer, pairs[i], template, row.input_ids, (before, after), max_length, keep_suffix)
-        elif not row.input_ids:  # an empty text and a tokenizer without special tokens: one token that says nothing
-            rows[i] = TokenizedText([_neutral_id(tokenizer)], 1)
-    return rows
+    found = [TokenizedText(ids, max(0, min(n, len(ids)))) for ids, n in zip(full, n_pooled, strict=True)]
+    for i, (ids, _) in enumerate(found):
+        if len(ids) > max_length:
+            found[i] = _truncate(tokenizer, pairs[i], template, ids, (before, after), max_length, keep_suffix)
+        elif not ids:  # an empty text and a tokenizer without special tokens: one token that says nothing
+            found[i] = TokenizedText([_neutral_id(tokenizer)], 1)
+    return found
 
 
 def _render(pair: tuple[str, str], template: Template) -> str:
@@ -198,13 +198,13 @@ def _truncate(
     max_length: int,
     keep_suffix: bool,
 ) -> TokenizedText:
-    """Cuts one over-long row to `max_length` tokens and finds the span by character offsets."""
+    """Cuts one over-long text to `max_length` tokens and finds the span by character offsets."""
     before, after = special
     around = before + after + (len(_ids(tokenizer, [template.suffix])[0]) if keep_suffix and template.suffix else 0)
     if around >= max_length:
         raise InvalidInputError(
-            f"max_seq_length={max_length} leaves no token for a text: {around} are special tokens and the template's "
-            "suffix. Give more."
+            f"max_seq_length must be more than {around}, the special tokens and the template's suffix, got "
+            f"{max_length}."
         )
     if not keep_suffix:
         kept = ids[: max_length - after] + ids[len(ids) - after :]

@@ -7,7 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns texts into vectors; every `SentenceTransformer` is one."""
+    """Anything that turns texts into vectors; every `SentenceTransformer` is one.
+
+    Example:
+        >>> isinstance(model, st_llm2vec.Encoder)
+        True
+    """
 
     def encode_query(self, inputs: Any, **kwargs: Any) -> Any:
         """Vectors of queries: float32 (n, dimension) for a list of n texts, (dimension,) for one text."""

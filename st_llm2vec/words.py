@@ -38,7 +38,7 @@ def encode_words(
     lost: Literal["raise", "nan"] = "raise",
     batch_size: int = 32,
 ) -> Any:
-    """A vector for every word of every sentence: the mean of the last hidden states of its tokens.
+    """Encode every word of every sentence: the mean of the last hidden states of its tokens.
 
     Args:
         model: An encoder of `load`; its template and pooling are not used.
@@ -58,34 +58,36 @@ def encode_words(
             first word that nothing stands before.
 
     Example:
-        nice, cat = st_llm2vec.encode_words(model, "nice cat")
+        >>> nice, cat = st_llm2vec.encode_words(model, "nice cat")
+        >>> cat.shape
+        (256,)
     """
     if isinstance(sentences, str):
         (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, lost=lost, batch_size=batch_size)
         return vectors
     if not isinstance(model[0], LLM2VecTransformer):
         raise InvalidInputError(
-            f"encode_words reads an encoder of st_llm2vec.load, and was given a {type(model).__name__} with "
-            f"{type(model[0]).__name__}. Open its folder with st_llm2vec.load."
+            f"model must be an encoder of st_llm2vec.load, got a {type(model).__name__} with {type(model[0]).__name__}."
+            " Open its folder with st_llm2vec.load."
         )
     if reading not in ("same_token", "next_token"):
-        raise InvalidInputError(f"reading={reading!r} is not known. Use 'same_token' or 'next_token'.")
+        raise InvalidInputError(f"reading must be 'same_token' or 'next_token', got {reading!r}.")
     if lost not in ("raise", "nan"):
         raise InvalidInputError(f"lost must be 'raise' or 'nan', got {lost!r}.")
-    rows = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
-    vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(rows)
-    order = sorted((i for i, row in enumerate(rows) if row.words), key=lambda i: len(rows[i].input_ids))
+    read = [_tokenize(model, sentence, prompt, reading, lost, i) for i, sentence in enumerate(sentences)]
+    vectors = [np.zeros((0, model.get_embedding_dimension()), np.float32)] * len(read)
+    order = sorted((i for i, each in enumerate(read) if each.words), key=lambda i: len(read[i].input_ids))
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            features = model[0].collate([TokenizedText(rows[i].input_ids, len(rows[i].input_ids)) for i in batch])
+            features = model[0].collate([TokenizedText(read[i].input_ids, len(read[i].input_ids)) for i in batch])
             with torch.no_grad():  # (batch, length, hidden), padded on the right
                 hidden = model[0](batch_to_device(features, model.device))["token_embeddings"].float()
             for i, states in zip(batch, hidden, strict=True):
                 none = states.new_full(states.shape[1:], torch.nan)
-                means = [states[positions].mean(0) if positions else none for positions in rows[i].words]
+                means = [states[positions].mean(0) if positions else none for positions in read[i].words]
                 vectors[i] = torch.stack(means).cpu().numpy()
     finally:
         model.train(was_training)
@@ -100,11 +102,12 @@ def _tokenize(
     elif isinstance(sentence, (list, tuple)) and all(isinstance(word, str) for word in sentence):
         words, ids, positions = _word_by_word(model.tokenizer, list(sentence), prompt)
     else:
-        raise InvalidInputError(f"Sentence {index} is {sentence!r:.60}. Give a text, or a list of words.")
+        raise InvalidInputError(f"sentences[{index}] must be a text or a list of words, got {sentence!r:.60}.")
     if len(ids) > model.max_seq_length:
         raise InvalidInputError(
-            f"Sentence {index} has {len(ids)} tokens, {prompt and 'prompt included, '}and the model reads "
-            f"{model.max_seq_length}; words beyond would have no vector. Split it, or raise model.max_seq_length."
+            f"sentences[{index}] must have at most {model.max_seq_length} tokens, got {len(ids)}"
+            f"{prompt and ', prompt included'}; words beyond would have no vector. Split it, or raise "
+            "model.max_seq_length."
         )
     if empty := [word for word, where in zip(words, positions, strict=True) if not where]:
         raise InvalidInputError(f"Word {empty[0]!r} of sentence {index} has no token of its own. Leave it out.")

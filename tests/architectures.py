@@ -25,10 +25,10 @@ INTRO = """\
 <!-- python tests/architectures.py > docs/architectures.md -->
 # Architectures
 
-Any decoder can be loaded: it is opened and then audited, layer by layer, and what fails is refused. The decoders below
-are audited in the tests as well, on tiny models: in every layer, without padding and with padding on either side, every
-earlier token must see the last one, by a perturbation and by the gradient (flex_attention has none on a CPU). The table
-holds for the newest transformers that is tested (constraints.txt); with an older one the audit refuses some of them.
+Any decoder can be loaded: the causal mask is removed, every layer is audited, and what fails is refused. The decoders
+below are audited in the tests as well, on tiny models: in every layer, without padding and with padding on either side,
+every earlier token must see the last one, by a perturbation and by the gradient (flex_attention has none on a CPU). The
+table holds for the newest transformers that is tested (constraints.txt); with an older one the audit refuses some.
 
 `yes`: every layer is bidirectional. `-`: transformers has no such implementation for this architecture (gpt_oss: none
 on a CPU; modernbert-decoder: eager cannot run without a mask). flex_attention runs uncompiled here.
@@ -67,14 +67,14 @@ def uncompiled_flex() -> Iterator[None]:
         yield
 
 
-def opens_in_place(model: PreTrainedModel, implementation: str) -> bool:
+def becomes_bidirectional(model: PreTrainedModel, implementation: str) -> bool:
     """Opens every layer of a decoder; whether both audits find it so."""
     enable_bidirectional_attention(model)
     return bool(audit(model)) and (implementation == "flex_attention" or bool(audit(model, gradients=True)))
 
 
 def causal_layers(model_type: str) -> str:
-    """The layers that a refusal names, or "all" where there is nothing to open or to audit."""
+    """The layers that a refusal names, or "all" where there is no causal mask to remove, or nothing to audit."""
     try:
         model = tiny_decoder(model_type, "eager")
     except ValueError:
@@ -98,7 +98,8 @@ def lora_row(model_type: str) -> str:
 def rows() -> Iterator[str]:
     """The rows of the table; `table_row` has the cells that the table of the package claims."""
     for model_type, row in ARCHITECTURES.items():
-        wrong = [name for name in row.implementations if not opens_in_place(tiny_decoder(model_type, name), name)]
+        models = ((name, tiny_decoder(model_type, name)) for name in row.implementations)
+        wrong = [name for name, model in models if not becomes_bidirectional(model, name)]
         assert not wrong, f"{model_type} stays causal with {wrong}"
         yield table_row(model_type)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import causal_layers, opens_in_place, table_row, uncompiled_flex
+from architectures import becomes_bidirectional, causal_layers, table_row, uncompiled_flex
 from tiny_models import save_decoder, tiny_decoder
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -67,7 +67,7 @@ def test_every_layer_opens_and_closes_again(model_type: str, implementation: str
         report = audit(model, gradients=gradients)
         assert report.causal_layers == layers
         assert len(report.rows) == 3 * len(layers)  # no padding, left, right
-    assert opens_in_place(model, implementation)
+    assert becomes_bidirectional(model, implementation)
     assert not torch.equal(hidden(model, IDS, False), before)
     restore_causal_attention(model)
     assert torch.equal(hidden(model, IDS, False), before)
@@ -93,7 +93,7 @@ def test_a_refusal_names_the_layers_that_stay_causal(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if "sdpa" in row.implementations])
 def test_only_attention_mixes_tokens(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What the audit cannot see: a recurrence beside an attention that is open.
+    # What the audit cannot see: a recurrence beside bidirectional attention.
     if model_type == "falcon":
         pytest.skip("it calls sdpa itself, so its attention cannot be taken away")
     assert not mixes_without_attention(tiny_decoder(model_type), monkeypatch)

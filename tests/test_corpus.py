@@ -261,7 +261,7 @@ def test_what_is_wrong_is_said_before_anything_is_encoded(corpus: Path, tmp_path
         ([*ROWS, ROWS[3]], {"id_column": "key"}, "line 11: the id '3' is given already, in .*rows.jsonl, line 4"),
         (ROWS, {"task": "passage"}, "task must be one of document, query, got 'passage'"),
         (ROWS, {"shard_size": 0}, "shard_size must be a whole number of at least 1, got 0"),
-        (ROWS, {"chunk_overlap": 5}, "chunk_overlap goes with documents, or with chunk_size"),
+        (ROWS, {"chunk_overlap": 5}, "chunk_overlap must be 0 without chunk_size"),
         (ROWS, {"chunk_size": 100}, "chunk_size must be from 1 to 19, .* got 100"),
     ]:
         write(corpus, rows)

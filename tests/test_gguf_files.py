@@ -272,7 +272,7 @@ def test_folders_with_gguf_files(file: Path, llama: Path, tmp_path: Path) -> Non
     ):
         with pytest.raises(error):
             st_llm2vec.load(str(folder), model_kwargs={"gguf_file": wrong}, device="cpu")
-    with pytest.raises(InvalidInputError, match="Give one"):
+    with pytest.raises(InvalidInputError, match="gguf_file must be left out"):
         st_llm2vec.load(str(file), model_kwargs={"gguf_file": "two.gguf"}, device="cpu")
 
 

@@ -156,7 +156,7 @@ def test_int8_cannot_be_trained_moved_or_rounded_again(int8_model, decoder, tmp_
         st_llm2vec.load(str(tmp_path / "int8"), quantize="int8")
     with pytest.raises(InvalidInputError, match="'int8'"):
         st_llm2vec.load(str(decoder), quantize="int4")
-    with pytest.raises(InvalidInputError, match="dtype='auto' is not known"):
+    with pytest.raises(InvalidInputError, match=r"dtype must be float32, bfloat16 or float16 .*'auto'"):
         st_llm2vec.load(str(decoder), quantize="int8", dtype="auto")
 
 

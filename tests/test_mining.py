@@ -51,7 +51,7 @@ def test_what_cannot_be_mined_is_refused(model: st_llm2vec.LLM2Vec) -> None:
     for given, said in (
         ({"negatives": 0}, "negatives must be"),
         ({"margin": 1.0}, "margin must be in"),
-        ({"sampling": "best"}, "must be one of 'random', 'top'"),
+        ({"sampling": "best"}, "must be one of 'random', 'top', got 'best'"),
         ({"skip": -1}, "skip must be"),
         ({"depth": 3}, "depth must be at least skip . negatives = 7"),
     ):

@@ -135,7 +135,7 @@ def test_empty_and_odd_inputs(decoder: Path) -> None:
     assert np.abs(model.encode("")).max() > 0
     assert np.isfinite(model.encode("x" * 100_000)).all()
     assert np.allclose(model.encode(["a", ""])[1], model.encode(""), atol=1e-6)
-    with pytest.raises(InvalidInputError, match="Input 1 is int"):
+    with pytest.raises(InvalidInputError, match=r"Input 1 must be .*, got int"):
         model.encode(["a", 3])
     with pytest.raises(ValueError, match="qeury"):
         model.encode("a", prompt_name="qeury")
@@ -243,7 +243,7 @@ def test_encoders_and_unknown_settings_are_refused(decoder: Path, tmp_path: Path
         "template": "alpaca",
         "max_seq_length": 0,
     }.items():
-        with pytest.raises(InvalidInputError, match=f"{setting}={value!r}"):
+        with pytest.raises(InvalidInputError, match=f"{setting} must be .*, got {value!r}"):
             st_llm2vec.load(str(decoder), **{setting: value})
 
 
@@ -300,7 +300,7 @@ def test_what_transformers_takes_is_passed_on(decoder: Path) -> None:
     assert mapped.device.type == "cpu"
     for model in (eager, mapped):
         assert np.abs(model.encode(TEXTS) - expected).max() <= 1e-5
-    with pytest.raises(InvalidInputError, match=r"model_kwargs\['attention_is_all'\] is not known"):
+    with pytest.raises(InvalidInputError, match=r"model_kwargs must be .*, got 'attention_is_all'"):
         st_llm2vec.load(str(decoder), device="cpu", model_kwargs={"attention_is_all": True})
 
 

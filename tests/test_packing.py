@@ -193,7 +193,7 @@ def test_chunks_are_joined(model: st_llm2vec.LLM2Vec, monkeypatch: pytest.Monkey
     monkeypatch.setattr("st_llm2vec.encoding.CHUNK", 3)
     assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
     counted = hasattr(SentenceTransformer, "_inference")  # before 6.2 the host sorts first, and counts in its batches
-    with pytest.raises(LLM2VecError, match="Input 7 is int" if counted else "is int"):
+    with pytest.raises(LLM2VecError, match="Input 7 must be .*, got int" if counted else "got int"):
         model.encode([*TEXTS[:7], 5])
 
 
@@ -414,7 +414,7 @@ def test_worker_process(model: st_llm2vec.LLM2Vec, pool: dict[str, Any]) -> None
     assert np.allclose(model.encode(TEXTS, pool=pool, chunk_size=3), model.encode(TEXTS), atol=1e-5)
 
 
-def test_a_single_text_is_a_row_like_any_other() -> None:
+def test_a_single_text_is_a_packed_sequence_like_any_other() -> None:
     whole = PackedBatch.of(torch.ones(1, 4))
     padded = PackedBatch.of(torch.tensor([[1, 1, 1, 1, 0]]))
     assert whole.positions.tolist() == padded.positions.tolist() == [0, 1, 2, 3]

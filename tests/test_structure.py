@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,30 @@ def test_a_library_module_needs_no_terminal_kit(name: str) -> None:
     code = f"import sys, st_llm2vec.{name}; sys.exit(sorted({{'typer', 'rich', 'torch'}} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PRIVATE_WORDS = re.compile(
+    r"attention kernel|\bopen(s|ed)? the (causal )?mask|opened attention|laid out|static floor|packed row|\w_because\b"
+)
+
+
+def test_the_words_are_the_fields() -> None:
+    """CONTRIBUTING.md has them; "kernel" and "row" alone also have meanings that stay."""
+    places = [path for folder in ("st_llm2vec", "integrations", "docs", "tests", "benchmarks", "recipes", "examples")
+              for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".md", ".ipynb")]  # fmt: skip
+    found = [
+        f"{path.relative_to(ROOT)}: {word.group()}"
+        for path in [*places, ROOT / "README.md", ROOT / "CHANGELOG.md"]
+        if path != Path(__file__)
+        for word in PRIVATE_WORDS.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_errors_are_short() -> None:
+    """At most sixty words, without what is filled in."""
+    for path in [*CORE, *INTEGRATIONS]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                said = [part.value for part in ast.walk(node.exc) if isinstance(part, ast.Constant)]
+                assert len(" ".join(map(str, said)).split()) <= 60, f"{path}:{node.lineno}"

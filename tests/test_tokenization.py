@@ -163,12 +163,12 @@ def test_a_tokenizer_without_a_usable_template_is_refused(chat: str | None, said
 
 @pytest.mark.parametrize("item", [None, 3, b"bytes", ["one"], ["a", 2], ["a", "b", 0, 1]])
 def test_other_inputs_are_named(item: object) -> None:
-    with pytest.raises(InvalidInputError, match=f"Input 7 is {type(item).__name__}"):
+    with pytest.raises(InvalidInputError, match=f"Input 7 must be .*, got {type(item).__name__}"):
         split_input(item, 7, "")
 
 
 def test_an_instruction_and_a_prompt_together_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="Input 1 has an instruction of its own"):
+    with pytest.raises(InvalidInputError, match="Input 1 must have one instruction"):
         split_input(["Retrieve:", "text"], 1, "query: ")
 
 

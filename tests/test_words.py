@@ -196,15 +196,15 @@ def test_nothing_is_cut_or_left_out_silently(model: SentenceTransformer, tmp_pat
     assert [vectors.shape for vectors in encode_words(model, ["", "  ", "a"])] == [(0, 32), (0, 32), (1, 32)]
     assert encode_words(model, [[]])[0].shape == (0, 32)
     long = "word " * 300
-    with pytest.raises(InvalidInputError, match=r"Sentence 1 has \d+ tokens, and the model reads 256"):
+    with pytest.raises(InvalidInputError, match=r"sentences\[1\] must have at most 256 tokens, got \d+;"):
         encode_words(model, ["a", long])
     with pytest.raises(InvalidInputError, match="prompt included"):
         encode_words(model, [long.split()], prompt="Find: ")
     with pytest.raises(InvalidInputError, match="Word '' of sentence 0 has no token"):
         encode_words(model, [["a", "", "b"]])
-    with pytest.raises(InvalidInputError, match="Sentence 1 is 3"):
+    with pytest.raises(InvalidInputError, match=r"sentences\[1\] must be a text or a list of words, got 3"):
         encode_words(model, ["a", 3])
-    with pytest.raises(InvalidInputError, match="reading='before'"):
+    with pytest.raises(InvalidInputError, match=r"reading must be .*got 'before'"):
         encode_words(model, ["a"], reading="before")
     stock = SentenceTransformer(str(model[0].model.name_or_path), device="cpu")
     with pytest.raises(InvalidInputError, match=r"a SentenceTransformer with Transformer.*st_llm2vec\.load"):

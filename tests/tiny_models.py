@@ -114,9 +114,9 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **(sizes | changes))
 
 
-def tiny_decoder(model_type: str, kernel: str | None = "sdpa", **changes: Any) -> PreTrainedModel:
+def tiny_decoder(model_type: str, implementation: str | None = "sdpa", **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModel.from_config(tiny_config(model_type, **changes), attn_implementation=kernel).eval()
+    return AutoModel.from_config(tiny_config(model_type, **changes), attn_implementation=implementation).eval()
 
 
 def tiny_tokenizer(

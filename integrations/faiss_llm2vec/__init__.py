@@ -1,4 +1,4 @@
-"""A vector store on FAISS that keeps what it acknowledged: texts, metadata and vectors in one folder.
+"""A durable vector store on FAISS: texts, metadata and vectors in one folder.
 
 from faiss_llm2vec import FaissStore
 

@@ -36,7 +36,7 @@ class Contents:
     """Rows, manifest and segments that belong together."""
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
-        """Opens what the last acknowledged change left.
+        """Opens the last durable state.
 
         Raises:
             StoreNotFoundError: There is no store.

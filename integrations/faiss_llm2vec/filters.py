@@ -52,7 +52,7 @@ def field_rows(metadata: Mapping[str, Any]) -> FieldRows:
     rows: list[tuple[str, str, Any]] = []
     for name, value in metadata.items():
         if not isinstance(name, str) or name.startswith("$"):
-            raise InvalidInputError(f"metadata field {name!r}: names are strings that do not start with '$'.")
+            raise InvalidInputError(f"names of metadata must be strings that do not start with '$', got {name!r}.")
         _typed(name, name)
         if isinstance(value, list):
             rows.append((name, "list", ""))  # so that $exists sees an empty list
@@ -82,12 +82,12 @@ def matching(sql: Connection, where: Mapping[str, Any], everything: Callable[[],
     try:
         return _matching(_Source(sql, everything), where)
     except RecursionError:
-        raise InvalidInputError("where is nested too deeply; a few hundred levels is the limit.") from None
+        raise InvalidInputError("where must be nested less deeply: a few hundred levels is the limit.") from None
 
 
 def _matching(source: _Source, where: Any) -> Ids:
     if not isinstance(where, Mapping):
-        raise InvalidInputError(f"where={where!r} is no filter. Give a dict such as {{'field': 'value'}}.")
+        raise InvalidInputError(f"where must be a dict such as {{'field': 'value'}}, got {where!r}.")
     found = [_condition(source, key, operand) for key, operand in where.items()]
     return reduce(_both, found) if found else source.everything()
 
@@ -98,14 +98,14 @@ def _condition(source: _Source, key: Any, operand: Any) -> Ids:
         return _complement(source, _matching(source, operand))
     if key in ("$and", "$or"):
         if not isinstance(operand, (list, tuple)) or not operand:
-            raise InvalidInputError(f"{key} takes a list of at least one filter, not {operand!r}.")
+            raise InvalidInputError(f"{key} must be a list of at least one filter, got {operand!r}.")
         return reduce(_both if key == "$and" else np.union1d, [_matching(source, part) for part in operand])
     if not isinstance(key, str) or key.startswith("$"):
-        raise InvalidInputError(f"unknown operator {key!r} in where. Around fields there are {', '.join(_LOGIC)}.")
+        raise InvalidInputError(f"operators around fields must be one of {', '.join(_LOGIC)}, got {key!r}.")
     if not isinstance(operand, Mapping):
         return _operator(source, key, "$eq", operand)
     if not operand:
-        raise InvalidInputError(f"where={{{key!r}: {{}}}} names no operator. Use one of {', '.join(_OPERATORS)}.")
+        raise InvalidInputError(f"where[{key!r}] must name one of {', '.join(_OPERATORS)}, got {{}}.")
     return reduce(_both, [_operator(source, key, name, value) for name, value in operand.items()])
 
 
@@ -120,7 +120,7 @@ def _operator(source: _Source, field: str, name: Any, operand: Any) -> Ids:  # n
         return _complement(source, _operator(source, field, "$in", operand))
     if name == "$exists":
         if not isinstance(operand := plain(operand), bool):
-            raise InvalidInputError(f"$exists on {field!r} takes True or False, not {operand!r}.")
+            raise InvalidInputError(f"$exists on {field!r} must be True or False, got {operand!r}.")
         present = _select(source, "field = ?", (field,))
         return present if operand else _complement(source, present)
     if name == "$eq":
@@ -130,15 +130,15 @@ def _operator(source: _Source, field: str, name: Any, operand: Any) -> Ids:  # n
     if name in _COMPARE:
         kind, value = _typed(field, operand)
         if kind not in ("number", "text"):
-            raise InvalidInputError(f"{name} on {field!r} compares numbers or strings, not {operand!r}.")
+            raise InvalidInputError(f"{name} on {field!r} must be a number or a string, got {operand!r}.")
         return _select(source, f"field = ? AND type = ? AND value {_COMPARE[name]} ?", (field, kind, value))
-    raise InvalidInputError(f"unknown operator {name!r} on {field!r}. There are {', '.join(_OPERATORS)}.")
+    raise InvalidInputError(f"operators on {field!r} must be one of {', '.join(_OPERATORS)}, got {name!r}.")
 
 
 def _any_of(source: _Source, field: str, operand: Any) -> Ids:
     operand = plain(operand)
     if isinstance(operand, (str, bytes, Mapping)) or not isinstance(operand, Iterable):
-        raise InvalidInputError(f"$in and $nin on {field!r} take a list of values, not {operand!r}.")
+        raise InvalidInputError(f"$in and $nin on {field!r} must be a list of values, got {operand!r}.")
     by_type: dict[str, list[Any]] = {}
     for item in operand:
         kind, value = _typed(field, item)
@@ -160,7 +160,7 @@ def _typed(field: str, value: Any) -> tuple[str, Any]:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise InvalidInputError(f"field {field!r}: {value!r} has a lone surrogate, which is no text.") from None
+                raise InvalidInputError(f"field {field!r} must have no lone surrogate, got {value!r}.") from None
         return "text", value
     if isinstance(value, bool):
         return "bool", int(value)
@@ -173,8 +173,8 @@ def _typed(field: str, value: Any) -> tuple[str, Any]:
     if type(scalar := plain(value)) is not type(value):
         return _typed(field, scalar)
     raise InvalidInputError(
-        f"field {field!r} is {value!r} ({type(value).__name__}). Values are str, bool, None, a finite float, an int of "
-        "64 bits or, in metadata, a list of those; flatten what is nested and write dates as strings."
+        f"field {field!r} must be a str, bool, None, finite float, int of 64 bits or, in metadata, a list of those, "
+        f"got {value!r} ({type(value).__name__}); flatten what is nested, and write dates as strings."
     )
 
 

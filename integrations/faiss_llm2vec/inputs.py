@@ -32,17 +32,18 @@ def documents(
     texts = _strings("texts", texts)
     ids = _random_ids(len(texts)) if ids is None else checked_ids(ids)
     if isinstance(metadata, Mapping):
-        raise InvalidInputError("metadata is one dict; give a list with one dict per text.")
+        raise InvalidInputError("metadata must be a list with one dict per text, got one dict.")
     if metadata is not None and (isinstance(metadata, str) or not isinstance(metadata, Iterable)):
         raise InvalidInputError(f"metadata must be a list with one dict or None per text, got {metadata!r:.80}.")
     labels = [{} if label is None else label for label in ([None] * len(texts) if metadata is None else metadata)]
     if not len(texts) == len(ids) == len(labels):
         raise InvalidInputError(
-            f"{len(texts)} texts, {len(ids)} ids, {len(labels)} metadata: give one of each per text."
+            f"texts, ids and metadata must be equally many, got {len(texts)} texts, {len(ids)} ids, {len(labels)} "
+            "metadata."
         )
     if len(set(ids)) < len(ids):
         twice = [id for id, times in Counter(ids).items() if times > 1]
-        raise InvalidInputError(f"ids {few(twice)} are given more than once.")
+        raise InvalidInputError(f"ids must be different, got {few(twice)} more than once.")
     fields = list(map(_fields, ids, labels))
     return Documents(ids, texts, _json_objects(labels), fields)
 
@@ -55,7 +56,7 @@ def _random_ids(count: int) -> list[str]:
 def _fields(id: str, metadata: Any) -> FieldRows:
     """What filters see of the metadata."""
     if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"metadata of {id!r} is {metadata!r}; give a dict.")
+        raise InvalidInputError(f"metadata of {id!r} must be a dict, got {metadata!r}.")
     try:
         return tuple(field_rows(metadata))
     except InvalidInputError as error:
@@ -72,20 +73,20 @@ def _json_objects(labels: list[Mapping[str, Any]]) -> list[str]:
 
 def _strings(name: str, values: Any) -> list[str]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} is {values!r:.80}; give a list of strings.")
+        raise InvalidInputError(f"{name} must be a list of strings, got {values!r:.80}.")
     strings = list(values)
     for position, value in enumerate(strings):
         if not isinstance(value, str):
-            raise InvalidInputError(f"{name}[{position}] is {value!r:.80} ({type(value).__name__}), not a string.")
+            raise InvalidInputError(f"{name}[{position}] must be a string, got {value!r:.80} ({type(value).__name__}).")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise InvalidInputError(f"{name}[{position}] has a lone surrogate, which is no text: {value!r:.80}.")
+            raise InvalidInputError(f"{name}[{position}] must have no lone surrogate, got {value!r:.80}.")
     return strings
 
 
 def checked_ids(ids: Any) -> list[str]:
     checked = _strings("ids", ids)
     if "" in checked:
-        raise InvalidInputError(f"ids[{checked.index('')}] is the empty string; leave ids out to get random ones.")
+        raise InvalidInputError(f"ids[{checked.index('')}] must not be empty. Leave ids out to get random ones.")
     return checked
 
 
@@ -93,16 +94,16 @@ def floats(vectors: Any) -> Vectors:
     """`vectors` as a float32 array of at least one axis."""
     if getattr(vectors, "dtype", None) in (np.int8, np.uint8):
         raise InvalidInputError(
-            f"vectors are {vectors.dtype}, as quantised embeddings are. Give the float vectors; a store of "
-            "kind='int8' or kind='binary' quantises them by itself and rescores with the floats."
+            f"vectors must be floats, got {vectors.dtype}, as quantised embeddings are. A store of kind='int8' or "
+            "kind='binary' quantises floats by itself, and rescores with them."
         )
     if getattr(getattr(vectors, "dtype", None), "kind", "f") == "c":
-        raise InvalidInputError("vectors are complex numbers; give real ones.")
+        raise InvalidInputError("vectors must be real numbers, got complex ones.")
     with contextlib.suppress(TypeError, ValueError):
         array: Vectors = _lists(vectors) if _is_lists(vectors) else np.asarray(vectors, dtype=np.float32)
         if array.ndim:
             return array
-    raise InvalidInputError(f"{vectors!r:.80} is neither text nor an array of floats (n, dimension).")
+    raise InvalidInputError(f"vectors must be an array of floats (n, dimension), or a query text, got {vectors!r:.80}.")
 
 
 def _is_lists(vectors: Any) -> bool:
@@ -121,7 +122,7 @@ def _lists(vectors: list[list[float]]) -> Vectors:
 def one_per_text(vectors: Vectors, rows: int) -> Vectors:
     """`vectors`, if they are (rows, dimension)."""
     if vectors.ndim != 2 or len(vectors) != rows or vectors.shape[1] == 0:
-        raise InvalidInputError(f"vectors of shape {vectors.shape} for {rows} texts: give ({rows}, dimension).")
+        raise InvalidInputError(f"vectors of {rows} texts must be of shape ({rows}, dimension), got {vectors.shape}.")
     return vectors
 
 
@@ -137,24 +138,26 @@ def checked_vectors(values: Any, rows: int, manifest: Manifest) -> Vectors:
     if known and vectors.shape[1] not in known:
         uncut = f" (cut from {manifest.model_dimension})" if manifest.truncate_dim else ""
         raise StoreMismatchError(
-            f"vectors of dimension {vectors.shape[1]} given, and the store has dimension {manifest.dimension}{uncut}. "
-            "Encode with the model that it was made with, or make a new store."
+            f"vectors must be of the store's dimension {manifest.dimension}{uncut}, got {vectors.shape[1]}. Encode "
+            "with the model that it was made with, or make a new store."
         )
     if manifest.truncate_dim is not None:
         if vectors.shape[1] < manifest.truncate_dim:
             raise InvalidInputError(
-                f"vectors of dimension {vectors.shape[1]} cannot be cut to truncate_dim={manifest.truncate_dim}."
+                f"vectors must be of dimension truncate_dim={manifest.truncate_dim} or more, got {vectors.shape[1]}."
             )
         vectors = vectors[:, : manifest.truncate_dim]
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     # Above 1e37 an inner product or squared distance leaves the range of float32.
     bad = ~np.isfinite(squares) | (squares > 1e37)
     if bad.any():
-        raise InvalidInputError(f"vectors {few(np.flatnonzero(bad))} have NaN, infinite or huge values.")
+        raise InvalidInputError(
+            f"vectors must be finite, got NaN, infinite or huge ones at {few(np.flatnonzero(bad))}."
+        )
     if manifest.metric == "cosine":
         zero = squares < 1e-60  # float32 cannot hold their direction
         if zero.any():
-            raise InvalidInputError(f"vectors {few(np.flatnonzero(zero))} are zero: they have no cosine.")
+            raise InvalidInputError(f"vectors must not be zero under cosine, got zeros at {few(np.flatnonzero(zero))}.")
         vectors = vectors / np.sqrt(squares).astype(np.float32)[:, np.newaxis]
     return np.ascontiguousarray(vectors)
 
@@ -168,7 +171,7 @@ def queries(given: Any) -> tuple[list[str] | Vectors, bool]:
         return list(texts), isinstance(given, str)
     vectors = floats(given)
     if vectors.ndim > 2:
-        raise InvalidInputError(f"queries of shape {vectors.shape}: give (dimension,) or (n, dimension).")
+        raise InvalidInputError(f"queries must be of shape (dimension,) or (n, dimension), got {vectors.shape}.")
     single = vectors.ndim == 1 and len(vectors) > 0
     return vectors[np.newaxis] if single else vectors, single
 
@@ -177,7 +180,7 @@ def one_vector(given: Any) -> Vectors:
     """The vector of a query, as (1, dimension)."""
     vector = floats(given)
     if vector.ndim != 1:
-        raise InvalidInputError(f"vector of shape {vector.shape}: give (dimension,).")
+        raise InvalidInputError(f"vector must be of shape (dimension,), got {vector.shape}.")
     return vector[np.newaxis]
 
 
@@ -189,7 +192,7 @@ def check_chosen(method: str, ids: Sequence[str] | None, where: Mapping[str, Any
 
 def check_query(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise InvalidInputError(f"query {text!r} has no text to search for.")
+        raise InvalidInputError(f"query must have text to search for, got {text!r}.")
 
 
 def whole(name: str, value: Any) -> int:

@@ -94,7 +94,7 @@ def kind_of(name: str, dimension: int | None = None) -> Kind:
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InvalidInputError(
-            f"kind={name!r} is neither one of {', '.join(KINDS)} nor a factory string that FAISS takes ({reason:.200})."
+            f"kind must be one of {', '.join(KINDS)} or a factory string of FAISS, got {name!r} ({reason:.200})."
         ) from None
     inner = _inner(index)
     if not isinstance(inner, _FILTERED):
@@ -107,12 +107,16 @@ def kind_of(name: str, dimension: int | None = None) -> Kind:
 
 
 def recommend_kind(count: int, dimension: int, memory_budget: float = math.inf) -> str:
-    """The kind for `count` vectors of `dimension` whose index may take `memory_budget` bytes of memory.
+    """Return the kind for `count` vectors of `dimension` whose index may take `memory_budget` bytes of memory.
 
     The first that fits: "flat" as long as scanning all vectors is quick, then "hnsw" (fastest), "ivf" and "rabitq".
 
     Raises:
         InvalidInputError: Not even the smallest fits; the message says what it needs.
+
+    Example:
+        >>> recommend_kind(10_000, 256), recommend_kind(1_000_000, 1024)
+        ('flat', 'hnsw')
     """
     count, dimension = int(count), int(dimension)  # numpy's 32 bits would overflow
     if 4 * dimension * count <= min(memory_budget, _QUICKLY_SCANNED):

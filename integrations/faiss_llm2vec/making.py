@@ -35,9 +35,9 @@ def check_free(path: Path) -> None:
 def check_kind(kind: str, metric: str) -> None:
     """Raise InvalidInputError unless there are such a kind and metric, and they go together."""
     if metric not in METRICS:
-        raise InvalidInputError(f"metric={metric!r} is unknown. Choose one of {', '.join(METRICS)}.")
+        raise InvalidInputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}.")
     if (kind_of(kind).factory or "").startswith("B") and metric != "cosine":
-        raise InvalidInputError(f"kind={kind!r} keeps signs, which know no lengths: use metric='cosine'.")
+        raise InvalidInputError(f"metric must be 'cosine' with kind={kind!r}, which keeps signs, got {metric!r}.")
 
 
 def manifest_of(model: StoreModel, kind: str, metric: str, truncate_dim: int | None) -> Manifest:
@@ -46,7 +46,7 @@ def manifest_of(model: StoreModel, kind: str, metric: str, truncate_dim: int | N
     if truncate_dim is not None:
         truncate_dim = inputs.whole("truncate_dim", truncate_dim)
         if model_dimension is not None and truncate_dim > model_dimension:
-            raise InvalidInputError(f"truncate_dim={truncate_dim} is more than the model's {model_dimension}.")
+            raise InvalidInputError(f"truncate_dim must be at most the model's {model_dimension}, got {truncate_dim}.")
         dimension = None if model_dimension is None else truncate_dim
     if dimension is not None:
         kind_of(kind, dimension)

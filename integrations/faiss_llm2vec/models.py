@@ -65,7 +65,7 @@ class StoreModel:
                 self.encoder = self._opened(manifest, purpose, options)
                 self.name, self.revision = manifest.model, manifest.revision
             elif options:
-                raise InvalidInputError(f"{', '.join(options)} cannot be given: the store has its encoder already.")
+                raise InvalidInputError(f"{', '.join(options)} must be left out: the store has its encoder already.")
         return self.encoder
 
     def _opened(self, manifest: Manifest, purpose: str, options: dict[str, Any]) -> Encoder:
@@ -99,8 +99,8 @@ def loaded_model(model: Encoder | str | None) -> Encoder | None:
         return open_encoder(model)
     if model is not None and not isinstance(model, Encoder):
         raise InvalidInputError(
-            f"model is a {type(model).__name__}, which has no encode_query and encode_document. Give an encoder such "
-            "as st_llm2vec.load(name) or a SentenceTransformer, or its name."
+            "model must be an encoder with encode_query and encode_document, such as st_llm2vec.load(name) or a "
+            f"SentenceTransformer, or its name, got a {type(model).__name__}."
         )
     return model
 

@@ -34,8 +34,10 @@ def search_stores(
         InvalidInputError: No stores, or options whose scores say nothing across stores.
 
     Example:
-        for store, hit in search_stores([notes, papers], "Who hibernates?", k=3, where={"year": 2024}):
-            print(store.path.name, hit.text)
+        >>> with FaissStore.create("notes", model) as notes, FaissStore.create("papers", model) as papers:
+        ...     ids = notes.add(["Bears hibernate."]) + papers.add(["Rates rose."])
+        ...     [(store.path.name, hit.text) for store, hit in search_stores([notes, papers], "Who sleeps?", k=1)]
+        [('notes', 'Bears hibernate.')]
     """
     k, stores = inputs.whole("k", k), list(stores)
     if not stores:

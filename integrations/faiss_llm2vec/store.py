@@ -29,6 +29,12 @@ class FaissStore:
     """Documents and their vectors in a folder. Make one with `create` or `open`; use it in a `with` block.
 
     One store object may be shared by threads. Writing is for one store object at a time, on the whole machine.
+
+    Example:
+        >>> with FaissStore.create("my-store", model) as store:
+        ...     ids = store.add(["Bears hibernate.", "Rates rose."], ids=["bears", "rates"])
+        ...     store.search("Who sleeps in winter?", k=1)[0].id
+        'bears'
     """
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
@@ -79,7 +85,7 @@ class FaissStore:
         fingerprint: str | None = None,
         model_name: str | None = None,
     ) -> FaissStore:
-        """Open a store as it was after the last change that was acknowledged.
+        """Open a store as the last durable change left it.
 
         Opening compares the checksum of the manifest, the set of documents, SQLite's structure and the sha256 of each
         segment. The content of a document is compared when it is read, and by `verify`.
@@ -141,7 +147,7 @@ class FaissStore:
         for name, value in given.items():
             if (found := getattr(store._access.contents.manifest, name)) != value:
                 store.close()
-                raise StoreMismatchError(f"{path} was made with {name}={found!r}, not {value!r}. Leave it out.")
+                raise StoreMismatchError(f"{name} must be {found!r}, which {path} has, got {value!r}. Leave it out.")
         return store
 
     @property
@@ -180,7 +186,7 @@ class FaissStore:
         self._access.refresh(self._model.check)
 
     def close(self) -> None:
-        """Free the files and the writer's lock. Everything acknowledged is on the disk already."""
+        """Free the files and the writer's lock. Every change that returned is durable already."""
         self._access.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""LangChain with LLM2Vec: embeddings that keep the model's prompts, and a vector store that keeps what it acknowledged.
+"""LangChain with LLM2Vec: embeddings that keep the model's prompts, and a vector store whose changes are durable.
 
 from langchain_llm2vec import FaissVectorStore, LLM2VecEmbeddings
 

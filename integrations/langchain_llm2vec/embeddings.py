@@ -24,8 +24,10 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
     Queries go through `encode_query` and documents through `encode_document`, so that each gets the prompt that is
     saved in the model. Texts are passed on as they are.
 
-        embeddings = LLM2VecEmbeddings("llm2vec-tiny", encode_kwargs={"batch_size": 64})
-        embeddings.embed_query("What do animals do in winter?")
+    Example:
+        >>> embeddings = LLM2VecEmbeddings("llm2vec-tiny", encode_kwargs={"batch_size": 64})
+        >>> len(embeddings.embed_query("What do animals do in winter?"))
+        256
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)

@@ -26,9 +26,11 @@ _RELEVANCE: dict[str, Callable[[float], float]] = {
 class FaissVectorStore(VectorStore):
     """Documents in a folder, searched by any LangChain embeddings.
 
-        store = FaissVectorStore(embedding=LLM2VecEmbeddings("llm2vec-tiny"), path="my-store")
-        store.add_documents(documents)
-        store.similarity_search("Who hibernates?", k=3, filter={"topic": "animals", "year": {"$gte": 2020}})
+    Example:
+        >>> store = FaissVectorStore(embedding=LLM2VecEmbeddings(model), path="my-store")
+        >>> ids = store.add_texts(["Bears hibernate.", "Rates rose."], [{"year": 2019}, {"year": 2024}])
+        >>> store.similarity_search("Who hibernates?", k=3, filter={"year": {"$gte": 2020}})[0].page_content
+        'Rates rose.'
 
     Every change is on the disk when its call returns. Adding a document whose id exists replaces it. `filter` is a
     `where` of faiss_llm2vec/filters.py; no hit ever violates it. Scores are those of `faiss_llm2vec.Hit`: the higher,

@@ -26,7 +26,10 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
     Queries go through `encode_query` and texts through `encode_document`, so that each gets the prompt that is saved
     in the model.
 
-        Settings.embed_model = LLM2VecEmbedding("llm2vec-tiny")
+    Example:
+        >>> embedding = LLM2VecEmbedding("llm2vec-tiny")  # Settings.embed_model = embedding
+        >>> len(embedding.get_query_embedding("What do animals do in winter?"))
+        256
 
     Args:
         model_name: a name for `st_llm2vec.load`; or, in its place, an encoder such as a `SentenceTransformer`.

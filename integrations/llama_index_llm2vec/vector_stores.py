@@ -41,8 +41,11 @@ _MODES = {
 class FaissVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     """Nodes in a folder: text, metadata, relationships and vectors.
 
-        vector_store = FaissVectorStore(path="my-store")
-        index = vector_store.as_index(embed_model)
+    Example:
+        >>> index = FaissVectorStore(path="my-store").as_index(LLM2VecEmbedding(model))
+        >>> index.insert(Document(text="Bears hibernate."))
+        >>> index.as_retriever(similarity_top_k=1).retrieve("Who sleeps in winter?")[0].text
+        'Bears hibernate.'
 
     Every change is on the disk when its call returns; adding a node whose id exists replaces it. Similarities are the
     scores of `faiss_llm2vec.Hit`: the higher, the better. The store holds vectors of the dimension of the first one.

@@ -88,5 +88,5 @@ def _masked_tokens(decoder: str) -> Any:
 
 def _numbers(given: str) -> tuple[int, ...]:
     if odd := [name for name in listed(given) if not name.isdigit()]:
-        raise typer.BadParameter(f"{odd[0]!r} is no number, such as in 1,2,3", param_hint="'--seeds'")
+        raise typer.BadParameter(f"must be whole numbers, such as 1,2,3, got {odd[0]!r}", param_hint="'--seeds'")
     return tuple(int(name) for name in listed(given))

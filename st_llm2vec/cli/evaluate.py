@@ -132,5 +132,6 @@ def _on_mteb(
 def _columns(given: list[str]) -> dict[str, str]:
     for text in given:
         if not all(text.partition("=")[::2]):
-            raise typer.BadParameter(f"{text!r} is not OURS=YOURS, such as sentence1=question", param_hint="'--column'")
+            said = f"must be OURS=YOURS, such as sentence1=question, got {text!r}"
+            raise typer.BadParameter(said, param_hint="'--column'")
     return {text.partition("=")[0]: text.partition("=")[2] for text in given}

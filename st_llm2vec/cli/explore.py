@@ -52,7 +52,7 @@ def explore(
     from faiss_llm2vec import FaissStore
 
     if method not in METHODS:
-        raise typer.BadParameter(f"{method!r} is none of {', '.join(METHODS)}.", param_hint="'--method'")
+        raise typer.BadParameter(f"must be one of {', '.join(METHODS)}, got {method!r}", param_hint="'--method'")
     with FaissStore.open(store) as opened:
         data = page_data(opened, read_condition(where), color_by, method, neighbours, limit)
     with published(output) as draft:

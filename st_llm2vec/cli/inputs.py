@@ -108,10 +108,10 @@ def reading_of(inputs: list[str], files: Files, exclude: Path) -> Reading:
     ending = None if files.input_format is None else f".{files.input_format.lower().lstrip('.')}"
     if ending is not None and ending not in ENDINGS:
         kinds = ", ".join(each[1:] for each in ENDINGS)
-        raise typer.BadParameter(f"{files.input_format!r} is none of {kinds}.", param_hint="'--input-format'")
+        raise typer.BadParameter(f"must be one of {kinds}, got {files.input_format!r}", param_hint="'--input-format'")
     columns = options.listed(files.text_column)
     if files.text_column is not None and not columns:
-        raise typer.BadParameter("it names no column", param_hint="'--text-column'")
+        raise typer.BadParameter(f"must name a column, got {files.text_column!r}", param_hint="'--text-column'")
     reading = Reading(
         text_columns=columns or (TEXT_COLUMN,),
         id_column=files.id_column,

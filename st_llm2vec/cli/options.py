@@ -97,7 +97,7 @@ def _option(name: str, kind: type, said: str) -> inspect.Parameter:
 def _prompts(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         if not text.partition("=")[1]:
-            raise typer.BadParameter(f"{text!r} is not NAME=TEXT, such as 'query=Find: '", param_hint="'--prompt'")
+            raise typer.BadParameter(f"must be NAME=TEXT, as 'query=Find: ' is, got {text!r}", param_hint="'--prompt'")
     return {text.partition("=")[0]: text.partition("=")[2] for text in given}
 
 

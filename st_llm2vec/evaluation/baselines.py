@@ -22,6 +22,10 @@ def static_model(model: SentenceTransformer) -> SentenceTransformer:
 
     Raises:
         InvalidInputError: The model has no input embeddings that could be taken.
+
+    Example:
+        >>> static_model(model).encode("how bears sleep").shape
+        (256,)
     """
     if not hasattr(getattr(model[0], "model", None), "get_input_embeddings"):
         raise InvalidInputError(f"{type(model[0]).__name__} has no input embeddings for a static-embedding baseline.")

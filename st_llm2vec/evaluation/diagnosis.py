@@ -107,7 +107,7 @@ REMEDIES = {
 
 
 def doctor(model: SentenceTransformer, name: str | None = None) -> Report:
-    """Checks that an encoder is bidirectional, gives one text one vector, and reopens with the same vectors.
+    """Check that an encoder is bidirectional, gives one text one vector, and reopens with the same vectors.
 
     The model is not changed. A copy is saved to a temporary folder and removed again.
 
@@ -119,9 +119,9 @@ def doctor(model: SentenceTransformer, name: str | None = None) -> Report:
         A line for each check and each thing that is worth knowing; what failed says what to do.
 
     Example:
-        report = st_llm2vec.doctor(st_llm2vec.load("llm2vec-tiny"))
-        print(report)
-        assert report.ok
+        >>> report = st_llm2vec.doctor(model)
+        >>> report.ok
+        True
     """
     audits = tuple(_audits(_decoder(model)))
     was_training = model.training

@@ -20,7 +20,9 @@ class TaskEvaluator(SentenceEvaluator):
         split: "dev": settings are chosen on what is watched.
 
     Example:
-        SentenceTransformerTrainer(..., evaluator=TaskEvaluator(["stsb"], "data"))
+        >>> evaluator = TaskEvaluator(["stsb"], "data")  # SentenceTransformerTrainer(..., evaluator=evaluator)
+        >>> -1 <= evaluator(model)["stsb_spearman"] <= 1
+        True
     """
 
     def __init__(self, tasks: Sequence[str], data: str | Path, *, split: str = "dev") -> None:

@@ -106,8 +106,9 @@ def evaluate(
         InvalidInputError: An unknown task, or files that are not there or of no known kind.
 
     Example:
-        report = evaluate({"mine": model}, ["stsb"], "data", baselines=True)
-        print(report.to_markdown())
+        >>> report = evaluate({"mine": model}, data="pairs.csv", draws=100)
+        >>> report.of("pairs", "mine").n
+        4
     """
     if data is None:
         raise InvalidInputError("data must be the folder or file of the tasks.")

@@ -82,10 +82,14 @@ class LanguageModelHead(nn.Module):
 
 
 def language_model_head(model: LLM2Vec) -> Tensor | None:
-    """The decoder's output embeddings (vocabulary, hidden); None where they are tied to the input embeddings.
+    """Return the decoder's output embeddings (vocabulary, hidden); None where they are tied to the input embeddings.
 
     Raises:
         As `LanguageModelHead`.
+
+    Example:
+        >>> language_model_head(model) is None
+        True
     """
     return LanguageModelHead(model).weight
 

@@ -120,6 +120,11 @@ def add_lora(
 
     Raises:
         InvalidInputError: The previous stage has not been merged, or a setting has no sane value.
+
+    Example:
+        >>> config = add_lora(model, "mntp", r=4)
+        >>> config.r, config.lora_alpha
+        (4, 8)
     """
     decoder = model[0].model
     if getattr(decoder, "_hf_peft_config_loaded", False):
@@ -169,9 +174,13 @@ def add_lora(
 
 
 def merge_lora(model: LLM2Vec) -> None:
-    """Merges the trained adapter into the weights, in float32; all weights are trainable again.
+    """Merge the trained adapter into the weights, in float32; all weights are trainable again.
 
     Save the model and load it again before the next stage if that stage is to be resumable.
+
+    Example:
+        >>> config = add_lora(model, "mntp")
+        >>> merge_lora(model)  # after training
     """
     decoder = model[0].model
     if not getattr(decoder, "_hf_peft_config_loaded", False):

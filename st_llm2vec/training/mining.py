@@ -40,6 +40,10 @@ class Mining:
 
     Raises:
         InvalidInputError: A value of the wrong type or size.
+
+    Example:
+        >>> Mining(negatives=3, margin=0.1).sampling
+        'top'
     """
 
     negatives: int = 7
@@ -109,6 +113,12 @@ def mine(
 
     Raises:
         InvalidInputError: No pair has enough negatives, or there are fewer texts than negatives asked for.
+
+    Example:
+        >>> texts = {"how bears sleep": "Bears sleep in winter.", "interest on a loan": "The bank raised its interest."}
+        >>> pairs = [{"question": question, "answer": answer} for question, answer in texts.items()]
+        >>> mine(pairs, model, Mining(negatives=1)).column_names
+        ['question', 'answer', 'negative_1']
     """
     how = how or Mining()
     source = pairs if isinstance(pairs, Source) else read_pairs(DataSet(pairs))

@@ -33,13 +33,18 @@ PRESET = trainer_arguments("mntp")
 
 
 def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 512) -> Dataset:
-    """Joins tokenized documents, each with its own special tokens, and cuts them to equal chunks without padding.
+    """Join tokenized documents, each with its own special tokens, and cut them to equal chunks without padding.
 
     Returns:
         Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
 
     Raises:
         InvalidInputError: No texts, fewer tokens than one chunk, or a length below 1.
+
+    Example:
+        >>> chunks = chunk_texts(["Bears sleep through the winter."] * 9, model.tokenizer, length=16)
+        >>> [len(chunk["input_ids"]) for chunk in chunks]
+        [16, 16, 16]
     """
     length = as_count("length", length)
     ids: list[int] = []
@@ -77,7 +82,7 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = N
 
 @dataclass
 class MNTPDataCollator(BaseDataCollator):
-    """Masks tokens for `MNTPLoss`.
+    """Mask tokens for `MNTPLoss`.
 
     Args:
         preprocess_fn: `model.preprocess`.
@@ -91,6 +96,11 @@ class MNTPDataCollator(BaseDataCollator):
     Inputs: rows with a text column, or the columns of `chunk_texts`.
     Returns: `text_input_ids`, `text_attention_mask` and `label`, int64 (n, length); label is -100 where nothing is
         predicted.
+
+    Example:
+        >>> collator = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer)
+        >>> sorted(collator([{"text": "Bears sleep through the winter."}]))
+        ['label', 'text_attention_mask', 'text_input_ids']
     """
 
     tokenizer: PreTrainedTokenizerBase = None
@@ -176,6 +186,12 @@ class MNTPLoss(nn.Module):
             no checkpoint, so a resumed run starts from the decoder's own again.
 
     Inputs: one text column masked by `MNTPDataCollator`; labels of the same shape.
+
+    Example:
+        >>> tokens = model.preprocess(["Bears sleep through the winter."])
+        >>> loss = MNTPLoss(model)(iter([tokens]), tokens["input_ids"])
+        >>> loss.requires_grad
+        True
     """
 
     def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:

@@ -61,6 +61,11 @@ def train_stage(
     Raises:
         InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume.
         FileExistsError: The output has something in it, and resume was not asked for.
+
+    Example:
+        >>> texts = ["Bears sleep through the winter.", "The bank raised its rates.", "Bread rises."]
+        >>> train_stage(TrainingSettings("simcse", "llm2vec-tiny", {"mine": texts}, "step3", max_steps=1)).steps
+        1
     """
     settings.require_complete()
     log = log or (lambda line: None)
@@ -132,6 +137,10 @@ def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -
 
     Raises:
         As `train_stage`.
+
+    Example:
+        >>> train_all(read_recipe(["recipe.toml"]))["simcse"].steps
+        1
     """
     said = log or (lambda line: None)
     unfinished = set()

@@ -25,7 +25,12 @@ PRESET = trainer_arguments("simcse") | {"logging_steps": 50}
 
 
 def simcse_pairs(texts: Iterable[str]) -> Dataset:
-    """Columns `anchor` and `positive`, the same text in both; empty lines are dropped."""
+    """Make columns `anchor` and `positive`, the same text in both; empty lines are dropped.
+
+    Example:
+        >>> simcse_pairs(["Bears sleep through the winter.", ""])[0]["positive"]
+        'Bears sleep through the winter.'
+    """
     lines = [stripped for text in as_texts("texts", texts) if (stripped := text.strip())]
     if not lines:
         raise InvalidInputError("There is no text to train on: all lines are empty.")
@@ -34,12 +39,17 @@ def simcse_pairs(texts: Iterable[str]) -> Dataset:
 
 @contextmanager
 def attention_dropout(model: LLM2Vec, probability: float = DROPOUT) -> Iterator[None]:
-    """Dropout on the attention probabilities of every layer, while the block runs and the model trains.
+    """Put dropout on the attention probabilities of every layer, while the block runs and the model trains.
 
     Set on the modules, not in the config (which they do not read again), so nothing of it is saved.
 
     Raises:
         UnsupportedArchitectureError: The decoder's attention has no dropout to set.
+
+    Example:
+        >>> with attention_dropout(model, 0.1):
+        ...     print(model[0].model.layers[0].self_attn.attention_dropout)
+        0.1
     """
     probability = as_share("probability", probability)
     modules = [m for m in model[0].model.modules() if isinstance(m.__dict__.get("attention_dropout"), float | int)]

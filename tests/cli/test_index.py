@@ -172,16 +172,16 @@ def index_command_raising(line: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--kind", "sq8"), 1, "was made with --kind 'flat', not 'sq8'"),
-        (("--metric", "dot"), 1, "was made with --metric 'cosine', not 'dot'"),
-        (("--truncate-dim", "4"), 1, "was made with --truncate-dim"),
+        (("--kind", "sq8"), 1, "--kind must be 'flat', which store has, got 'sq8'"),
+        (("--metric", "dot"), 1, "--metric must be 'cosine', which store has, got 'dot'"),
+        (("--truncate-dim", "4"), 1, "--truncate-dim must be None, which store has, got 4"),
         (("--upsert", "--sync"), 2, "--sync replaces as --upsert does"),
         (("--delete", "1"), 2, "it goes with a STORE only"),
         (("--chunk-size", "30"), 1, "--chunk-size must be from 1 to 19"),
         (("--chunk-size", "5", "--chunk-overlap", "5"), 1, "--chunk-overlap must be at least 0 and below the 5"),
         (("--metadata", "yeer"), 1, "no row has a column 'yeer'"),
         (("--text-column", "body"), 1, "Name the column of the text with --text-column."),
-        (("--input-format", "docx"), 2, "'docx' is none of txt, "),
+        (("--input-format", "docx"), 2, "must be one of txt, "),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_encoded(

@@ -241,6 +241,7 @@ PYTHON = re.compile(r"\w+\.\w+\(|\b(?:None|True|False)\b|\b[a-z]+_[a-z_]+\b|\b\w
     [
         ("Replace documents with store.upsert(...).", "Replace them with --upsert."),
         ("truncate_dim=9 is more than the model's 8.", "--truncate-dim 9 is more than the model's 8."),
+        ("kind must be one of flat, sq8, got 'x'.", "--kind must be one of flat, sq8, got 'x'."),
         ("the id 'kind=flat' is there", "the id 'kind=flat' is there"),
         (
             "notes is no store. Make one with FaissStore.create('notes').",

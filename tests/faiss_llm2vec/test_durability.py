@@ -44,7 +44,7 @@ def segments(store):
 # -- crashes -----------------------------------------------------------------------------------------------------------
 
 
-def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half_done(tmp_path):
+def test_kill_9_loses_nothing_durable_and_leaves_nothing_half_done(tmp_path):
     """A few of what `python tests/faiss_llm2vec/crash.py` does for 200 kills and 20,000 documents."""
     script = Path(__file__).with_name("crash.py")
     command = [sys.executable, script, "--kills", "8", "--docs", "300", "--path", tmp_path / "s"]

@@ -128,7 +128,7 @@ BAD = {
     "mmr of words": ({"mode": "bm25", "mmr": 0.5}, "mode='hybrid'"),
     "mmr and rerank": ({"mmr": 0.5, "rerank": "any"}, "Give one of them"),
     "rerank": ({"rerank": 7}, r"one with predict\(pairs\), got a int"),
-    "vector": ({"vector": np.ones((2, 16))}, "vector of shape"),
+    "vector": ({"vector": np.ones((2, 16))}, "vector must be of shape"),
 }
 
 

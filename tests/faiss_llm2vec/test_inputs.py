@@ -124,9 +124,9 @@ def test_metadata_of_numpy_is_that_of_python(store, now_and_later):
     "wrong", [np.float32("nan"), np.datetime64("2026-01-01"), np.complex64(1), np.arange(2), np.bytes_(b"x")], ids=repr
 )
 def test_other_values_of_numpy_are_refused_with_a_reason(store, wrong):
-    with pytest.raises(InvalidInputError, match="metadata of 'a': field 'x' is"):
+    with pytest.raises(InvalidInputError, match="metadata of 'a': field 'x' must be"):
         store.add(["a"], ids=["a"], metadata=[{"x": wrong}])
-    with pytest.raises(InvalidInputError, match="field 'x' is"):
+    with pytest.raises(InvalidInputError, match="field 'x' must be"):
         store.count({"x": wrong})
 
 

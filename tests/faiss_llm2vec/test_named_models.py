@@ -188,7 +188,7 @@ def test_open_or_create_makes_one_and_opens_it_again(tmp_path, encoder, make_enc
             assert store.stats()["kind"] == "sq8"
             assert [record.id for record in store.get(where={})] == ["a"]
     for name, value in (("kind", "flat"), ("metric", "cosine"), ("truncate_dim", 8)):
-        with pytest.raises(StoreMismatchError, match=rf"was made with {name}=.* not {value!r}. Leave it out"):
+        with pytest.raises(StoreMismatchError, match=rf"{name} must be .*, got {value!r}. Leave it out"):
             FaissStore.open_or_create(tmp_path / "s", encoder, **{name: value})
     with pytest.raises(StoreMismatchError, match="fake-2"):
         FaissStore.open_or_create(tmp_path / "s", make_encoder(fingerprint="fake-2"))

@@ -62,7 +62,7 @@ def test_what_cannot_be_compared_is_refused(halves, tmp_path, make_encoder):
             search_stores([first, second], "text 7", **options)
     with pytest.raises(InvalidInputError, match="at least one"):
         search_stores([], "text 7")
-    with pytest.raises(InvalidInputError, match="no text"):
+    with pytest.raises(InvalidInputError, match="must have text"):
         search_stores([first], " ")
     for name, options in (("fingerprint", {"model": make_encoder(fingerprint="x")}), ("metric", {"metric": "l2"})):
         model = options.pop("model", make_encoder())

@@ -436,7 +436,7 @@ def test_an_empty_folder_is_no_store(tmp_path):
         FaissStore.open(tmp_path)
 
 
-def test_forks_swaps_kills_and_foreign_readers_lose_nothing_acknowledged():
+def test_forks_swaps_kills_and_foreign_readers_lose_nothing_durable():
     """A few of what `python tests/faiss_llm2vec/crash.py --events 300 --docs 1000` does."""
     script = Path(__file__).with_name("crash.py")
     command = [sys.executable, script, "--events", "8", "--docs", "100", "--seed", "3"]

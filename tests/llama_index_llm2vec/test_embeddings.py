@@ -158,7 +158,7 @@ def test_a_name_is_loaded_with_the_prompts_of_its_model_kept(decoder, tmp_path):
 def test_bad_arguments_say_what_to_give(encoder):
     with pytest.raises(InvalidInputError, match="encode_query and encode_document"):
         LLM2VecEmbedding(3)
-    with pytest.raises(InvalidInputError, match="device cannot be given with an encoder"):
+    with pytest.raises(InvalidInputError, match="device must be left out with an encoder"):
         LLM2VecEmbedding(encoder, device="cpu")
     with pytest.raises(TypeError, match="BaseKVStore"):
         LLM2VecEmbedding(encoder, embeddings_cache={})

@@ -66,7 +66,7 @@ def test_arguments_hold_for_the_store_that_is_there(tmp_path):
     store.add([TextNode(text="a", embedding=[1.0, 0.0])])
     result = store.query(VectorStoreQuery(query_embedding=[1.0, 2.0]))
     assert result.similarities == pytest.approx([-2.0])
-    with pytest.raises(StoreMismatchError, match="dimension 3"):
+    with pytest.raises(StoreMismatchError, match="dimension 2, got 3"):
         store.add([TextNode(text="b", embedding=[1.0, 0.0, 0.0])])
     store.close()
     FaissVectorStore(path=tmp_path / "store").close()
