@@ -53,7 +53,7 @@ def distill_static(
         static = distill_static(st_llm2vec.load("llm2vec-tiny"), dimensions=64)
         static.save_pretrained("llm2vec-static")
     """
-    width = model.get_embedding_dimension()
+    width = model.get_embedding_dimension() or 0
     if as_count("dimensions", dimensions) > width:
         raise InvalidInputError(f"dimensions must be at most {width}, the encoder's, got {dimensions}.")
     if not 0 < smoothing < float("inf"):
