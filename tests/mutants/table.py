@@ -235,13 +235,51 @@ MUTANTS: list[Mutant] = [
         ("or not can_be_path(path)", ""),
     ),
     *_rows(
+        "st_llm2vec/vetting/provenance.py",
+        "tests/test_untrusted_files.py -k 'card or provenance or stranger_chose'",
+        ('and all(map(_is_stage, value.get("lora") or []))', ""),
+        ('and all(map(_is_training, value.get("training") or []))', ""),
+        ('and all(map(_is_source, value.get("checkpoints") or []))', ""),
+    ),
+    *_rows(
+        "st_llm2vec/cards.py",
+        "tests/test_untrusted_files.py -k stranger_chose",
+        ('"Made from": _MARKUP.sub("_", made_of),', '"Made from": made_of,'),
+        ('shown = shown.replace("`", "\\u0060")  # which would end the block', ""),
+    ),
+    *_rows(
+        "st_llm2vec/model.py",
+        "tests/test_several_adapters.py",
+        ('"adapters": self._adapters_in_use(),', ""),
+        (
+            "for adapter in ([] if layer.disable_adapters else layer.active_adapters)",
+            "for adapter in layer.active_adapters",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/training/static.py",
+        "tests/test_static_and_soup.py -k static",
+        ("weights = smoothing / (smoothing + _frequencies(tokenizer, size, texts))", "weights = torch.ones(size)"),
+        (
+            "return {id: text for id, text in zip(ids, texts, strict=True) if text.strip() and UNKNOWN not in text}",
+            "return dict(zip(ids, texts, strict=True))",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/training/soup.py",
+        "tests/test_static_and_soup.py -k soup",
+        (
+            "total[key] += share * weight.detach().float().to(total[key].device)",
+            "total[key] += weight.detach().float().to(total[key].device)",
+        ),
+    ),
+    *_rows(
         "st_llm2vec/vetting/fields.py",
         "tests/test_untrusted_files.py -k 'activation or form or length or prompt or pooling or can_have or added'",
         (
             'if "in_features" in content:  # of a Dense; sentence-transformers takes another function where it knows none',
             "if False:",
         ),
-        ('and all(map(_is_stage, value.get("lora") or []))', ""),
         ('"truncate_dim": COUNT,', ""),
         ('"prompts": HOST_PROMPTS,', '"prompts": PROMPTS,'),
         ("if len(files) > MAX_SHARDS:", "if False:"),
@@ -398,7 +436,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/kinds.py",
         "tests/faiss_llm2vec/test_kinds.py -k polysem",
-        ("    _without_polysemous_codes(index)\n    lists", "    lists"),
+        ("    _without_polysemous_codes(index)\n    if isinstance(inner", "    if isinstance(inner"),
     ),
     *_rows(
         "integrations/llama_index_llm2vec/vector_stores.py",

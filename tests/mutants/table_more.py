@@ -143,7 +143,7 @@ MUTANTS: list[Mutant] = [
             f"{_SAVING} -k padding",
         ),
         (
-            'for prompt in {"", "Find what answers:", *model.prompts.values()}:',
+            'for prompt in {"", "Find what answers:", *filter(None, model.prompts.values())}:',
             'for prompt in {"", "Find what answers:"}:',
             f"{_SAVING} -k blank",
         ),
@@ -373,8 +373,8 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/serving/app.py",
         ("vectors = found.vectors[:, : body.dimensions]", "vectors = found.vectors", _SERVER),
         (
-            "if self.api_key is not None and not hmac.compare_digest(given, self.api_key.encode()):",
-            "if self.api_key is not None and not self.api_key.encode().startswith(given):",
+            "if self.api_key is not None and not hmac.compare_digest(key, self.api_key.encode()):",
+            "if self.api_key is not None and not self.api_key.encode().startswith(key):",
             f"{_SERVER} -k key",
         ),
         (
@@ -615,8 +615,8 @@ MUTANTS: list[Mutant] = [
         ),
         ("longest = batch.lengths[-1]", "longest = batch.lengths[0]", f"{_PACKING} -k flash"),
         (
-            "reach = (min(window - 1, longest), 0) if causal else (min(window, longest),) * 2",
-            "reach = (min(window, longest), 0) if causal else (min(window, longest),) * 2",
+            "reach = (min(window - 1, longest), 0) if call.is_causal else (min(window, longest),) * 2",
+            "reach = (min(window, longest), 0) if call.is_causal else (min(window, longest),) * 2",
             f"{_PACKING} -k gpus",
         ),
         (
