@@ -126,7 +126,7 @@ def require_same_tokens(
     stock = copy.copy(transformer)
     stock.__class__ = Transformer
     stock_pooling = Pooling(8, pooling.pooling_mode, pooling.include_prompt)
-    our_pooling = LLM2VecPooling(8, pooling.pooling_mode, pooling.include_prompt)
+    our_pooling = LLM2VecPooling(8, str(pooling.pooling_mode), pooling.include_prompt)
     our_pooling.on_model_ready([transformer])
     generator = torch.Generator().manual_seed(0)
     for prompt in {*_PROBE_PROMPTS, *prompts.values()}:

@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch.nn import Module, Sequential
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 require_hooks()
 
 
-class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
+class LLM2Vec(SentenceTransformer):
     """A `SentenceTransformer` whose decoder is bidirectional; made by `load`, or by opening a saved folder.
 
     Everything of `SentenceTransformer` works as it does there; `encode` also takes `[instruction, text]` pairs. The
@@ -44,6 +45,22 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     """
 
     provenance: dict[str, Any]
+
+    if TYPE_CHECKING:  # the host says no more than "a module", "a tokenizer or none"
+        tokenizer: Any
+        max_seq_length: int
+
+        def get_embedding_dimension(self) -> int: ...
+
+        @overload
+        def __getitem__(self, index: Literal[0]) -> LLM2VecTransformer: ...
+        @overload
+        def __getitem__(self, index: Literal[1]) -> LLM2VecPooling: ...
+        @overload
+        def __getitem__(self, index: slice) -> Sequential: ...
+        @overload
+        def __getitem__(self, index: int) -> Module: ...
+        def __getitem__(self, index: Any) -> Any: ...
 
     def __init__(self, model_name_or_path: str | None = None, **kwargs: Any) -> None:
         folder = Path(model_name_or_path) if model_name_or_path and os.path.isdir(model_name_or_path) else None
@@ -86,7 +103,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
         found: torch.device = super()._resolve_inference_device(device)
         return found
 
-    def _inference(
+    def _inference(  # type: ignore[override]  # the host's has the same arguments, in **kwargs
         self,
         inputs: list[Any],
         *,
@@ -134,7 +151,7 @@ class LLM2Vec(SentenceTransformer):  # type: ignore[misc]
     def pooling_mode(self) -> str | None:
         """The pooling mode, under the name that `load` takes (an EOS token is the last token of its template)."""
         pooling = self._pooling()
-        mode: str | None = pooling.pooling_mode if pooling else None
+        mode: Any = pooling.pooling_mode if pooling else None
         return OUR_POOLING_MODES.get(mode, mode) if isinstance(mode, str) else mode
 
     def _pooling(self) -> Pooling | None:

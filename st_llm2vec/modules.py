@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +36,7 @@ from .vetting import own_attention, require_held, require_no_kernels
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
-class LLM2VecTransformer(Transformer):  # type: ignore[misc]
+class LLM2VecTransformer(Transformer):
     """Runs a decoder with attention in both directions and marks the span that LLM2Vec pools.
 
     Args:
@@ -52,7 +52,10 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         StillCausalError: A layer cannot be made bidirectional.
     """
 
-    config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "attention", "template", "document_max_length"]
+    if TYPE_CHECKING:  # a decoder has them, where the host's class may have none
+        tokenizer: Any
+        max_seq_length: int
+    config_keys = [*Transformer.config_keys, "attention", "template", "document_max_length"]  # noqa: RUF012
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
@@ -110,7 +113,8 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is not compiled, nor is what a worker process gets; it will be, on its first packed batch.
-        return {**super().__getstate__(), "status": self.status | {"compiled": Status()}}
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "status": self.status | {"compiled": Status()}}
 
     @property
     def attention(self) -> str:
@@ -176,7 +180,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         self,
         inputs: Sequence[Any],
         prompt: str | None = None,
-        processing_kwargs: dict[str, Any] | None = None,
+        processing_kwargs: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Token ids, attention mask and pooled span of a batch.
@@ -204,7 +208,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
             self.tokenized(inputs, prompt, processing_kwargs, **kwargs), self._get_prompt_length(prompt, **kwargs)
         )
 
-    def reads_as_text(self, processing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> bool:
+    def reads_as_text(self, processing_kwargs: Any = None, **kwargs: Any) -> bool:
         """Whether `tokenized` follows these options; the stock `preprocess` knows more (query expansion, messages)."""
         options = self._merge_processing_kwargs(processing_kwargs)
         beyond = {key for key, value in options.items() if value} - {"text"} or set(options.get("text", {}))
@@ -216,7 +220,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         )
 
     def _preprocess_as_stock(
-        self, inputs: Sequence[Any], prompt: str | None, processing_kwargs: dict[str, Any] | None, **kwargs: Any
+        self, inputs: Sequence[Any], prompt: str | None, processing_kwargs: Any, **kwargs: Any
     ) -> dict[str, Any]:
         if self.text_template or self.document_max_length is not None:
             raise InvalidInputError(
@@ -255,7 +259,7 @@ class LLM2VecTransformer(Transformer):  # type: ignore[misc]
         self,
         inputs: Sequence[Any],
         prompt: str | None = None,
-        processing_kwargs: dict[str, Any] | None = None,
+        processing_kwargs: Any = None,
         first: int = 0,
         **kwargs: Any,
     ) -> list[TokenizedText]:

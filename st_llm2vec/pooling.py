@@ -20,7 +20,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LLM2VecPooling(Pooling):  # type: ignore[misc]
+class LLM2VecPooling(Pooling):
     """Pools text and template suffix, in float32; differs from stock `Pooling` in what counts as the prompt.
 
     Args:
@@ -48,7 +48,7 @@ class LLM2VecPooling(Pooling):  # type: ignore[misc]
         tokens: Tensor = features["token_embeddings"].float()  # (n, length, hidden)
         names = ("pooling_mask", "attention_mask") if self.reads_span else ("token_mask", "attention_mask")
         mask = next(features[name] for name in names if name in features)
-        weights = WEIGHTS[self.pooling_mode](mask).to(tokens.dtype)  # (n, length)
+        weights = WEIGHTS[str(self.pooling_mode)](mask).to(tokens.dtype)  # (n, length)
         vectors = torch.einsum("nl,nlh->nh", weights, tokens) / weights.sum(1, keepdim=True)
         features["sentence_embedding"] = vectors
         return features

@@ -155,7 +155,7 @@ def portable_copy(model: LLM2Vec) -> LLM2Vec:
     probed = copy.copy(transformer)
     probed.__dict__["_packing"] = False
     padded._modules[names[0]] = probed
-    for prompt in {"", "Find what answers:", *model.prompts.values()}:
+    for prompt in {"", "Find what answers:", *filter(None, model.prompts.values())}:
         if _smallest_cosine(padded, stock, prompt) is not None:
             return ours
     if (cosine := _smallest_cosine(padded, stock, _BLANK_END)) is not None:

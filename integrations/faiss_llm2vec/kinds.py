@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import faiss as _faiss
 import numpy as np
@@ -202,8 +202,10 @@ def _inner(index: Any) -> Any:
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def _quantized(vectors: Vectors, precision: str, ranges: Vectors | None = None) -> npt.NDArray[np.uint8]:
+def _quantized(
+    vectors: Vectors, precision: Literal["uint8", "ubinary"], ranges: Vectors | None = None
+) -> npt.NDArray[np.uint8]:
     from sentence_transformers import quantize_embeddings  # brings torch, which the other kinds do without
 
-    codes: npt.NDArray[np.uint8] = quantize_embeddings(vectors, precision=precision, ranges=ranges)
+    codes: npt.NDArray[np.uint8] = np.asarray(quantize_embeddings(vectors, precision=precision, ranges=ranges))
     return codes

@@ -26,7 +26,8 @@ def static_model(model: SentenceTransformer) -> SentenceTransformer:
     if not hasattr(getattr(model[0], "model", None), "get_input_embeddings"):
         raise InvalidInputError(f"{type(model[0]).__name__} has no input embeddings for a static-embedding baseline.")
     modules = [_StaticTransformer(model), *list(model)[1:]]
-    return SentenceTransformer(modules=modules, device=str(model.device), prompts=dict(model.prompts))
+    prompts = {name: prompt or "" for name, prompt in model.prompts.items()}
+    return SentenceTransformer(modules=modules, device=str(model.device), prompts=prompts)
 
 
 class _StaticTransformer(nn.Module):
@@ -34,7 +35,8 @@ class _StaticTransformer(nn.Module):
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
-        self.embeddings = model[0].model.get_input_embeddings()
+        decoder: Any = model[0].model
+        self.embeddings = decoder.get_input_embeddings()
         self.preprocess = model.preprocess
         self.tokenizer = model.tokenizer
         self.text_template = getattr(model[0], "text_template", None)  # which pooling asks for

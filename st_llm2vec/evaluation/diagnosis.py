@@ -84,7 +84,7 @@ def doctor(model: SentenceTransformer) -> Report:
         print(report)
         assert report.ok
     """
-    audits = tuple(_audits(model[0].model))
+    audits = tuple(_audits(_decoder(model)))
     was_training = model.training
     model.eval()
     try:
@@ -92,8 +92,12 @@ def doctor(model: SentenceTransformer) -> Report:
         rows = (*checks, *_settings(model), *_speed(model), *_diagnostics(model))
     finally:
         model.train(was_training)
-    name = (getattr(model, "provenance", None) or {}).get("base_model") or model[0].model.config.model_type
+    name = (getattr(model, "provenance", None) or {}).get("base_model") or _decoder(model).config.model_type
     return Report(name, rows, audits)
+
+
+def _decoder(model: SentenceTransformer) -> Any:
+    return model[0].model
 
 
 def _audits(decoder: Any) -> Iterator[Audit]:
@@ -121,7 +125,7 @@ def _encode(model: SentenceTransformer, texts: list[str], batch_size: int = 32) 
 
 
 def _same(name: str, model: SentenceTransformer, a: Any, b: Any, meaning: str) -> Row:
-    limit = TOLERANCES.get(model[0].model.dtype, 1e-5)
+    limit = TOLERANCES.get(_decoder(model).dtype, 1e-5)
     difference = float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12))
     return Row(name, difference, difference <= limit, f"of the vectors' scale, at most {limit:g}: {meaning}")
 
@@ -147,20 +151,20 @@ def _reload(model: SentenceTransformer) -> Iterator[Row]:
         modules = json.loads((Path(folder) / "modules.json").read_text(encoding="utf-8"))
         ours = [m["type"].rpartition(".")[2] for m in modules if not m["type"].startswith("sentence_transformers.")]
         opener = type(model) if ours else type("Plain", (SentenceTransformer,), {})  # no subclass is the plugin's
-        reopened = opener(folder, device=str(model.device), model_kwargs={"dtype": model[0].model.dtype})
+        reopened = opener(folder, device=str(model.device), model_kwargs={"dtype": _decoder(model).dtype})
         by = f"by st_llm2vec; it names {', '.join(ours)}" if ours else "by sentence-transformers without st_llm2vec"
         vectors = _encode(model, TEXTS, 1)
-        if keeps_residual_in_float32(model[0].model):  # the file is judged, and not what its reader rounds
+        if keeps_residual_in_float32(_decoder(model)):  # the file is judged, and not what its reader rounds
             rounded = float(np.abs(vectors - _encode(reopened, TEXTS, 1)).max() / max(np.abs(vectors).max(), 1e-12))
             told = "of the vectors' scale: what sentence-transformers rounds between products, and st_llm2vec does not"
             yield Row("rounding when reopened", rounded, meaning=told)
-            keep_residual_in_float32(reopened[0].model)
+            keep_residual_in_float32(_decoder(reopened))
             by += ", the residual stream in float32"
         yield _same("same when reopened", model, vectors, _encode(reopened, TEXTS, 1), by)
 
 
 def _pooled(model: SentenceTransformer, text: str, prompt: str) -> Any:
-    features = model[0].preprocess([text], prompt=prompt)
+    features = model.preprocess([text], prompt=prompt)
     if "pooling_mask" in features:
         return features["input_ids"][features["pooling_mask"].bool()]
     start = int(features.get("prompt_length") or 0)  # as the stock modules tell it
@@ -182,7 +186,7 @@ def _span(model: SentenceTransformer) -> Row:
 
 
 def _settings(model: SentenceTransformer) -> Iterator[Row]:
-    decoder, template = model[0].model, getattr(model[0], "text_template", None)
+    decoder, template = _decoder(model), getattr(model[0], "text_template", None)
     size = f"{decoder.num_parameters() / 1e6:.1f} M parameters"
     yield Row("decoder", f"{decoder.config.model_type}, {size}, {decoder.dtype}, {decoder.device}")
     yield Row("pooling", str(getattr(model[1], "pooling_mode", type(model[1]).__name__)))
@@ -206,7 +210,7 @@ def _diagnostics(model: SentenceTransformer) -> Iterator[Row]:
     anisotropy = float(cosines[~torch.eye(len(TEXTS), dtype=torch.bool)].mean())
     yield Row("anisotropy", anisotropy, meaning="mean cosine of unrelated texts; 0 is ideal, 1 a collapse")
 
-    ids = [model[0].preprocess([text])["input_ids"] for text in TEXTS]
+    ids = [model.preprocess([text])["input_ids"] for text in TEXTS]
     norms = [_hidden(model, row).norm(dim=-1) for row in ids]
     share = float(np.mean([float(n[0] / n.sum()) for n in norms]))
     even = float(np.mean([1 / len(n) for n in norms]))

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from .tasks import find
 
 
-class TaskEvaluator(SentenceEvaluator):  # type: ignore[misc]
+class TaskEvaluator(SentenceEvaluator):
     """Score tasks while a model trains; their files are read once.
 
     Args:
@@ -24,7 +24,7 @@ class TaskEvaluator(SentenceEvaluator):  # type: ignore[misc]
     """
 
     def __init__(self, tasks: Sequence[str], data: str | Path, *, split: str = "dev") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tasks = [(task, task.kind.read(task.source)) for task in find(data, tasks, split=split)]
         self.primary_metric = self._metric(self.tasks[0][0])
 

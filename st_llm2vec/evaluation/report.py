@@ -151,7 +151,8 @@ def _static(models: Mapping[str, Any]) -> dict[str, SentenceTransformer]:
             baseline = static_model(model)
         except (InvalidInputError, TypeError):  # a StaticEmbedding is one itself; others have no tokens to embed
             continue
-        weight = baseline[0].embeddings.weight
+        embeddings: Any = baseline[0].embeddings
+        weight = embeddings.weight
         if not any(weight.shape == other.shape and torch.equal(weight, other.to(weight)) for other in seen):
             seen.append(weight)
             made[STATIC if len(models) == 1 else f"{STATIC} of {name}"] = baseline

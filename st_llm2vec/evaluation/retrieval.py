@@ -73,7 +73,7 @@ def _pairs(source: Source) -> Judged:
     return Judged({name: each for each, name in queries.items()}, {name: each for each, name in corpus.items()}, grades)
 
 
-class _Ranking(InformationRetrievalEvaluator):  # type: ignore[misc]
+class _Ranking(InformationRetrievalEvaluator):
     """The host's evaluator, which leaves its ranking as it is scored."""
 
     def compute_metrics(self, queries_result_list: Any) -> Any:
@@ -87,7 +87,8 @@ class _Ranking(InformationRetrievalEvaluator):  # type: ignore[misc]
 def rank(model: Any, judged: Judged) -> Any:
     """One column: the nDCG@10 of each query."""
     relevant = {query: set(found) for query, found in judged.grades.items()}
-    evaluator = _Ranking(judged.queries, judged.corpus, relevant, score_functions={"cosine": cos_sim})
+    queries, corpus = dict[str, Any](judged.queries), dict[str, Any](judged.corpus)  # of texts, images, ...
+    evaluator = _Ranking(queries, corpus, relevant, score_functions={"cosine": cos_sim})
     run(evaluator, model)
     return _items(judged, dict(zip(evaluator.queries_ids, evaluator.ranking, strict=True)))
 

@@ -23,7 +23,7 @@ def arguments(
     datasets: Mapping[str, Dataset],
     scoring: Scoring,
     *,
-    batch_sampler: BatchSamplers,
+    batch_sampler: BatchSamplers | str,
     checkpoints: Path,
     learning_rates: Mapping[str, float],
 ) -> SentenceTransformerTrainingArguments:

@@ -54,7 +54,9 @@ def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, 
     if done < n:
         log(f"Vectors of {n - done:,} rows from {settings['teacher']} ...")
         teacher = SentenceTransformer(settings["teacher"], device="cpu" if settings["cpu"] else None)
-        shape = (n, len(texts), teacher.get_embedding_dimension())
+        if (width := teacher.get_embedding_dimension()) is None:
+            raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
+        shape = (n, len(texts), width)
         file.parent.mkdir(parents=True, exist_ok=True)
         vectors = open_memmap(file, "r+" if done else "w+", np.float32, None if done else shape)
         for start in range(done, n, BLOCK):
@@ -70,8 +72,8 @@ def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, 
 def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
     """Anchors are queries and the others documents; texts alone are neither."""
     if columns == 1:
-        return teacher.encode  # type: ignore[no-any-return]
-    return teacher.encode_document if column else teacher.encode_query  # type: ignore[no-any-return]
+        return teacher.encode
+    return teacher.encode_document if column else teacher.encode_query
 
 
 def taught(source: Source) -> Dataset:
@@ -80,7 +82,7 @@ def taught(source: Source) -> Dataset:
     return Dataset.from_dict({**source.columns, "label": list(np.asarray(source.vectors))})
 
 
-class DistillLoss(EmbedDistillLoss):  # type: ignore[misc]
+class DistillLoss(EmbedDistillLoss):
     """Distance of projected vectors to the teacher's, in float32, and contrast with the rest of the batch if asked.
 
     Args:
@@ -99,7 +101,9 @@ class DistillLoss(EmbedDistillLoss):  # type: ignore[misc]
         contrast = MultipleNegativesRankingLoss(model, scale=settings["scale"], similarity_fct=cosine)
         self.contrast: Any = contrast if self.weight else None
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]  # a tensor for all columns, which ours always is
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor
+    ) -> Tensor:
         vectors = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
         loss: Tensor = self.compute_loss_from_embeddings(vectors, [labels[:, i] for i in range(len(vectors))])
         if self.contrast is not None:

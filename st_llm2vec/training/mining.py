@@ -134,7 +134,7 @@ def mine(
         min_score=how.min_score,
         relative_margin=how.margin,
         num_negatives=how.negatives,
-        sampling_strategy=how.sampling,
+        sampling_strategy=how.sampling,  # type: ignore[arg-type]  # one of them, as Mining has checked
         output_format="n-tuple",
         batch_size=batch_size,
         verbose=False,

@@ -76,7 +76,7 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = N
 
 
 @dataclass
-class MNTPDataCollator(BaseDataCollator):  # type: ignore[misc]
+class MNTPDataCollator(BaseDataCollator):
     """Masks tokens for `MNTPLoss`.
 
     Args:

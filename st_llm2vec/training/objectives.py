@@ -56,7 +56,7 @@ class Objective:
     prepare: Prepare = lambda source, settings, checkpoints, log: source
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
-    batch_sampler: BatchSamplers = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
+    batch_sampler: BatchSamplers | str = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
     never_after: tuple[str, ...] = ()
 
 

@@ -105,14 +105,16 @@ def train_stage(
 
 def _train(trainer: SentenceTransformerTrainer, run: Run, objective: Objective, last: str | None, log: Log) -> None:
     """Train from the last checkpoint on, and leave in the model what the stage is to keep."""
-    settings, model = run.settings, trainer.model
+    settings, model, loss = run.settings, trainer.model, trainer.loss
+    assert isinstance(model, LLM2Vec)
+    assert isinstance(loss, nn.Module)  # which the host types as one, or several by data set
     first = copy.deepcopy(model[0].model.state_dict()) if settings["share"] and settings["full"] else {}
     if settings["keep_best"]:
         trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
     if objective.loss_learns(settings):
-        trainer.add_callback(_LossState(trainer.loss))
+        trainer.add_callback(_LossState(loss))
         if last is not None:
-            load_loss(trainer.loss, Path(last))
+            load_loss(loss, Path(last))
     model.train()
     set_seed(settings["seed"])  # whatever was scored before
     with objective.around(model, settings):
