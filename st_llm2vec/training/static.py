@@ -54,7 +54,7 @@ def distill_static(
         static.save_pretrained("llm2vec-static")
     """
     width = model.get_embedding_dimension()
-    if as_count("dimensions", dimensions) > width:
+    if as_count("dimensions", dimensions) > (dimensions if width is None else width):
         raise InvalidInputError(f"dimensions must be at most {width}, the encoder's, got {dimensions}.")
     if not 0 < smoothing < float("inf"):
         raise InvalidInputError(f"smoothing must be positive and finite, got {smoothing}.")
