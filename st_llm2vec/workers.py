@@ -31,7 +31,7 @@ class Work(Protocol):
 
     gpu: bool
 
-    def __call__(self, item: Any) -> Any: ...
+    def __call__(self, item: Any, /) -> Any: ...
 
     def begin(self, number: int, count: int) -> None:
         """Called once in each worker, with its number (from 0) and how many there are."""
