@@ -123,8 +123,8 @@ def encode_corpus(
         "format": single or format,
         "late_chunking": late_chunking or None,  # as in a manifest that does not know of it
     }
-    name = model if isinstance(model, str) else _name_of(encoder)
-    about = dict(zip(("model", "revision"), lasting_name(name) if name else (None, None), strict=True))
+    called = model if isinstance(model, str) else _name_of(encoder)
+    about = dict(zip(("model", "revision"), lasting_name(called) if called else (None, None), strict=True))
     parts = target.with_name(f".{target.name}.parts") if single else target
     folder = Shards(parts, setting, about, working=bool(single))
     encode = Encode(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size)

@@ -154,10 +154,11 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
 
     with BarOf("texts") as progress:
         stored = StoredVectors(folder, progress)
-        known: dict[str, Any] = {"fingerprint": stored.fingerprint, "model_name": stored.model}
         with (
             stored.passages() as passages,
-            FaissStore.open_or_create(path, None, mmap=True, **known, **settings) as store,
+            FaissStore.open_or_create(
+                path, None, mmap=True, fingerprint=stored.fingerprint, model_name=stored.model, **settings
+            ) as store,
         ):
             batch = commit_every or max(1, _COMMIT_BYTES // (4 * stored.dimension))
             update = Update(store, passages, mode, batch, encodes=False)
