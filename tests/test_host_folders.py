@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny_models import save_decoder
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
@@ -126,13 +128,17 @@ def test_what_the_host_keeps_is_kept(bos_decoder: Path, tmp_path: Path, options:
     assert np.abs(require_same(tmp_path / "converted").encode_query(TEXTS) - model.encode_query(TEXTS)).max() <= 1e-5
 
 
-def test_each_saved_prompt_is_tried(decoder: Path, tmp_path: Path) -> None:
-    """Here, a prompt that fills the length is cut in favour of the text; no prompt of ours is that long."""
-    plain(decoder, tmp_path / "short", max_seq_length=100, prompts={"query": "lazy dog "})
-    assert st_llm2vec.load(str(tmp_path / "short"), device="cpu").prompts["query"]
-    plain(decoder, tmp_path / "long", max_seq_length=100, prompts={"query": "lazy dog " * 100})
-    with pytest.raises(InvalidInputError, match="takes other tokens there than here after the prompt 'lazy dog lazy"):
-        st_llm2vec.load(str(tmp_path / "long"), device="cpu")
+def test_each_saved_prompt_is_tried(tmp_path: Path) -> None:
+    """To a tokenizer of words, blanks do not matter, but a prompt may run into the first word; none of ours does."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "lazy": 2, "dog": 3, "query": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    decoder = save_decoder(tmp_path / "words", tokenizer=tokenizer)
+    plain(decoder, tmp_path / "apart", include_prompt=False, prompts={"query": "lazy: "})
+    require_same(tmp_path / "apart")
+    plain(decoder, tmp_path / "joined", include_prompt=False, prompts={"query": "lazy"})
+    with pytest.raises(InvalidInputError, match="takes other tokens there than here after the prompt 'lazy'"):
+        st_llm2vec.load(str(tmp_path / "joined"), device="cpu")
 
 
 def test_what_follows_the_pooling_is_part_of_the_fingerprint(decoder: Path, tmp_path: Path) -> None:

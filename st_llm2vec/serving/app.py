@@ -13,6 +13,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from .. import __version__
 from ..backend.deciding import PREPACK_TOKENS, expect
 from ..errors import InvalidInputError
+from ..late_chunking import Chunk, encode_chunks
 from ..model import LLM2Vec
 from .batcher import Batcher, Encoded
 from .metrics import Metrics
@@ -51,6 +53,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _BEARER = HTTPBearer(auto_error=False, description="Asked for where the server has a key.")
+CHARACTERS_OF_A_TOKEN = 4  # about; usage of late chunking is told so
 # Slow things happen before the server is ready: two texts, so that they are packed.
 WARM_UP = ["a", "A text of some length, with all that the first texts have to wait for."]
 
@@ -183,7 +186,8 @@ class _Server:
             message = f"prompt_name={body.prompt_name!r} and model={body.model!r} ask for two prompts."
             raise Refusal(400, message, "prompt_name")
         texts = [body.input] if isinstance(body.input, str) else body.input
-        found = await self.encode(texts, body.prompt_name or suffix or None)
+        encode = self.encode_late if body.late_chunking else self.encode
+        found = await encode(texts, body.prompt_name or suffix or None)
         vectors = found.vectors[:, : body.dimensions]
         return await asyncio.to_thread(_answer, vectors, body.encoding_format, body.model, found.tokens)
 
@@ -199,14 +203,30 @@ class _Server:
         return {"hits": answers[0] if isinstance(body.query, str) else answers}
 
     async def encode(self, texts: list[str], prompt_name: str | None) -> Encoded:
+        self.require_few(texts)
+        prompt, task = _prompt(self.model, prompt_name)
+        assert self.batcher is not None  # requests come after the start
+        return await self.batcher.encode(texts, prompt=prompt, task=task)
+
+    async def encode_late(self, texts: list[str], prompt_name: str | None) -> Encoded:
+        """Chunks of one document, which is these texts with a blank between two."""
+        self.require_few(texts)
+        prompt, _ = _prompt(self.model, prompt_name)
+        document = " ".join(texts)
+        stops = list(accumulate(len(text) + 1 for text in texts))
+        chunks = [Chunk(document, stop - 1 - len(text), stop - 1) for text, stop in zip(texts, stops, strict=True)]
+        tokens = len(document) // CHARACTERS_OF_A_TOKEN + 1
+        assert self.batcher is not None
+        vectors = await self.batcher.run(lambda: encode_chunks(self.model, chunks, prompt=prompt or ""), tokens)
+        return Encoded(vectors, tokens)
+
+    def require_few(self, texts: list[str]) -> None:
+        """Refuse what is beyond the limits."""
         if not 1 <= len(texts) <= self.limits.texts:
             raise Refusal(400, f"input must hold 1 to {self.limits.texts} texts, got {len(texts)}.", "input")
         if long := [i for i, text in enumerate(texts) if len(text) > self.limits.characters]:
             message = f"input[{long[0]}] must have at most {self.limits.characters} characters."
             raise Refusal(400, message, "input")
-        prompt, task = _prompt(self.model, prompt_name)
-        assert self.batcher is not None  # requests come after the start
-        return await self.batcher.encode(texts, prompt=prompt, task=task)
 
 
 def _prompt(model: LLM2Vec, name: str | None) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,13 @@ class _Request:
     vectors: np.ndarray | None = None
 
 
+@dataclass
+class _Work:
+    function: Callable[[], Any]
+    tokens: int
+    done: Future[Any] = field(default_factory=Future)
+
+
 class Batcher:
     """Encodes texts for many callers at once; `await encode(texts)` gives what `model.encode(texts)` gives.
 
@@ -68,6 +75,7 @@ class Batcher:
         self._tokenizer = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._changed = threading.Condition()
         self._requests: deque[_Request] = deque()
+        self._works: deque[_Work] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
         self._thread.start()
@@ -83,20 +91,40 @@ class Batcher:
         Raises:
             BusyError: Too much is waiting.
         """
-        if self._closed or self.waiting_tokens > self.max_waiting_tokens:
-            raise BusyError
+        self._require_room()
         loop = asyncio.get_running_loop()
         tokenized = await loop.run_in_executor(
             self._tokenizer, lambda: self.model[0].tokenized(list(texts), prompt, task=task)
         )
         request = _Request(tokenized, left=len(tokenized))
         with self._changed:
-            if self._closed or self.waiting_tokens > self.max_waiting_tokens:
-                raise BusyError
+            self._require_room()
             self.waiting_tokens += sum(len(text.input_ids) for text in tokenized)
             self._requests.append(request)
             self._changed.notify()
         return await asyncio.wrap_future(request.done)
+
+    async def run(self, function: Callable[[], Any], tokens: int) -> Any:
+        """Run something else that takes the model, between two batches.
+
+        Args:
+            function: What to run.
+            tokens: How many it reads, about.
+
+        Raises:
+            BusyError: Too much is waiting.
+        """
+        work = _Work(function, tokens)
+        with self._changed:
+            self._require_room()
+            self.waiting_tokens += tokens
+            self._works.append(work)
+            self._changed.notify()
+        return await asyncio.wrap_future(work.done)
+
+    def _require_room(self) -> None:
+        if self._closed or self.waiting_tokens > self.max_waiting_tokens:
+            raise BusyError
 
     def close(self) -> None:
         """Finish what was taken on, refuse the rest, and end the threads."""
@@ -109,13 +137,20 @@ class Batcher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._requests and not self._closed:
+                while not (self._requests or self._works or self._closed):
                     self._changed.wait()
-                if not self._requests:
+                if not (self._requests or self._works):
                     return
                 batch = self._take()
+                work = self._works.popleft() if self._works else None
+                self.waiting_tokens -= work.tokens if work else 0
             if batch:
                 self._encode(batch)
+            if work and work.done.set_running_or_notify_cancel():
+                try:
+                    work.done.set_result(work.function())
+                except Exception as error:  # each caller learns of its own
+                    work.done.set_exception(error)
 
     def _take(self) -> list[tuple[_Request, int]]:
         """The next texts, one of each request in turn, up to the budget; called with the lock held."""

@@ -50,6 +50,10 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Whole | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
     prompt_name: str | None = Field(None, description="query, document, or another of the model's prompts.")
+    late_chunking: bool = Field(
+        False,
+        description="The texts are the chunks of one document, in order: each is read together with those around it.",
+    )
     user: str | None = Field(None, description="Taken for compatibility; not used.")
 
 

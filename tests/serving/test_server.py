@@ -20,6 +20,7 @@ import st_llm2vec
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli.serve import serve
 from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.late_chunking import Chunk, encode_chunks
 from st_llm2vec.serving import Batcher, BusyError, Limits, create_app
 from st_llm2vec.serving.middleware import WholeBody
 
@@ -74,6 +75,17 @@ def test_base64_and_dimensions(client: TestClient, model: st_llm2vec.LLM2Vec) ->
     (row,) = embeddings(client, input=TEXTS[0], encoding_format="base64", dimensions=8.0)["data"]
     found = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
     np.testing.assert_allclose(found, model.encode(TEXTS[0], truncate_dim=8), atol=1e-5)
+
+
+def test_chunks_of_a_document_are_read_together(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
+    document = " ".join(TEXTS[:2])
+    chunks = [Chunk(document, 0, len(TEXTS[0])), Chunk(document, len(TEXTS[0]) + 1, len(document))]
+    for name, prompt in (("tiny", ""), ("tiny:topic", model.prompts["topic"])):
+        found = vectors(client, input=TEXTS[:2], late_chunking=True, model=name)
+        np.testing.assert_allclose(found, encode_chunks(model, chunks, prompt=prompt), atol=1e-5)
+    assert np.abs(found - vectors(client, input=TEXTS[:2], model=name)).max() > 1e-3
+    refused = client.post("/v1/embeddings", json={"model": "tiny", "input": ["a" * 1999, ""], "late_chunking": True})
+    assert refused.status_code == 400  # a chunk without a token, and one that is too long
 
 
 @pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
