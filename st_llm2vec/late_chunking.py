@@ -1,6 +1,6 @@
 """Late chunking: one forward pass over a document, pooled chunk by chunk, so that each is read with what is around it.
 
-A document that is longer than the encoder reads is read in windows that overlap. They are laid out by the document and
+A document that is longer than the encoder reads is read in windows that overlap. They are placed by the document and
 the size of a chunk alone, and a chunk is pooled in the window where it is farthest from the edges: its vector does not
 depend on which other chunks are asked for.
 """

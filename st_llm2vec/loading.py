@@ -92,9 +92,6 @@ def load(
         cache_folder: Where downloads are kept; default: the hub's own cache.
         token: For private and gated repositories; default: the one that `hf auth login` stored.
 
-    Returns:
-        The encoder.
-
     Raises:
         InvalidInputError: A setting of the wrong type, or one that is not known; before anything is fetched.
         ModelNotFoundError, InvalidCheckpointError, UnsupportedArchitectureError, StillCausalError.
@@ -150,9 +147,6 @@ def convert(
         device: Where the probe texts run; default: the CPU.
         provenance: What llm2vec_config.json shall say of the encoder's origin besides decoder, adapters and commits.
         **settings: `prompts`, and `pooling_mode`, `template`, ... as for `load`.
-
-    Returns:
-        The encoder in the folder.
 
     Raises:
         As `load`; also OSError where the disk is full.

@@ -20,7 +20,7 @@ import st_llm2vec.evaluation
 import st_llm2vec.training
 
 PACKAGES = [st_llm2vec, st_llm2vec.training, faiss_llm2vec, langchain_llm2vec, llama_index_llm2vec]
-MADE_BY_OTHERS = {"Hit", "Record", "Recipe", "Result"}  # whose examples show them
+MADE_BY_OTHERS = {"Hit", "Record", "Recipe", "Result", "SearchOptions"}  # whose examples show them
 NAMES = {
     f"{package.__name__}.{name}": (package, getattr(package, name))
     for package in PACKAGES

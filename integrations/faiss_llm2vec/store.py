@@ -32,9 +32,8 @@ class FaissStore:
 
     Example:
         >>> with FaissStore.create("my-store", model) as store:
-        ...     ids = store.add(["Bears hibernate.", "Rates rose."], ids=["bears", "rates"])
-        ...     store.search("Who sleeps in winter?", k=1)[0].id
-        'bears'
+        ...     store.add(["Bears hibernate."], ids=["bears"]), store.search("Who sleeps?", k=1)[0].text
+        (['bears'], 'Bears hibernate.')
     """
 
     def __init__(self, path: Path, *, mmap: bool, recover: bool) -> None:
@@ -156,10 +155,7 @@ class FaissStore:
         return self._model.encoder
 
     def encoder(self, **options: Any) -> Encoder:
-        """Return the encoder, opened by the name that the store records if none was given.
-
-        Args:
-            options: Arguments of `st_llm2vec.load`, such as device, where it is opened here.
+        """Return the encoder; if none was given, open it by the name that the store records, with options of `load`.
 
         Raises:
             ModelNotFoundError: It is not on this machine; nothing was downloaded.
@@ -204,7 +200,7 @@ class FaissStore:
         vectors: Any = None,
         show_progress: bool = False,
     ) -> list[str]:
-        """Add documents, all or none; they are on the disk when this returns.
+        """Add documents, all or none, and return their ids; they are on the disk when this returns.
 
         Args:
             texts: The documents.
@@ -212,9 +208,6 @@ class FaissStore:
             metadata: One flat dict (or None) per text: str, bool, None, numbers, and lists of those.
             vectors: Float (len(texts), dimension), instead of encoding the texts.
             show_progress: Have the model show a progress bar.
-
-        Returns:
-            The ids, in the order of the texts.
 
         Raises:
             InvalidInputError: An id exists already or twice, or an argument makes no sense. Nothing was added.

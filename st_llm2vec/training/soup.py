@@ -34,7 +34,8 @@ def soup(models: Sequence[str | Path], weights: Sequence[float] | None = None, *
     Source: Wortsman et al. 2022, "Model soups".
 
     Example:
-        soup(["build/mntp", "build/supervised"], [0.2, 0.8]).save_pretrained("build/soup")
+        >>> soup(["llm2vec-tiny", "llm2vec-tiny"], [0.2, 0.8]).get_embedding_dimension()
+        256
     """
     if len(models) < 2:
         raise InvalidInputError(f"models must be at least two, got {len(models)}.")

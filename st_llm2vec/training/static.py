@@ -46,6 +46,10 @@ def distill_static(
     Raises:
         InvalidInputError: dimensions, smoothing, or a tokenizer that is not a fast one.
 
+    Example:
+        >>> distill_static(model, dimensions=64).encode("how bears sleep").shape
+        (64,)
+
     Source: Tulkens and van Dongen 2024, Model2Vec; Arora et al. 2017, "A Simple but Tough-to-Beat Baseline for
     Sentence Embeddings" (weights).
 
