@@ -1,4 +1,4 @@
-"""Workers and drivers that die leave the bytes of a calm run: the simulation of benchmarks/preemption.py, made small."""
+"""Workers and drivers that die leave the bytes of a calm run: the simulation of benchmarks/preemption.py in small."""
 
 from __future__ import annotations
 
