@@ -11,7 +11,6 @@ from sentence_transformers import SentenceTransformer
 
 import st_llm2vec
 
-
 TEXTS = ["Bears hibernate in winter.", "The bank raised its rates."]
 
 
