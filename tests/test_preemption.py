@@ -15,5 +15,5 @@ def test_whatever_dies_the_bytes_are_those_of_a_calm_run(monkeypatch: pytest.Mon
         monkeypatch.setitem(table.__globals__, name, value)
     rows = [line.split("|")[1:-1] for line in table().splitlines()[2:]]
     assert rows[0][3:] == [" 0 ", " 0 ", " 1 "]  # calm: nothing twice, nobody lost, one run
-    assert sum(int(row[4]) for row in rows) > 3
+    assert sum(int(row[4]) for row in rows) > 0
     assert max(int(row[5]) for row in rows) > 3

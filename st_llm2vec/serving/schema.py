@@ -36,8 +36,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# 8.0 is a whole number in JSON, and true is none.
-Whole = Annotated[int, BeforeValidator(_whole)]
+_WHOLE = BeforeValidator(_whole)  # 8.0 is a whole number in JSON, and true is none
 
 
 class EmbeddingRequest(BaseModel):
@@ -48,7 +47,9 @@ class EmbeddingRequest(BaseModel):
     input: str | list[str] = Field(description="One text, or a list of texts. Token ids are not taken.")
     model: str = Field(description="The served name, or that name with :query, :document or another prompt's name.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Whole | None = Field(None, ge=1, description="Keep the first so many numbers of each vector.")
+    dimensions: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
+        None, description="Keep the first so many numbers of each vector."
+    )
     prompt_name: str | None = Field(None, description="query, document, or another of the model's prompts.")
     late_chunking: bool = Field(
         False,
@@ -63,7 +64,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     query: str | list[str]
-    k: Whole = Field(10, ge=1, le=1000)
+    k: Annotated[int, Field(ge=1, le=1000), _WHOLE] = 10
     where: dict[str, Any] | None = Field(None, description="Filter on the metadata, as FaissStore.search takes it.")
 
 
