@@ -6,8 +6,8 @@
 
 Kills come when up to five more shards are there. An actor that is killed is started again by Ray, and its shard given
 to it again, once: where two die over the same shard, the command ends with an error, and going on counts as a run. A
-driver that is killed takes its cluster along; the next run goes on with the shards that are there. In the end the folder
-must hold the files of the undisturbed run, byte for byte, each text once.
+driver that is killed takes its cluster along; the next run goes on with the shards that are there. In the end
+the folder must hold the files of the undisturbed run, byte for byte, each text once.
 """
 
 from __future__ import annotations
