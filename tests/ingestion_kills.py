@@ -67,6 +67,15 @@ def write_corpus(folder, texts, seed):
             file.write(f"{'# Part' if i % 20 == 0 else ''} {text(i)}\n\n")
 
 
+class Ran(NamedTuple):
+    """Whether a child came to its end, its seconds and the processor's, and its memory ten times a second, in MB."""
+
+    ended: bool
+    seconds: float
+    cpu: float
+    memory: list
+
+
 def child(act, kill_after=None):
     """Run a function in a fork, which has imported everything already, and perhaps kill it.
 
@@ -102,17 +111,8 @@ def child(act, kill_after=None):
     return Ran(code == 0, time.monotonic() - started, used.ru_utime + used.ru_stime, memory)
 
 
-class Ran(NamedTuple):
-    """Whether a child came to its end, its seconds and the processor's, and its memory ten times a second, in MB."""
-
-    ended: bool
-    seconds: float
-    cpu: float
-    memory: list
-
-
 def resident(pid):
-    """The memory of a process that is its own, in MB: what it shares with the one that forked it does not count."""
+    """The memory of a process in MB, without the files that are mapped into it."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(lines["RssAnon"].split()[0]) / 1024

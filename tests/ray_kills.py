@@ -4,10 +4,10 @@
     python tests/ray_kills.py                    # 10 kills of actors, 5 of the driver; some minutes
     python tests/ray_kills.py --actors 2 --drivers 1
 
-An actor that is killed is started again by Ray, and its shard given to it again, once: where two die over the same
-shard, the command ends with an error, and going on counts as a run. A driver that is killed takes its cluster along;
-the next run goes on with the shards that are there. In the end the folder must hold the files of the undisturbed run,
-byte for byte, each text once.
+Kills come when up to five more shards are there. An actor that is killed is started again by Ray, and its shard given
+to it again, once: where two die over the same shard, the command ends with an error, and going on counts as a run. A
+driver that is killed takes its cluster along; the next run goes on with the shards that are there. In the end
+the folder must hold the files of the undisturbed run, byte for byte, each text once.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ ENVIRONMENT.pop("RAY_ADDRESS", None)
 
 def files(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("[!.]*"))}
+
+
+def shards(folder):
+    return len(list(folder.glob("0*.parquet")))
 
 
 def actors(driver):
@@ -79,16 +83,18 @@ def main():
             while ended != 0:
                 driver = subprocess.Popen([*COMMAND, folder / "corpus.jsonl", out, *line, *ray], env=ENVIRONMENT)
                 tally["runs"] += 1
+                goal = shards(out) + rng.randint(0, 5)
                 while driver.poll() is None:
-                    time.sleep(rng.uniform(0, 2))
+                    time.sleep(0.05)
                     found = actors(driver.pid)
                     kind = rng.choice([kind for kind, count in left.items() if count] or [""])
-                    if not found or not kind or driver.poll() is not None:
+                    if not found or not kind or shards(out) < goal:
                         continue
                     os.kill(driver.pid if kind == "driver" else rng.choice(found), signal.SIGKILL)
                     left[kind] -= 1
                     tally[f"{kind}s killed"] += 1
-                    print(f"killed a {kind}; {len(list(out.glob('0*.parquet')))} shards are there", flush=True)
+                    print(f"killed: {kind}; {shards(out)} shards are there", flush=True)
+                    goal = shards(out) + rng.randint(1, 5)
                 ended = driver.returncode
                 tally[{0: "runs that came to their end", -9: "runs whose driver was killed"}.get(ended, "errors")] += 1
             assert files(out) == files(folder / "calm"), "the files differ"

@@ -141,9 +141,9 @@ def build(kind: Kind, vectors: Vectors, metric: str) -> Any:
         return None
     nlist = max(1, min(int(4 * rows**0.5), rows // _ROWS_PER_LIST))
     index = _empty(kind.factory.format(nlist=nlist), dimension, METRICS[metric])
-    _without_polysemous_codes(index)
     if isinstance(inner := _inner(index), faiss.IndexIVF):
         inner.cp.niter = _ROUNDS
+    _without_polysemous_codes(index)
     lists = getattr(_inner(index), "nlist", 0)
     if rows < _ROWS_PER_LIST * lists:
         return None

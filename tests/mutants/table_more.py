@@ -650,4 +650,46 @@ MUTANTS: list[Mutant] = [
             "Database.live counts the documents, and _without_vector finds those that no segment has; this says it earlier",
         ),
     ),
+    *_rows(
+        "st_llm2vec/late_chunking.py",
+        (
+            "start = max(fitting, key=lambda start: _distance(start, start + reach, a, b, count))",
+            "start = fitting[0]",
+            "tests/test_late_chunking.py -k windows",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/ingestion/passages.py",
+        (
+            'return f"{metadata[LATE]} {text}" if metadata.get(LATE) else text',
+            "return text",
+            "tests/test_late_chunking.py -k corpus_is_encoded",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/ingestion/__init__.py",
+        (
+            "passage._replace(document=document,",
+            "passage._replace(document=passage.text, start=0,",
+            "tests/test_late_chunking.py -k pages",
+        ),
+    ),
+    *_rows(
+        "st_llm2vec/workers.py",
+        ("_ATTEMPTS = 2", "_ATTEMPTS = 3", "tests/test_workers.py -k dies"),
+        ("            task.given = False\n", "", "tests/test_workers.py -k dies"),
+    ),
+    *_rows(
+        "st_llm2vec/stored_vectors.py",
+        (' or sha256_of(path) != entry["sha256"]', "", "tests/cli/test_from_vectors.py -k no_good"),
+        ("passage.number - 1 for", "passage.number - 2 for", "tests/cli/test_from_vectors.py -k would_have"),
+    ),
+    *_rows(
+        "st_llm2vec/shards.py",
+        ("known.get(passage.content) if known else None", "None", "tests/test_corpus.py -k hundred"),
+    ),
+    *_rows(
+        "integrations/faiss_llm2vec/segments.py",
+        ("if group and size + added > _MOST_BYTES:", "if False:", f"{_STORE} -k compact_holds"),
+    ),
 ]
