@@ -21,7 +21,7 @@ from .checkpoints import SETTINGS_FILE, weight_files
 from .errors import InvalidCheckpointError, InvalidInputError
 from .modules import MODULE_CLASSES, TEXT_ONLY, LLM2VecTransformer
 from .pooling import LLM2VecPooling
-from .settings import OUR_POOLING_MODES, EncoderSettings
+from .settings import KEPT, OUR_POOLING_MODES, EncoderSettings
 from .templates import Template
 from .vetting import read_json
 
@@ -36,7 +36,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "unpad_inputs": (None, True, False),
     "do_lower_case": (None, False),
 }
-_READ = ("max_seq_length", "attention", "template", "document_max_length")
+_READ = ("max_seq_length", *KEPT)
 # Arguments of SentenceTransformer that config_sentence_transformers.json holds.
 _OF_MODEL = ("default_prompt_name", "similarity_fn_name", "truncate_dim")
 _PROBES = ("a", " The quick brown fox jumps over the lazy dog.\n", "naïve café 编码器", "lazy dog " * 600)
@@ -93,9 +93,9 @@ def read_host_folder(folder: Path) -> HostFolder | None:
     stated = {
         "pooling_mode": _pooling_mode(pooling.get("pooling_mode", "mean"), folder),
         "include_prompt": pooling.get("include_prompt", not issubclass(second[0], LLM2VecPooling)),
-        "template": read.get("template") or Template(),
         "prompts": {name: prompt or "" for name, prompt in (model.get("prompts") or {}).items()},
-        **{name: read.get(name) for name in ("max_seq_length", "document_max_length", "attention")},
+        **{name: read.get(name) for name in _READ},
+        "template": read.get("template") or Template(),
     }
     return HostFolder(
         folder=folder,

@@ -27,7 +27,7 @@ from .planning import Plan, plan_encoder, read_config, template_of
 from .pooling import LLM2VecPooling
 from .runtime import AUTO, Runtime, as_torch_dtype
 from .saving import PROBES, portable_copy, write_folder
-from .settings import POOLING_MODES, EncoderSettings
+from .settings import KEPT, POOLING_MODES, EncoderSettings
 from .templates import Template
 from .vetting import can_be_path, opening
 
@@ -253,8 +253,8 @@ def _build(
     try:
         transformer = LLM2VecTransformer(
             str(folder),
-            attention=None,  # adapters first: the audit is of what will run
-            document_max_length=settings.document_max_length,
+            # Adapters come before attention, whose audit is of what will run, and the tokenizer before the template.
+            **{name: getattr(settings, name) for name in KEPT} | {"attention": None, "template": None},
             tokenizer_folder=str(checkpoint.tokenizer),
             model_kwargs={"dtype": _dtype(runtime, config), "use_safetensors": True, **runtime.model_kwargs},
             processor_kwargs={"model_max_length": settings.max_seq_length} if settings.max_seq_length else {},

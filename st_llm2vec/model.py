@@ -29,7 +29,7 @@ from .modules import MODULE_CLASSES, STOCK_CLASSES, LLM2VecTransformer
 from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
 from .saving import portable_copy, write_folder
-from .settings import OUR_POOLING_MODES, EncoderSettings
+from .settings import KEPT, OUR_POOLING_MODES, EncoderSettings
 from .vetting import opening, require_safe
 
 log = logging.getLogger(__name__)
@@ -241,10 +241,8 @@ class LLM2Vec(SentenceTransformer):
         return EncoderSettings(
             pooling_mode=self.pooling_mode,
             include_prompt=getattr(self._pooling(), "include_prompt", None),
-            template=transformer.text_template,
             max_seq_length=self.max_seq_length,
-            document_max_length=transformer.document_max_length,
-            attention=transformer.attention,
+            **{name: getattr(transformer, name) for name in KEPT},
             prompts={key: prompt for key, prompt in self.prompts.items() if prompt},
         ).to_dict()
 

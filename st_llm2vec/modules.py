@@ -27,7 +27,7 @@ from .bidirectional import Audit, enable_bidirectional_attention, is_bidirection
 from .errors import InvalidCheckpointError, InvalidInputError
 from .hosts import no_load_report
 from .pooling import LLM2VecPooling
-from .settings import DEFAULT_MAX_SEQ_LENGTH, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
+from .settings import DEFAULT_MAX_SEQ_LENGTH, KEPT, POOLING_MODES, as_length  # noqa: F401 - two of them lived here
 from .templates import Template, special_counts
 from .tokenization import TokenizedText, as_stored, keep_within, require_unicode, split_input, tokenize
 from .vetting import own_attention, require_held, require_no_kernels
@@ -55,7 +55,7 @@ class LLM2VecTransformer(Transformer):
     if TYPE_CHECKING:  # a decoder has them, where the host's class may have none
         tokenizer: Any
         max_seq_length: int
-    config_keys = [*Transformer.config_keys, "attention", "template", "document_max_length"]  # noqa: RUF012
+    config_keys = [*Transformer.config_keys, *KEPT]  # noqa: RUF012
     # Set by the pooling module: whether it reads a span whose end is the template's suffix.
     keep_suffix = True
     audit: Audit | None = None
@@ -146,9 +146,8 @@ class LLM2VecTransformer(Transformer):
 
     def get_config_dict(self) -> dict[str, Any]:
         """As in `Transformer`, without settings at their defaults: then the stock class reads the folder, too."""
-        defaults = {"attention": "bidirectional", "template": Template().to_dict(), "document_max_length": None}
         config: dict[str, Any] = super().get_config_dict()
-        return {key: value for key, value in config.items() if key not in defaults or value != defaults[key]}
+        return {key: value for key, value in config.items() if key not in KEPT or value != KEPT[key]}
 
     def on_model_ready(self, model: Any) -> None:
         """Called by the model that this module has become a part of."""

@@ -27,6 +27,7 @@ from .errors import InvalidCheckpointError, InvalidInputError
 from .merging import merged_copy
 from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
+from .settings import KEPT
 from .templates import special_counts
 from .vetting import read_json
 
@@ -183,7 +184,7 @@ def _stock_may_suffice(model: LLM2Vec) -> bool:
     """The rows of the saved-folder table (docs) in which stock `Transformer` + `Pooling` read the same tokens."""
     transformer, pooling = model[0], model[1]
     own_save = type(transformer).save is not Transformer.save  # somebody's, which the stock class would drop
-    if own_save or transformer.text_template or transformer.document_max_length or transformer.attention == "causal":
+    if own_save or KEPT.keys() & transformer.get_config_dict().keys():  # what is not as in stock classes
         return False
     if getattr(transformer.model, "is_quantized", False):  # stock transformers does not know our int8
         return False

@@ -135,8 +135,11 @@ def _prompts(name: str, value: Any) -> dict[str, str]:
     raise InvalidInputError(f"{name} must be texts by name, such as {{'query': 'Find what answers: '}}, got {value!r}.")
 
 
-def _setting(check: Callable[[str, Any], Any], kind: type, said: str) -> Any:
-    return field(default=None, metadata={"check": check, "kind": kind, "help": said})
+_NOT_KEPT = object()  # kept by the pooling, the tokenizer or the encoder
+
+
+def _setting(check: Callable[[str, Any], Any], kind: type, said: str, plain: Any = _NOT_KEPT) -> Any:
+    return field(default=None, metadata={"check": check, "kind": kind, "help": said, "plain": plain})
 
 
 _TEMPLATES_HELP = f"{', '.join(TEMPLATES)}; {CHAT}: the tokenizer's own."
@@ -151,11 +154,13 @@ class EncoderSettings:
     """
 
     pooling_mode: str | None = _setting(_pooling_mode, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
-    template: str | Template | None = _setting(_template, str, _TEMPLATES_HELP)  # noqa: RUF009 - a field
+    template: str | Template | None = _setting(  # noqa: RUF009 - a field
+        _template, str, _TEMPLATES_HELP, plain=Template().to_dict()
+    )
     max_seq_length: int | None = _setting(as_length, int, "Cut texts to this many tokens.")
-    document_max_length: int | None = _setting(as_length, int, "Cut the text alone first, word by word.")
+    document_max_length: int | None = _setting(as_length, int, "Cut the text alone first, word by word.", plain=None)
     include_prompt: bool | None = _setting(as_flag, bool, "Pool BOS, template and prompt, too.")
-    attention: str | None = _setting(_attention, str, "bidirectional or causal.")
+    attention: str | None = _setting(_attention, str, "bidirectional or causal.", plain="bidirectional")
     prompts: Mapping[str, str] | None = _setting(_prompts, dict, "Texts to put before queries and documents, by name.")
 
     def __post_init__(self) -> None:
@@ -208,6 +213,11 @@ class EncoderSettings:
 
 
 NAMES = tuple(row.name for row in fields(EncoderSettings))
+# Settings that `LLM2VecTransformer` keeps under their names, saves and follows, and their values in an encoder that
+# stock classes read alike.
+KEPT: dict[str, Any] = {
+    row.name: row.metadata["plain"] for row in fields(EncoderSettings) if row.metadata["plain"] is not _NOT_KEPT
+}
 # Names of the original package's llm2vec_config.json, and ours.
 _ORIGINAL_NAMES = {"max_length": "max_seq_length", "doc_max_length": "document_max_length"}
 _ORIGINAL_FLAG = "skip_instruction"

@@ -17,6 +17,7 @@ from tiny_models import save_decoder
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.modules import LLM2VecTransformer
+from st_llm2vec.settings import KEPT
 
 TEXTS = ["a", "the quick brown fox", "lazy dog " * 100]
 
@@ -189,3 +190,18 @@ def test_rounding_is_no_reason_for_our_classes(decoder: Path, tmp_path: Path, mo
     model.save_pretrained(str(tmp_path / "encoder"))
     named = [module["type"] for module in json.loads((tmp_path / "encoder" / "modules.json").read_text())]
     assert all(name.startswith("sentence_transformers.") for name in named), named
+
+
+def test_what_the_transformer_keeps_comes_back(decoder: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "template": {"prefix": "a ", "suffix": " b"},
+        "document_max_length": 7,
+        "attention": "causal",
+    }
+    assert given.keys() == KEPT.keys(), "a setting without a value here"
+    for name, value in given.items():
+        model = st_llm2vec.load(str(decoder), device="cpu", **{name: value})
+        model.save_pretrained(str(tmp_path / name))
+        classes = {module["type"].rpartition(".")[2] for module in read(tmp_path / name, "modules.json")}
+        assert "LLM2VecTransformer" in classes, f"stock classes would not know {name}"
+        assert st_llm2vec.load(str(tmp_path / name), device="cpu").settings()[name] == value
