@@ -22,7 +22,6 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,21 +32,11 @@ from typing import Any
 import torch
 from run import machine
 from torch import Tensor, nn
-from workloads import ROOT, SHAPES, docstrings, make_model, stored_texts
+from workloads import ROOT, SHAPES, docstrings, real_or_random, stored_texts
 
 STAGES = {"mntp": "16 x 128 tokens", "simcse": "48 texts of 8 to 96 tokens", "supervised": "48 pairs of 8 to 96 tokens"}
 FLOORS = {"against_stock": 1.5, "of_limit": 0.5}  # ours; the second in bfloat16
 DROPOUT = 0.1  # of attention, SimCSE
-
-
-def real_or_random(shape: str, out: Path) -> tuple[Path, str]:
-    """The decoder's folder: real weights for the 135M shape where `make model` has made them, else random ones."""
-    sys.path.insert(0, str(ROOT / "tests" / "real"))
-    import real_model
-
-    if shape == "135m" and (real_model.folder() / "model.safetensors").is_file():
-        return real_model.folder(), "real weights (SmolLM2-135M-Instruct)"
-    return make_model(out / "models" / shape, shape), "random weights"
 
 
 def make_rows(stage: str, model: Any, size: int, steps: int, data: Path | None) -> Any:
@@ -298,7 +287,7 @@ def main() -> None:
     if args.quick:
         args.rounds, args.batch = 2, 8
     args.out.mkdir(parents=True, exist_ok=True)
-    folder, weights = (args.model, str(args.model)) if args.model else real_or_random(args.shape, args.out)
+    folder, weights = (args.model, str(args.model)) if args.model else real_or_random(args.shape, args.out, args.device)
     threads = os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
     print(f"{machine()}; {threads} threads; {weights}; {args.dtype}, {args.train}", flush=True)
     rows: list[dict[str, Any]] = []

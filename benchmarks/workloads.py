@@ -1,11 +1,16 @@
-"""What the benchmarks run on: real texts by length in tokens, and decoders of real shapes with random weights."""
+"""What the benchmarks run on: real texts by length in tokens, and decoders of real shapes.
+
+python benchmarks/workloads.py 0.6b 7b --device cuda --out build/gpu     make those decoders, with random weights
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import lzma
 import random
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +79,8 @@ def shape_of(config: Any) -> list[tuple[int, int]]:
     return [((heads + 2 * groups) * head, width), (width, heads * head), (2 * inner, width), (width, inner)]
 
 
-def make_model(folder: Path, shape: str) -> Path:
-    """A decoder of this shape with random weights, and llm2vec-tiny's tokenizer."""
+def make_model(folder: Path, shape: str, device: str = "cpu") -> Path:
+    """A decoder of this shape with random weights, drawn on the device, and llm2vec-tiny's tokenizer."""
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         return folder
     import torch
@@ -83,10 +88,35 @@ def make_model(folder: Path, shape: str) -> Path:
 
     settings = {"max_position_embeddings": 4096, "is_causal": False, "tie_word_embeddings": True, **SHAPES[shape]}
     torch.manual_seed(0)
-    model = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    dtype = torch.bfloat16 if shape == "7b" else torch.float32  # as they come
+    with torch.device(device):
+        model = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=dtype)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def real_or_random(shape: str, out: Path, device: str = "cpu") -> tuple[Path, str]:
+    """A decoder's folder: real weights for the 135M shape where `make model` has made them, else random ones."""
+    sys.path.append(str(ROOT / "tests" / "real"))
+    import real_model
+
+    if shape == "135m" and (real_model.folder() / "model.safetensors").is_file():
+        return real_model.folder(), "real weights (SmolLM2-135M-Instruct)"
+    return make_model(out / "models" / shape, shape, device), "random weights"
+
+
+def bidirectional(folder: Path, target: Path) -> Path:
+    """The decoder or encoder of a folder as the benchmarks' own look: its config says that it is not causal."""
+    if not (target / "model.safetensors").is_file():
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model.config.is_causal = False
+        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+        model.save_pretrained(target)
+    return target
 
 
 def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> list[str]:
@@ -118,11 +148,11 @@ def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> 
     raise SystemExit(f"There are not enough texts for {workload!r}: {total} of {tokens} tokens. Give --data.")
 
 
-def count_tokens(texts: list[str]) -> int:
-    """As an encoder sees them: with the special token that closes each text."""
+def count_tokens(texts: list[str], folder: Path = TOKENIZER) -> int:
+    """As the encoder in a folder sees them: with the special tokens around each text."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=10**6)
     return sum(map(len, tokenizer(texts)["input_ids"]))
 
 
@@ -147,3 +177,17 @@ def docstrings() -> Iterator[str]:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 yield text
                 yield from (" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", nargs="+", choices=SHAPES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
+    args = parser.parse_args()
+    for shape in args.shape:
+        print(make_model(args.out / "models" / shape, shape, args.device))
+
+
+if __name__ == "__main__":
+    main()
