@@ -15,7 +15,7 @@ BOUNDS_READY := $(BOUNDS)/.ready
 DATABASES_READY := $(DATABASES)/.ready
 
 .PHONY: demo test test-bounds test-databases test-mteb model test-real lint typecheck docs bench bench-quick \
-	bench-training mutants clean
+	bench-training gpu mutants clean
 
 demo: $(READY)
 	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py
@@ -66,6 +66,10 @@ bench-quick: $(READY)
 # Training steps against the host's trainer; real weights where `make model` has made them.
 bench-training: $(READY)
 	$(BIN)/python benchmarks/training.py $(if $(DATA),--data $(DATA))
+
+# All that a GPU has to show, step by step. No network: the environment of this machine is taken as it is.
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 # Breaks one line at a time: which ones no test notices. Some ten seconds a row; not part of CI.
 mutants: $(READY)

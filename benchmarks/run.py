@@ -1,9 +1,10 @@
 """Measures this project, its peers and the machine's limit, taking turns in one run: `make bench`.
 
-    python benchmarks/run.py --data DIR                         # SmolLM2-135M, all workloads, all variants (40 minutes)
+    python benchmarks/run.py --data DIR                         # 135M shape, all workloads, all variants (40 minutes)
     python benchmarks/run.py --quick                            # a first impression, under five minutes
     python benchmarks/run.py --shape 0.6b --variant ours stock limit --workload short
     python benchmarks/run.py --device cuda --shape 7b --variant ours stock limit
+    python benchmarks/run.py --model FOLDER                     # a decoder or encoder of your own
 
 Each variant runs in a process of its own (worker.py), all are warm, and one at a time works: round by round, in another
 order each time. Figures are medians over the rounds; a ratio is the median of the ratios within each round.
@@ -12,8 +13,9 @@ What makes it fair: everyone gets the same weights and texts, tokenizes them wit
 the same token ids, the closing special token included, and pools the mean of all of them. Everyone uses the same number
 of threads (OMP_NUM_THREADS, or all cores). Batch sizes are tuned per workload on the texts themselves, and llama.cpp's
 number of sequences at once is; this project and the limit have nothing to tune. Who gives other vectors than stock
-float32 (smallest cosine below 0.99) is not compared. Peers come as wheels: llama.cpp's is built for AVX2 only, which
-its row says; built from source for the machine it would be faster.
+float32 (smallest cosine below 0.99, and below that of stock in bfloat16) is not compared. The 135M shape has real
+weights, untrained, where `make model` has made them; the first lines say which. Peers come as wheels: llama.cpp's is
+built for AVX2 only, which its row says; built from source for the machine it would be faster.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import ROOT, SHAPES, WORKLOADS, count_tokens, make_model, make_texts
+from workloads import ROOT, SHAPES, WORKLOADS, bidirectional, count_tokens, make_texts, real_or_random
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "worker.py"
 BASELINE = "stock float32"
 PATIENCE = 600  # seconds for an answer; who takes longer is left out
-SAME = 0.99  # the smallest cosine to the baseline of vectors that are worth a comparison
+SAME = 0.99  # the smallest cosine to the baseline of vectors that are worth a comparison; or that of:
+ROUNDED = "stock bfloat16"
 
 # Variant -> the environment that it runs in; None is this one.
 VARIANTS: dict[str, str | None] = {
@@ -216,13 +219,16 @@ def measure(
         progress.tell(workload, 1, f"{workload}: round {turn + 1} of {rounds}")
     rows = []
     reference = out / f"{BASELINE}.npy"
+    same = SAME
+    if {BASELINE, ROUNDED} <= set(seconds):  # untrained real weights: rounding moves some texts far, for everyone
+        same = min(same, _cosine(out / f"{ROUNDED}.npy", reference))
     for name, turns in seconds.items():
         times = np.array([sum(turn) for turn in turns])
         each = np.concatenate(turns) * 1000
         quartiles = np.percentile(times, [25, 75])
         is_model = not name.startswith("limit") and "causal" not in name
         cosine = _cosine(out / f"{name}.npy", reference) if is_model and BASELINE in seconds else None
-        valid = cosine is None or cosine >= SAME
+        valid = cosine is None or cosine >= same
         row = {
             "variant": name,
             "tokens_per_second": tokens / np.median(times),
@@ -255,11 +261,11 @@ def ratio(rows: list[dict[str, Any]], name: str, other: str) -> list[float] | No
 
 
 def goals(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: target beside measured, for each comparison whose sides were both measured; `results` by workload."""
-    lines = ["| comparison | workload | target | measured | quartiles | |", "| --- | --- | ---: | ---: | --- | --- |"]
+    """Markdown: floor beside measured, for each goal of which both sides were measured; `results` by workload."""
+    lines = ["| goal | workload | floor | measured | quartiles | |", "| --- | --- | ---: | ---: | --- | --- |"]
 
     def add(goal: str, workload: str, floor: str, measured: str, met: bool, quartiles: str = "") -> None:
-        lines.append(f"| {goal} | {workload} | {floor} | {measured} | {quartiles} | {'met' if met else 'not met'} |")
+        lines.append(f"| {goal} | {workload} | {floor} | {measured} | {quartiles} | {'met' if met else 'missed'} |")
 
     for name, other, floors in COMPARISONS:
         for workload, rows in results.items():
@@ -355,11 +361,8 @@ def plot(results: dict[str, list[dict[str, Any]]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = -(-len(results) // 2)  # two beside each other, as wide as a page
-    figure, axes = pyplot.subplots(lines, 2, figsize=(10, 5 * lines), squeeze=False)
-    for axis in axes.flat[len(results) :]:
-        axis.axis("off")
-    for axis, (title, rows) in zip(axes.flat, results.items(), strict=False):
+    figure, axes = pyplot.subplots(1, len(results), figsize=(5 * len(results), 5), squeeze=False)
+    for axis, (title, rows) in zip(axes[0], results.items(), strict=True):
         rows = sorted(rows, key=lambda row: row["tokens_per_second"])  # noqa: PLW2901
         colors = [
             "#999999" if "limit" in r["variant"] else "#d62728" if "ours" in r["variant"] else "#1f77b4" for r in rows
@@ -383,10 +386,25 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores with {', '.join(flags) or 'no AVX512'}; {packages}"
 
 
+def start(folder: Path, args: argparse.Namespace) -> list[Worker]:
+    """The variants that were asked for and that start, each in its process."""
+    unfit = CUDA_ONLY if args.device == "cpu" else CPU_ONLY
+    workers = []
+    for name in VARIANTS:
+        if name.startswith(tuple(args.variant)) and not any(word in name for word in unfit):
+            log = args.out / f"{name}.log"
+            try:
+                workers.append(Worker(name, folder, args.device, args.environments or args.out, log))
+            except (RuntimeError, BrokenPipeError) as error:
+                print(f"  {name} is left out: {str(error)[:200]}", flush=True)
+    return workers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder of jsonl files with texts; default: docstrings")
-    parser.add_argument("--shape", nargs="+", default=["smollm2"], choices=SHAPES)
+    parser.add_argument("--shape", nargs="+", default=["135m"], choices=SHAPES)
+    parser.add_argument("--model", type=Path, help="A folder in place of the shapes")
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
     parser.add_argument("--variant", nargs="+", default=[""], help="Only variants whose names begin so")
     parser.add_argument("--tokens", type=int, default=3000, help="Of a workload")
@@ -400,28 +418,20 @@ def main() -> None:
         args.variant, args.workload, args.tokens, args.rounds = ["ours", "stock", "limit"], ["short", "query"], 1500, 3
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    unfit = CUDA_ONLY if args.device == "cpu" else CPU_ONLY
-    names = [n for n in VARIANTS if n.startswith(tuple(args.variant)) and not any(word in n for word in unfit)]
     report = [machine()]
     print(report[0], flush=True)
+    texts = {w: make_texts(w, 12 * 12 if w == "query" else args.tokens, args.data) for w in args.workload}
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for shape in args.shape:
-        folder = make_model(args.out / "models" / shape, shape)
-        texts = {
-            w: make_texts(w, 12 * 12 if w == "query" else args.tokens, args.data, tokenizer_folder=folder)
-            for w in args.workload
-        }
+    for shape in ["model"] if args.model else args.shape:
+        folder, weights = (args.model, str(args.model)) if args.model else real_or_random(shape, args.out, args.device)
+        if args.model or "real" in weights:
+            folder = bidirectional(folder, args.out / "models" / f"{shape}-{folder.name}")
+        report.append(f"{shape}: {weights}")
+        print(report[-1], flush=True)
         tokens = {workload: count_tokens(those, folder) for workload, those in texts.items()}
-        workers = []
-        for name in names:
-            try:
-                workers.append(
-                    Worker(name, folder, args.device, args.environments or args.out, args.out / f"{name}.log")
-                )
-            except (RuntimeError, BrokenPipeError) as error:  # noqa: PERF203
-                print(f"  {name} is left out: {str(error)[:200]}", flush=True)
+        workers = start(folder, args)
         packages = ", ".join(dict.fromkeys(package for worker in workers for package in worker.packages))
-        report += [f"Peers: {packages}"] if packages and len(report) == 1 else []
+        report += [f"Peers: {packages}"] if packages and len(report) == 2 else []
         progress = Progress(tokens, args.rounds)
         results[shape] = {}
         for workload in args.workload:
@@ -433,7 +443,7 @@ def main() -> None:
             print("\n" + table(rows), flush=True)
             (args.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         ends = [
-            f"## {shape}, against the targets",
+            f"## {shape}, against the goals",
             goals(results[shape]),
             f"## {shape}, ratios",
             comparisons(results[shape]),

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from run import machine
 from torch import Tensor, nn
-from workloads import REAL, ROOT, SHAPES, docstrings, make_model, stored_texts
+from workloads import ROOT, SHAPES, bidirectional, docstrings, real_or_random, stored_texts
 
 STAGES = {"mntp": "16 x 128 tokens", "simcse": "48 texts of 8 to 96 tokens", "supervised": "48 pairs of 8 to 96 tokens"}
 FLOORS = {"against_stock": 1.5, "of_limit": 0.5}  # ours; the second in bfloat16
@@ -258,7 +258,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = f"{row['tokens_per_second']:,.0f} | {row['against_stock']:.2f}x | {row['of_limit']:.0%}"
         lines.append(f"| {row['stage']} | {row['variant']} | {cells} |")
-    lines += ["", *(f"Target, {name.replace('_', ' ')}: {floor}." for name, floor in FLOORS.items())]
+    lines += ["", *(f"Floor, {name.replace('_', ' ')}: {floor}." for name, floor in FLOORS.items())]
     lines += ["", "| stage | loss of each step | | largest difference to stock |", "| --- | --- | --- | ---: |"]
     stocks = {row["stage"]: row["losses"] for row in rows if row["variant"] == "stock"}
     for row in rows:
@@ -272,7 +272,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--shape", default=REAL, choices=SHAPES)
+    parser.add_argument("--shape", default="135m", choices=SHAPES)
     parser.add_argument("--model", type=Path, help="A decoder's folder, instead of --shape")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--train", default="lora", choices=("lora", "full"))
@@ -287,8 +287,9 @@ def main() -> None:
     if args.quick:
         args.rounds, args.batch = 2, 8
     args.out.mkdir(parents=True, exist_ok=True)
-    folder = args.model or make_model(args.out / "models" / args.shape, args.shape)
-    weights = str(args.model or args.shape)
+    folder, weights = (args.model, str(args.model)) if args.model else real_or_random(args.shape, args.out, args.device)
+    if args.model or "real" in weights:
+        folder = bidirectional(folder, args.out / "models" / f"{args.shape}-{folder.name}")
     threads = os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
     print(f"{machine()}; {threads} threads; {weights}; {args.dtype}, {args.train}", flush=True)
     rows: list[dict[str, Any]] = []

@@ -1,12 +1,15 @@
-"""What the benchmarks run on: real texts by length in tokens; a real decoder, and random weights of other shapes."""
+"""What the benchmarks run on: real texts by length in tokens, and decoders of real shapes.
+
+python benchmarks/workloads.py 0.6b 7b --device cuda --out build/gpu     make those decoders, with random weights
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import lzma
 import random
-import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -16,9 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "st_llm2vec" / "tiny"
 
-REAL = "smollm2"  # the 135M shape with its real weights
 SHAPES: dict[str, dict[str, Any]] = {
-    REAL: {},
     "tiny": {
         "model_type": "llama",
         "hidden_size": 256,
@@ -78,46 +79,56 @@ def shape_of(config: Any) -> list[tuple[int, int]]:
     return [((heads + 2 * groups) * head, width), (width, heads * head), (2 * inner, width), (width, inner)]
 
 
-def make_model(folder: Path, shape: str) -> Path:
-    """A decoder of this shape with random weights and llm2vec-tiny's tokenizer, or the real one; its mask is off."""
+def make_model(folder: Path, shape: str, device: str = "cpu") -> Path:
+    """A decoder of this shape with random weights, drawn on the device, and llm2vec-tiny's tokenizer."""
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         return folder
-    if shape == REAL:
-        return _real_model(folder)
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     settings = {"max_position_embeddings": 4096, "is_causal": False, "tie_word_embeddings": True, **SHAPES[shape]}
     torch.manual_seed(0)
-    model = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    dtype = torch.bfloat16 if shape == "7b" else torch.float32  # as they come
+    with torch.device(device):
+        model = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=dtype)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
 
-def _real_model(folder: Path) -> Path:
-    """SmolLM2-135M-Instruct of `make model`, without the chat template that stock classes put around each text."""
-    sys.path.insert(0, str(ROOT / "tests" / "real"))
+def real_or_random(shape: str, out: Path, device: str = "cpu") -> tuple[Path, str]:
+    """A decoder's folder: real weights for the 135M shape where `make model` has made them, else random ones."""
+    sys.path.append(str(ROOT / "tests" / "real"))
     import real_model
 
-    left_out = shutil.ignore_patterns("*.gguf", "chat_template.jinja")
-    shutil.copytree(real_model.make(), folder, ignore=left_out, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}), encoding="utf-8")
-    return folder
+    if shape == "135m" and (real_model.folder() / "model.safetensors").is_file():
+        return real_model.folder(), "real weights (SmolLM2-135M-Instruct)"
+    return make_model(out / "models" / shape, shape, device), "random weights"
 
 
-def make_texts(
-    workload: str, tokens: int, data: Path | None, seed: int = 0, *, tokenizer_folder: Path = TOKENIZER
-) -> list[str]:
+def bidirectional(folder: Path, target: Path) -> Path:
+    """The decoder or encoder of a folder as the benchmarks' own look: its config says that it is not causal."""
+    if not (target / "model.safetensors").is_file():
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model.config.is_causal = False
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = None  # which stock classes would put around each text
+        tokenizer.save_pretrained(target)
+        model.save_pretrained(target)
+    return target
+
+
+def make_texts(workload: str, tokens: int, data: Path | None, seed: int = 0) -> list[str]:
     """Texts of a workload with about `tokens` tokens in all, in random order; the same for the same seed."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, model_max_length=10**6)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=10**6)
     shuffle = random.Random(seed).shuffle
     if workload == "mixed":
-        kinds = ("short", "passages")
-        texts = [t for w in kinds for t in make_texts(w, tokens // 2, data, seed, tokenizer_folder=tokenizer_folder)]
+        texts = [t for kind in ("short", "passages") for t in make_texts(kind, tokens // 2, data, seed)]
         shuffle(texts)
         return texts
     fewest, most = LENGTHS[workload]
@@ -139,11 +150,11 @@ def make_texts(
     raise SystemExit(f"There are not enough texts for {workload!r}: {total} of {tokens} tokens. Give --data.")
 
 
-def count_tokens(texts: list[str], tokenizer_folder: Path = TOKENIZER) -> int:
-    """As an encoder sees them: with the special token that closes each text, where the tokenizer has one."""
+def count_tokens(texts: list[str], folder: Path = TOKENIZER) -> int:
+    """As the encoder in a folder sees them: with the special tokens around each text."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, model_max_length=10**6)
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=10**6)
     return sum(map(len, tokenizer(texts)["input_ids"]))
 
 
@@ -168,3 +179,17 @@ def docstrings() -> Iterator[str]:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
                 yield text
                 yield from (" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", nargs="+", choices=SHAPES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
+    args = parser.parse_args()
+    for shape in args.shape:
+        print(make_model(args.out / "models" / shape, shape, args.device))
+
+
+if __name__ == "__main__":
+    main()

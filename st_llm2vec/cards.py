@@ -134,7 +134,6 @@ def _training(model: LLM2Vec) -> str:
             cells = [settings["objective"], f"{stage['steps']:,}", names, str(settings["seed"]), *score]
             rows.append(f"| {' | '.join(cells)} |\n")
         shown = json.dumps({"settings": settings, "data": data}, indent=2, ensure_ascii=False)
-        shown = shown.replace("`", "\\u0060")  # which would end the block
         summary = f"<details><summary>Settings and data of {settings['objective']}</summary>"
         told.append(f"{summary}\n\n```json\n{shown}\n```\n</details>\n")
     return head + "".join(rows) + "\n" + "\n".join(told)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -16,7 +18,7 @@ from processors import needs
 from tiny_models import tiny_decoder
 from transformers import AutoConfig, AutoModel, AutoTokenizer, MistralConfig, MistralModel, PreTrainedModel
 
-from st_llm2vec.backend import attention
+from st_llm2vec.backend import attention, equivalence
 from st_llm2vec.backend.equivalence import (
     LIMITS,
     PROBES,
@@ -189,6 +191,32 @@ def test_own_noise_is_measured_once() -> None:
     with mock.patch.object(model, "forward", side_effect=AssertionError):
         assert own_noise(model, texts) == first
     assert own_noise(model.to(torch.bfloat16), texts) != first  # for another dtype again
+
+
+def test_noise_is_what_a_decoder_makes_of_rounding() -> None:
+    """Another batch is often computed by the same sums in the same order; another product's are in another order."""
+    model = tiny_decoder("llama")
+    for name, parameter in model.named_parameters():  # channels that are the same, large, and cancel out
+        weight = parameter.data
+        if name.endswith("embed_tokens.weight"):
+            weight[:, 1] = weight[:, 0]
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight[1] = weight[0]
+        elif weight.ndim == 2:
+            weight[:, 0], weight[:, 1] = 100.0, -100.0
+    texts = probe_ids(model)
+    with mock.patch.object(equivalence, "_rounded_otherwise", return_value=nullcontext()):
+        by_another_batch = own_noise(model, texts)
+    equivalence._known.clear()
+    found = own_noise(model, texts)
+    assert found.text > 4 * by_another_batch.text
+    assert found.text < LIMITS["float32"].text.ceiling
+    before = alone(model, texts)
+    with equivalence._rounded_otherwise(model), ThreadPoolExecutor(1) as pool:
+        elsewhere, here = pool.submit(alone, model, texts).result(), alone(model, texts)
+    assert Move.between(before, elsewhere).text == 0  # who encodes in another thread notices nothing
+    assert Move.between(before, here).text > 0
+    assert Move.between(before, alone(model, texts)).text == 0
 
 
 def test_a_text_alone_has_its_own_tokens() -> None:

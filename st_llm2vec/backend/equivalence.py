@@ -3,18 +3,21 @@
 A pretrained decoder is no exact function: the same text alone and in a padded batch gives vectors that differ by
 rounding, and massive activations make that much larger than in a random model (SmolLM2-135M in bfloat16: 2e-2 of a
 vector's length; float32: 1e-6). So packing, prepacking, compiling and quantizing are all measured on natural probe
-texts, against what the plain path makes of the same texts in another batch and order.
+texts, against what the plain path makes of the same texts in another batch and rounded otherwise: another batch alone
+is often computed by the same sums in the same order, and shows little of what a decoder makes of rounding.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..auditing import attn_implementation_of, text_config
@@ -198,11 +201,37 @@ def _padded(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[Tens
     return [states[: len(text)] for states, text in zip(hidden.flip(0), texts, strict=True)]
 
 
+@contextmanager
+def _rounded_otherwise(model: PreTrainedModel) -> Iterator[None]:
+    """While the block runs, what enters this thread's products is off by as much as their sums of roundings may be.
+
+    A sum of n products, in whatever order, is what exact sums make of inputs that are off by about sqrt(n) roundings
+    (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019).
+    """
+    generator = torch.Generator(model.device).manual_seed(0)
+    thread = threading.get_ident()
+
+    def off(layer: nn.Linear, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if threading.get_ident() != thread or not inputs or inputs[0].dtype not in (torch.float32, torch.float64):
+            return None  # half precision is summed in float32, and what that moves is below its last bit
+        x = inputs[0]
+        by = torch.finfo(x.dtype).eps / 2 * layer.in_features**0.5
+        up = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.bool)
+        return (torch.where(up, x * (1 + by), x * (1 - by)), *inputs[1:])
+
+    hooks = [m.register_forward_pre_hook(off) for m in model.modules() if isinstance(m, nn.Linear)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 _known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, Move]] = weakref.WeakKeyDictionary()
 
 
 def own_noise(model: PreTrainedModel, texts: Sequence[Sequence[int]], before: Sequence[Tensor] | None = None) -> Move:
-    """How far the plain path moves the vectors of texts by itself: alone, and padded in a batch in another order.
+    """How far the plain path moves the vectors of texts by itself: alone, and padded in another order and rounding.
 
     Measured once for a model, a dtype and a direction of attention.
     """
@@ -214,9 +243,10 @@ def own_noise(model: PreTrainedModel, texts: Sequence[Sequence[int]], before: Se
     # a text as long as a window is padded by itself: a batch of that width would cost more than all else
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     after: list[Tensor] = [before[0]] * len(texts)
-    for group in (order[:-1], order[-1:]):
-        for i, vectors in zip(group, _padded(model, [texts[i] for i in group]) if group else (), strict=True):
-            after[i] = vectors
+    with _rounded_otherwise(model):
+        for group in (order[:-1], order[-1:]):
+            for i, vectors in zip(group, _padded(model, [texts[i] for i in group]) if group else (), strict=True):
+                after[i] = vectors
     noise = Move.between(before, after)
     _known[model] = (key, noise)
     return noise

@@ -107,7 +107,7 @@ def verdict(mutant: Mutant, tree: Path, unbroken: dict[str, int]) -> str:
         code = run_tests(mutant.tests, output)
     finally:
         path.write_text(source, encoding="utf-8")
-    if code not in (PASSED, FAILED):
+    if code not in (PASSED, FAILED) and code >= 0:  # less: a signal ended it, which the unbroken tree has not met
         return f"error: pytest ended with {code}\n{_end(output)}"
     if mutant.equivalent:
         return "equivalent" if code == PASSED else f"error: killed, though {mutant.equivalent}"
