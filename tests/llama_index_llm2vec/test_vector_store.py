@@ -70,7 +70,7 @@ def test_arguments_hold_for_the_store_that_is_there(tmp_path):
         store.add([TextNode(text="b", embedding=[1.0, 0.0, 0.0])])
     store.close()
     FaissVectorStore(path=tmp_path / "store").close()
-    with pytest.raises(StoreMismatchError, match="metric='l2', not 'cosine'"):
+    with pytest.raises(StoreMismatchError, match=r"metric must be 'l2', .* got 'cosine'"):
         FaissVectorStore(path=tmp_path / "store", metric="cosine")
 
 
