@@ -49,6 +49,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "The API key is missing or wrong",
         404: "Another model is served",
         413: "The body is too large",
+        500: "The encoder failed",
         503: "Too much is waiting, or the server is shutting down",
     }.items()
 }
