@@ -130,6 +130,7 @@ def test_search_answers_from_the_store(client: TestClient) -> None:
         ({"input": "a", "model": "gpt"}, 404, "'tiny'"),
         ({"input": "a", "model": "tiny:nonsense"}, 400, "query, document, topic"),
         ({"input": "a", "model": "tiny:query", "prompt_name": "document"}, 400, "two prompts"),
+        ({"input": "a", "prompt_name": ""}, 400, "query, document, topic"),
         ({"input": "a", "dimensions": 257}, 400, "[1, 256]"),
         ({"input": "a", "dimensions": True}, 400, "dimensions"),
         ({"input": "a", "dimensions": 0}, 400, "dimensions"),
