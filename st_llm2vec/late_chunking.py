@@ -139,9 +139,10 @@ def _windows(
     for (number, first, last), (a, b) in zip(chunks, spans, strict=True):
         fitting = [start for start in starts if start <= a < b <= start + reach]
         if not fitting:
+            remedy = "a smaller chunk_size" if b > a else "no chunk without a word"
             raise InvalidInputError(
                 f"the chunk {document[first:last]!r:.60} has {b - a} tokens in its document, and late_chunking reads "
-                f"at most {overlap}. Give a smaller chunk_size."
+                f"1 to {overlap}. Give {remedy}."
             )
         start = max(fitting, key=lambda start: _distance(start, start + reach, a, b, count))
         pooled.setdefault(start, []).append((number, len(head) + a - start, len(head) + b - start))
@@ -156,6 +157,8 @@ def _distance(start: int, stop: int, a: int, b: int, count: int) -> float:
 
 def _spans(offsets: list[tuple[int, int]], chunks: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     """The tokens that hold a character of each chunk."""
+    if not offsets:  # a document without a token
+        return [(0, 0)] * len(chunks)
     starts, stops = zip(*offsets, strict=True)
     a = np.searchsorted(stops, [first for _, first, _ in chunks], side="right")
     b = np.searchsorted(starts, [last for _, _, last in chunks], side="left")

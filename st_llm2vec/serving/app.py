@@ -49,6 +49,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "The API key is missing or wrong",
         404: "Another model is served",
         413: "The body is too large",
+        500: "The encoder failed",
         503: "Too much is waiting, or the server is shutting down",
     }.items()
 }
@@ -187,7 +188,7 @@ class _Server:
             raise Refusal(400, message, "prompt_name")
         texts = [body.input] if isinstance(body.input, str) else body.input
         encode = self.encode_late if body.late_chunking else self.encode
-        found = await encode(texts, body.prompt_name or suffix or None)
+        found = await encode(texts, (suffix or None) if body.prompt_name is None else body.prompt_name)
         vectors = found.vectors[:, : body.dimensions]
         return await asyncio.to_thread(_answer, vectors, body.encoding_format, body.model, found.tokens)
 

@@ -121,6 +121,7 @@ def describe(app: FastAPI, *, texts: int, characters: int, names: list[str], wid
     several |= {"minItems": 1, "maxItems": texts, "items": text}
     request["model"]["enum"] = names
     request["dimensions"]["anyOf"][0]["maximum"] = width
+    request["prompt_name"]["anyOf"][0]["enum"] = [name.removeprefix(f"{names[0]}:") for name in names[1:]]
     for path in whole["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # FastAPI's, which are 400 here

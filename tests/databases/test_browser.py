@@ -113,3 +113,17 @@ def test_zooming_keeps_what_is_under_the_pointer(page):
     page.wait_for_function("view.zoom > 2")
     # A pointer stands on whole pixels: what it misses the point by grows with the zoom, 2.7 here.
     assert point(page, 1) == pytest.approx([x, y], abs=1.8)
+
+
+def test_a_phone_in_the_dark_has_room_for_everything(browser, page_file):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark", offline=True)
+    page.set_default_timeout(PATIENCE)
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(27, 29, 33)"
+    plot, legend, found = (page.locator(name).bounding_box() for name in ("#plot", "#legend", "#found"))
+    assert plot["height"] > 250
+    assert plot["y"] + plot["height"] <= legend["y"]
+    assert legend["y"] + legend["height"] <= found["y"]
+    assert "Choose a point" in page.locator("#found .hint").inner_text()
+    page.close()

@@ -52,7 +52,7 @@ def ask(description, path, mode):
     def asked(case):
         # Schemas do not say what a filter may hold, that two prompts must agree, and that chunks have tokens.
         body = case.body if isinstance(case.body, dict) else {}
-        exact = path != "/search" and not (body.get("prompt_name") or body.get("late_chunking"))
+        exact = path != "/search" and not (body.get("prompt_name") is not None or body.get("late_chunking"))
         checks = [*CHECKS, positive_data_acceptance] if exact and mode is GenerationMode.POSITIVE else CHECKS
         case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"}, checks=checks)
 

@@ -84,8 +84,10 @@ def test_chunks_of_a_document_are_read_together(client: TestClient, model: st_ll
         found = vectors(client, input=TEXTS[:2], late_chunking=True, model=name)
         np.testing.assert_allclose(found, encode_chunks(model, chunks, prompt=prompt), atol=1e-5)
     assert np.abs(found - vectors(client, input=TEXTS[:2], model=name)).max() > 1e-3
-    refused = client.post("/v1/embeddings", json={"model": "tiny", "input": ["a" * 1999, ""], "late_chunking": True})
-    assert refused.status_code == 400  # a chunk without a token, and one that is too long
+    for bad in (["a", ""], [""], ["a " * 990]):  # chunks without a token, and one that is too long
+        refused = client.post("/v1/embeddings", json={"model": "tiny", "input": bad, "late_chunking": True})
+        assert refused.status_code == 400
+        assert "tokens in its document" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
@@ -128,6 +130,7 @@ def test_search_answers_from_the_store(client: TestClient) -> None:
         ({"input": "a", "model": "gpt"}, 404, "'tiny'"),
         ({"input": "a", "model": "tiny:nonsense"}, 400, "query, document, topic"),
         ({"input": "a", "model": "tiny:query", "prompt_name": "document"}, 400, "two prompts"),
+        ({"input": "a", "prompt_name": ""}, 400, "query, document, topic"),
         ({"input": "a", "dimensions": 257}, 400, "[1, 256]"),
         ({"input": "a", "dimensions": True}, 400, "dimensions"),
         ({"input": "a", "dimensions": 0}, 400, "dimensions"),
