@@ -113,8 +113,10 @@ def encode_corpus(
     target = Path(output)
     single = target.suffix.lower().removeprefix(".") if target.suffix.lower()[1:] in FORMATS else None
     encoder: Any = open_encoder(model)
+    called = model if isinstance(model, str) else _name_of(encoder)
+    by_name = f"{type(encoder).__name__} {Path(called or '').name}".strip()  # as a store tells it from others, too
     setting = {
-        "fingerprint": encoder.fingerprint,
+        "fingerprint": getattr(encoder, "fingerprint", None) or by_name,
         "task": task,
         "prompt": prompt,
         "normalize": normalize,
@@ -123,7 +125,6 @@ def encode_corpus(
         "format": single or format,
         "late_chunking": late_chunking or None,  # as in a manifest that does not know of it
     }
-    called = model if isinstance(model, str) else _name_of(encoder)
     about = dict(zip(("model", "revision"), lasting_name(called) if called else (None, None), strict=True))
     parts = target.with_name(f".{target.name}.parts") if single else target
     folder = Shards(parts, setting, about, working=bool(single))

@@ -10,6 +10,7 @@ import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ def test_npy_shards_have_their_rows_beside_them(corpus: Path, tmp_path: Path) ->
     assert rows[3]["id"] == f"{corpus}:4"
     assert rows[3]["metadata"] == {"key": 3, "year": 2003, "tags": ["a", "3"], "source": str(corpus)}
     np.testing.assert_array_equal(np.concatenate([np.load(part) for part in parts]), vectors([r["text"] for r in ROWS]))
+
+
+def test_an_encoder_without_a_fingerprint_is_told_by_its_class_and_name(corpus: Path, tmp_path: Path) -> None:
+    encoder: Any = FakeEncoder()
+    encoder.fingerprint, encoder.transformers_model = None, SimpleNamespace(name_or_path="models/small")
+    encode_corpus(encoder, corpus, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["fingerprint"], manifest["model"]) == ("FakeEncoder small", "models/small")
+    with pytest.raises(InvalidInputError, match="vectors of another model"):
+        encode_corpus(FakeEncoder(), corpus, tmp_path / "out")
 
 
 class Killed(BaseException):

@@ -677,7 +677,6 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/workers.py",
         ("_ATTEMPTS = 2", "_ATTEMPTS = 3", "tests/test_workers.py -k dies"),
-        ("            task.given = False\n", "", "tests/test_workers.py -k dies"),
     ),
     *_rows(
         "st_llm2vec/stored_vectors.py",
