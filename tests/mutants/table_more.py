@@ -148,9 +148,9 @@ MUTANTS: list[Mutant] = [
             f"{_SAVING} -k blank",
         ),
         (
-            'if own_save or transformer.text_template or transformer.document_max_length or transformer.attention == "causal":',
-            'if own_save or transformer.text_template or transformer.attention == "causal":',
-            f"{_SAVING} -k cut",
+            "if own_save or KEPT.keys() & transformer.get_config_dict().keys():",
+            "if own_save:",
+            f"{_SAVING} -k comes_back",
         ),
         ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k asked_for"),
     ),
