@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-import uvicorn
 from fastapi import FastAPI
 
 from ..errors import InvalidInputError
@@ -47,6 +46,8 @@ def listen(app: FastAPI, address: socket.socket, ready: Callable[[str], None]) -
         address: What `take_address` returned.
         ready: Called with the URL once the first request can come.
     """
+    import uvicorn  # which brings a command line of its own
+
     host, port = address.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
