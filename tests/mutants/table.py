@@ -435,7 +435,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/kinds.py",
         "tests/faiss_llm2vec/test_kinds.py -k polysem",
-        ("    _without_polysemous_codes(index)\n    if isinstance(inner", "    if isinstance(inner"),
+        ("    _without_polysemous_codes(index)\n    lists", "    lists"),
     ),
     *_rows(
         "integrations/llama_index_llm2vec/vector_stores.py",
