@@ -487,7 +487,7 @@ MUTANTS: list[Mutant] = [
         "tests/test_fingerprint.py",
         ("prompts={key: prompt for key, prompt in self.prompts.items() if prompt},", "prompts={},"),
         ("pooling_mode=self.pooling_mode,", 'pooling_mode="mean",'),
-        ("**{name: getattr(transformer, name) for name in KEPT},", ""),
+        ("**{name: getattr(transformer, name) for name in KEPT},", "**KEPT,"),
         ('encode() + sample.astype("<f2").tobytes())', "encode())"),
     ),
     *_rows(

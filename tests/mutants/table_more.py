@@ -150,7 +150,7 @@ MUTANTS: list[Mutant] = [
         (
             "if own_save or KEPT.keys() & transformer.get_config_dict().keys():",
             "if own_save:",
-            f"{_SAVING} -k cut",
+            f"{_SAVING} -k comes_back",
         ),
         ("self.config.dtype = dtype or model.dtype", "self.config.dtype = model.dtype", f"{_SAVING} -k asked_for"),
     ),
