@@ -20,6 +20,7 @@ from torch.nn import Module, Sequential
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import __version__
+from .backend.accelerating import widen_residual
 from .checkpoints import read_settings, require_saved_base
 from .encoding import encode_texts
 from .errors import InvalidInputError
@@ -77,6 +78,8 @@ class LLM2Vec(SentenceTransformer):
             super().__init__(model_name_or_path, **kwargs)
         if folder and (folder / "adapter_config.json").is_file():
             restore_adapter(self[0].model, folder)
+        if folder and isinstance(self[0], LLM2VecTransformer):
+            widen_residual(self[0].model)  # as `load` does
         self.provenance = read_settings(folder).get("provenance", {}) if folder else {}
         if license_name := self.provenance.get("license"):
             self.model_card_data.license = license_name

@@ -18,6 +18,7 @@ from torch import nn
 
 import st_llm2vec
 from st_llm2vec.backend.prepacked import PrepackedLinear, Product, prepack, sibling_groups
+from st_llm2vec.backend.residual import keeps_residual_in_float32
 from st_llm2vec.encoding import _in_use
 
 TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
@@ -122,6 +123,21 @@ def test_bfloat16_is_close_to_float32(name, request):
     assert half[0].model.dtype == torch.bfloat16
     assert packed(half)
     assert cosine(full.encode(TEXTS), half.encode(TEXTS)) >= 0.999
+
+
+@needs["bfloat16"]
+def test_a_folder_opened_in_bfloat16_has_the_vectors_that_load_gives(decoder, tmp_path):
+    """Both keep the residual stream in float32, and training takes it back in both."""
+    st_llm2vec.load(str(decoder), device="cpu").save_pretrained(tmp_path / "saved")
+    opened = SentenceTransformer(str(tmp_path / "saved"), device="cpu", model_kwargs={"dtype": "bfloat16"})
+    loaded = st_llm2vec.load(str(tmp_path / "saved"), device="cpu", dtype="bfloat16")
+    assert opened[0].model.dtype == torch.bfloat16
+    assert keeps_residual_in_float32(opened[0].model)
+    expected = loaded.encode(TEXTS)
+    np.testing.assert_allclose(opened.encode(TEXTS), expected, atol=1e-3 * np.abs(expected).max())
+    opened.train()
+    assert not keeps_residual_in_float32(opened[0].model)
+    assert {p.dtype for p in opened.parameters()} == {torch.bfloat16}
 
 
 def test_a_processor_without_bfloat16_says_that_float32_is_faster(decoder, monkeypatch, caplog):

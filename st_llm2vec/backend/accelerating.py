@@ -38,6 +38,12 @@ def accelerate(model: LLM2Vec, runtime: Runtime) -> LLM2Vec:
     return model
 
 
+def widen_residual(decoder: Any) -> None:
+    """Keep what runs between a decoder's matrices in float32, where these are in half precision, on a CPU."""
+    if decoder.device.type == "cpu" and not lacks("bfloat16"):
+        keep_residual_in_float32(decoder)
+
+
 def _use_backend(model: LLM2Vec, runtime: Runtime) -> None:
     """Prepack the weights for the processor, or quantize them on request; what it cannot do is said."""
     decoder, quantize = model[0].model, runtime.quantize
@@ -56,8 +62,7 @@ def _use_backend(model: LLM2Vec, runtime: Runtime) -> None:
     if quantize:
         log.warning("quantize='int8' was left out, as this is %s; the model encodes in float32.", missing)
         model[0].status["quantized"] = off(missing)
-    if not lacks("bfloat16"):
-        keep_residual_in_float32(decoder)
+    widen_residual(decoder)
     status = model[0].status["prepacked"] = prepack(decoder, model.tokenizer)
     if status.reason and status.reason == lacks("bfloat16") and decoder.dtype == torch.bfloat16:
         log.warning("bfloat16 is slower than float32 here, as this is %s. dtype='float32' is faster.", status.reason)

@@ -35,8 +35,10 @@ def keep_residual_in_float32(model: PreTrainedModel) -> bool:
     in every layer costs what a layer adds (SmolLM2, bfloat16: smallest cosine to float32 0.962, so 0.987).
 
     Returns:
-        Whether it is done; not where matrices are no linear layers (experts, gpt2), or its code cannot.
+        Whether it was done; not where it is already, matrices are no linear layers (experts, gpt2), or its code cannot.
     """
+    if keeps_residual_in_float32(model):
+        return False
     parts = [(m, m._parameters.values()) for m in model.modules() if not isinstance(m, nn.Linear | nn.Embedding)]
     vectors = [p for _, parameters in parts for p in parameters if p is not None]
     if model.dtype not in (torch.bfloat16, torch.float16) or any(p.ndim > 1 for p in vectors):
