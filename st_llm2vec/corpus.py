@@ -12,7 +12,8 @@ from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
 from .ingestion import Passages, Reading, Records, read_passages
 from .readers import TEXT_COLUMN
-from .shards import COLUMNS, FORMATS, Shards
+from .shard_files import COLUMNS
+from .shards import FORMATS, Shards
 
 SHARD_SIZE = 8192  # texts of a shard
 TASKS = ("document", "query")

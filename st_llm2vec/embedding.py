@@ -83,6 +83,11 @@ class Encode:
         for start in range(0, len(passages), BLOCK):
             block = passages[start : start + BLOCK]
             parts.append(self._vectors(block))
+            if not (whole := np.isfinite(parts[-1]).all(axis=1)).all():
+                raise InvalidInputError(
+                    f"the encoder gives a vector that is not finite for {block[int(np.argmin(whole))].id!r:.200}. Use "
+                    "another dtype, such as float32, or check the model's weights; nothing of it was kept."
+                )
             report(len(block))
         return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 

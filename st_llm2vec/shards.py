@@ -22,11 +22,21 @@ from .atomic import DRAFTS, published
 from .errors import InvalidInputError
 from .ingestion import Passage, Passages
 from .readers import require_pyarrow
+from .shard_files import (
+    MANIFEST,
+    embeddings,
+    entry_of,
+    is_as_listed,
+    is_shard_name,
+    is_there,
+    read_manifest,
+    require_vectors,
+    rows_of,
+    write_npy,
+    write_parquet,
+)
 
-MANIFEST = "manifest.json"
 FORMATS = ("parquet", "npy")
-COLUMNS = ("id", "text", "embedding")  # of a shard, beside the metadata
-Schema = list[tuple[str, str, bool]]  # of the metadata: name, type, whether it comes in lists
 
 
 class Embed(Protocol):
@@ -56,6 +66,7 @@ class Shards:
         self.folder, self.setting, self.about = folder, setting, about or {}
         self.ending = "." + setting["format"]
         self.listed: list[dict[str, Any]] = []  # shards of the last run that came to its end
+        self._found: dict[str, bool] = {}  # whether a shard was there when this run began
         if folder.exists() and not folder.is_dir():
             raise InvalidInputError(f"{folder} is a file. Give a folder, or a file that ends in .parquet or .npy.")
         manifest = read_manifest(folder)
@@ -83,8 +94,9 @@ class Shards:
         if read_manifest(self.folder) is None:
             self._publish_manifest(shards=[], complete=False)
         for draft in self.folder.glob(DRAFTS):  # of a run that was killed
-            shutil.rmtree(draft)
-        write = _write_parquet if self.setting["format"] == "parquet" else _write_npy
+            if draft.is_dir() and not draft.is_symlink():
+                shutil.rmtree(draft)
+        write = write_parquet if self.setting["format"] == "parquet" else write_npy
         schema = [(name, *passages.type_of(name)) for name in passages.fields]
         names = []
         for number, batch in enumerate(passages.batches(shard_size)):
@@ -114,7 +126,8 @@ class Shards:
         self._publish_manifest(shards=entries, complete=True)
         listed = {entry["file"] for entry in entries}
         for path in self.folder.iterdir():
-            if path.suffix in (".parquet", ".npy", ".jsonl") and path.with_suffix(self.ending).name not in listed:
+            shard = path.with_suffix(self.ending).name if path.suffix in (".parquet", ".npy", ".jsonl") else ""
+            if is_shard_name(shard) and shard not in listed and path.is_file():  # what others put there is theirs
                 path.unlink()
 
     def _publish_manifest(self, **content: Any) -> None:
@@ -132,24 +145,26 @@ class Shards:
         return digest.hexdigest()[:16]
 
     def _is_there(self, name: str) -> bool:
-        try:
-            size = (self.folder / name).stat().st_size
-        except FileNotFoundError:
-            return False
-        return all(entry["bytes"] == size for entry in self.listed if entry["file"] == name)
+        """Whether a shard is there and, if a manifest lists it, as it was written."""
+        if name not in self._found:
+            listed = [entry for entry in self.listed if entry["file"] == name]
+            path = self.folder / name
+            self._found[name] = is_as_listed(path, listed[0]) if listed else is_there(path)
+        return self._found[name]
 
     def _entry(self, name: str, texts: int) -> dict[str, Any]:
-        known = next((entry for entry in self.listed if entry["file"] == name), None)
-        if known is not None:
-            return known
-        path = self.folder / name
-        sizes = {"texts": texts, "dimension": embeddings(path).shape[1], "bytes": path.stat().st_size}
-        return {"file": name, **sizes, "sha256": sha256_of(path)}
+        entry = next((entry for entry in self.listed if entry["file"] == name and self._found.get(name)), None)
+        if entry is None:
+            entry = entry_of(self.folder / name, texts)
+            require_vectors(self.folder / name, entry)
+        return entry
 
     def _known(self) -> Known | None:
         """The vectors of the last complete run, by what they depend on; None where there was none."""
-        there = [entry["file"] for entry in self.listed if self._is_there(entry["file"])]
-        return Known(self.folder, there) if there else None
+        there = [entry for entry in self.listed if self._is_there(entry["file"])]
+        for entry in there:
+            require_vectors(self.folder / entry["file"], entry)
+        return Known(self.folder, [entry["file"] for entry in there]) if there else None
 
     def join(self, entries: list[dict[str, Any]], target: Path) -> None:
         """Publish all shards as one file, and remove the folder."""
@@ -170,78 +185,6 @@ class Shards:
                     for path in paths:
                         writer.write_table(parquet.read_table(path))
         shutil.rmtree(self.folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a folder of shards says of itself; None where it says nothing."""
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(found["shards"], list) and all({"file", "bytes"} <= set(entry) for entry in found["shards"]):
-            return dict(found)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise InvalidInputError(f"{folder / MANIFEST} is damaged. Remove it to encode the shards again.")
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, which is never held as a whole."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# -- the files of a shard ----------------------------------------------------------------------------------------------
-
-
-def embeddings(path: Path) -> Any:
-    """The vectors of a shard, float32 (texts, dimension)."""
-    if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    column = require_pyarrow().parquet.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
-
-
-def rows_of(path: Path) -> list[Passage]:
-    """The passages of a shard."""
-    if path.suffix == ".npy":
-        with path.with_suffix(".jsonl").open(encoding="utf-8") as file:
-            return [Passage(**json.loads(line)) for line in file]
-    parquet = require_pyarrow().parquet
-    names = [name for name in parquet.read_schema(path).names if name not in COLUMNS]
-    return [
-        Passage(row.pop("id"), row.pop("text"), {name: value for name, value in row.items() if value is not None})
-        for row in parquet.read_table(path, columns=["id", "text", *names]).to_pylist()
-    ]
-
-
-def _write_npy(path: Path, batch: list[Passage], vectors: Any, schema: Schema) -> None:
-    with published(path.with_suffix(".jsonl")) as draft, draft.open("w", encoding="utf-8") as file:
-        for id, text, fields, *_ in batch:
-            file.write(json.dumps({"id": id, "text": text, "metadata": fields}, ensure_ascii=False) + "\n")
-    with published(path) as draft, draft.open("wb") as file:
-        np.save(file, vectors)
-
-
-def _write_parquet(path: Path, batch: list[Passage], vectors: Any, schema: Schema) -> None:
-    pa = require_pyarrow()
-    types = {"text": pa.string(), "bool": pa.bool_(), "integer": pa.int64(), "number": pa.float64()}
-    columns = {
-        "id": pa.array([p.id for p in batch], pa.string()),
-        "text": pa.array([p.text for p in batch], pa.string()),
-    }
-    for name, kind, lists in schema:
-        values = [p.metadata.get(name) for p in batch]
-        if lists:
-            values = [value if isinstance(value, list) or value is None else [value] for value in values]
-        columns[name] = pa.array(values, pa.list_(types[kind]) if lists else types[kind])
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    with published(path) as draft:
-        pa.parquet.write_table(pa.table(columns), draft)
 
 
 class Known:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import InvalidInputError
 from .ingestion import Passage, Passages, Report
-from .shards import MANIFEST, embeddings, read_manifest, rows_of, sha256_of
+from .shard_files import MANIFEST, embeddings, is_as_listed, read_manifest, require_vectors, rows_of
 
 Tag = TypeVar("Tag")
 
@@ -36,7 +36,7 @@ class StoredVectors:
         manifest = read_manifest(folder)
         if manifest is None:
             raise InvalidInputError(f"{folder} has no {MANIFEST}. Give a folder that st-llm2vec encode wrote.")
-        if not manifest.get("complete"):
+        if not manifest["complete"] or not manifest["shards"]:
             raise InvalidInputError(f"{folder} is not finished. Run the same st-llm2vec encode again first.")
         if manifest["task"] != "document" or manifest["prompt"] is not None:
             how = "queries" if manifest["task"] != "document" else f"the prompt {manifest['prompt']!r:.60}"
@@ -47,10 +47,11 @@ class StoredVectors:
         entries = manifest["shards"]
         self._paths = [folder / entry["file"] for entry in entries]
         for path, entry in zip(self._paths, entries, strict=True):
-            if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
+            if not is_as_listed(path, entry):
                 raise InvalidInputError(
                     f"{path} is missing or was changed. Run the same st-llm2vec encode again, which makes it again."
                 )
+            require_vectors(path, entry)
         self._ends = np.array([*accumulate(entry["texts"] for entry in entries)])
         self.fingerprint: str = manifest["fingerprint"]
         self.model: str | None = manifest.get("model")
@@ -64,11 +65,13 @@ class StoredVectors:
         """
         with ExitStack() as stack:
             passages = stack.enter_context(Passages(Report("stop")))
-            for path in self._paths:
+            for path, end in zip(self._paths, self._ends.tolist(), strict=True):
                 for row, passage in enumerate(rows_of(path), 1):
                     split = "chunk" in passage.metadata and "#" in passage.id
                     parent = passage.id.rpartition("#")[0] if split else passage.id
                     passages.add([passage], parent, f"{path}, row {row}")
+                if len(passages) != end:
+                    raise InvalidInputError(f"{path} has not as many texts as vectors. Encode its texts again.")
             stack.pop_all()
         return passages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow
@@ -11,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.readers import read_rows
+from st_llm2vec.readers import columnar, read_rows
+from st_llm2vec.readers.documents import headings, read_markdown
 
 TEXTS = ["plain", 'a "quoted", one', "naïve café 编码器"]
 
@@ -63,3 +65,37 @@ def test_complaints_name_file_and_line(tmp_path: Path, name: str, content: bytes
     with pytest.raises(InvalidInputError) as raised:
         read_rows(path).texts("text")
     assert message in str(raised.value)
+
+
+def test_front_matter_that_refers_to_itself_is_not_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, plain = 0, columnar.plain
+
+    def counted(value: object) -> object:
+        nonlocal calls
+        calls += 1
+        return plain(value)
+
+    monkeypatch.setattr(columnar, "plain", counted)
+    names = "abcdef"
+    lines = [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise(names)]
+    path = tmp_path / "a.md"
+    path.write_text("\n".join(["---", "a: &a [x, y]", *lines, "---", "text"]))
+    assert read_markdown(path).fields == {"a": ["x", "y"]}
+    assert calls < 20  # and not 9^5
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        ("# a" + " \t" * 60_000 + "x", "a" + " \t" * 60_000 + "x"),  # in time
+        ("## a b ## \t", "a b"),
+        ("# a#", "a"),
+        ("# a # b", "a # b"),
+    ],
+)
+def test_marks_after_a_heading_are_no_part_of_it(line: str, heading: str) -> None:
+    assert [each.text for each in headings(line)] == [heading]
+
+
+def test_a_heading_of_marks_alone_is_none() -> None:
+    assert headings("# \n## ##\n###") == []

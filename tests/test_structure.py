@@ -61,6 +61,7 @@ ORDER = [
     "ingestion",
     "workers",
     "embedding",
+    "shard_files",
     "shards",
     "stored_vectors",
     "corpus",

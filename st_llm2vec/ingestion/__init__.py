@@ -33,6 +33,7 @@ __all__ = [
     "Report",
     "content_of",
     "find",
+    "metadata_value",
     "read_passages",
 ]
 
@@ -199,7 +200,7 @@ class _Reader:
         taken = {*reading.text_columns, reading.id_column}
         names = [name for name in row if name not in taken] if reading.metadata is None else reading.metadata
         self._refuse_late(names, place)
-        return id, text, {name: _value(name, row[name], place) for name in names if row.get(name) is not None}
+        return id, text, {name: metadata_value(name, row[name], place) for name in names if row.get(name) is not None}
 
     def _refuse_late(self, names: Iterable[str], place: str) -> None:
         if self._chunker.late and LATE in names:
@@ -240,9 +241,8 @@ class _Reader:
         chosen = self._reading.metadata
         own = {key: value for key, value in document.fields.items() if chosen is None or key in chosen}
         self._refuse_late(own, name)
-        return {
-            key: _value(key, value, name) for key, value in {**own, "source": name, "title": document.title}.items()
-        }
+        fields = {**own, "source": name, "title": document.title}
+        return {key: metadata_value(key, value, name) for key, value in fields.items()}
 
 
 def _id(row: dict[str, Any], column: str, place: str) -> str:
@@ -256,8 +256,12 @@ def _id(row: dict[str, Any], column: str, place: str) -> str:
     return id
 
 
-def _value(name: str, value: Any, place: str) -> Any:
-    """A value of the metadata, if it can be one."""
+def metadata_value(name: str, value: Any, place: str) -> Any:
+    """Return a value of the metadata, if it can be one.
+
+    Raises:
+        InvalidInputError: It cannot.
+    """
     if not isinstance(name, str) or not name or name.startswith("$") or has_half_characters(name):
         raise InvalidInputError(f"{place}: a column is called {name!r}; a name is a text that does not start with '$'.")
     for item in value if isinstance(value, list) else [value]:

@@ -52,7 +52,7 @@ class Heading(NamedTuple):
 
 
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
-_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|$)", re.DOTALL)
 
 
@@ -65,8 +65,10 @@ def headings(text: str) -> list[Heading]:
             fence = mark[1]
         elif mark and mark[1].startswith(fence) and not line.strip(" `~\r\n"):
             fence = ""
-        elif not fence and (heading := _HEADING.match(line.rstrip("\r\n"))) and heading[1]:
-            found.append(Heading(start, heading[1]))
+        elif not fence and (heading := _HEADING.match(line.rstrip("\r\n"))):
+            # Not by a pattern: three repeats side by side take time without end on a line of blanks.
+            name = heading[1].rstrip(" \t").rstrip("#").rstrip(" \t")
+            found += [Heading(start, name)] if name else []
         start += len(line)
     return found
 
@@ -95,8 +97,14 @@ def _front_matter(text: str) -> dict[str, Any]:
         raise InvalidInputError(f"the front matter is not valid YAML ({str(error).splitlines()[0]}).") from error
     if not isinstance(found, dict):
         return {}
-    values = {str(name): plain(value) for name, value in found.items()}
+    # Nested lists are dropped unseen: by its aliases, YAML of one line can have 10^9 items.
+    kept = {name: value for name, value in found.items() if not isinstance(value, list) or not any(map(_nests, value))}
+    values = {str(name): plain(value) for name, value in kept.items()}
     return {name: value for name, value in values.items() if _is_flat(value)}
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, list | dict | set | tuple)
 
 
 def _is_flat(value: Any) -> bool:
