@@ -39,6 +39,7 @@ __all__ = [
     "require_no_kernels",
     "require_safe",
     "require_sane_gguf",
+    "require_shallow",
 ]
 _MODULES = 64  # in one modules.json; published encoders have two to five
 
