@@ -15,6 +15,7 @@ import pytest
 from crash import forked, put, seen
 
 from faiss_llm2vec import FaissStore, connections
+from faiss_llm2vec.lock import Lock
 from st_llm2vec.errors import (
     InvalidInputError,
     StoreError,
@@ -477,3 +478,23 @@ def test_a_folder_with_something_of_others_is_not_empty(tmp_path, foreign):
         FaissStore.create(path, None)
     assert (path / foreign).read_text() == "mine"
     assert not (path / "store.db").exists()
+
+
+def test_a_lock_on_a_file_that_was_replaced_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    """Between opening and locking it: two writers would each hold a lock of their own."""
+    path, take, replaced = tmp_path / "lock", Lock._take, []
+
+    def replaced_at_first(self):
+        take(self)
+        if not replaced:
+            (tmp_path / "new").touch()
+            os.replace(tmp_path / "new", path)
+            replaced.append(path)
+
+    monkeypatch.setattr(Lock, "_take", replaced_at_first)
+    lock = Lock.acquire(path)
+    assert replaced == [path]
+    assert lock.in_place()
+    with pytest.raises(StoreLockedError):
+        Lock.acquire(path)
+    lock.release()
