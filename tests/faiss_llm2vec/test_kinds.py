@@ -53,6 +53,20 @@ def test_a_kind_finds_most_with_exact_scores_and_never_violates_a_filter(tmp_pat
         assert store.verify() == []
 
 
+def test_where_an_index_cannot_reach_k_documents_all_are_compared(tmp_path, vectors, monkeypatch):
+    """A graph that is not connected finds some of them only, and marks the others as -1."""
+
+    def reaching_two(*arguments):
+        found = nearest(*arguments)
+        found[:, 2:] = -1
+        return found
+
+    with FaissStore.create(tmp_path / "s", None, kind="HNSW8") as store:
+        store.add(NAMES, ids=NAMES, vectors=vectors)
+        monkeypatch.setattr("faiss_llm2vec.segments.nearest", reaching_two)
+        assert recall(store, vectors, True) == 1
+
+
 def test_int8_and_binary_are_the_codes_of_sentence_transformers(vectors):
     int8 = build(KINDS["int8"], vectors, "cosine")
     codes = faiss.vector_to_array(int8.codes).reshape(ROWS, -1)

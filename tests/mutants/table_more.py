@@ -442,7 +442,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/segments.py",
         ("ids, vectors = ids[order], vectors[order]", "ids = ids[order]", f"{_STORE} -k compact"),
-        ("if np.any(np.count_nonzero(candidates >= 0, axis=1) < k):", "if False:", f"{_KINDS} -k violates"),
+        ("if np.any(np.count_nonzero(candidates >= 0, axis=1) < k):", "if False:", f"{_KINDS} -k reach"),
         (
             "out[real] = chosen @ query if _is_similarity(self.flat) else np.sum((chosen - query) ** 2, axis=1)",
             "out[real] = chosen @ query",
@@ -474,11 +474,6 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "integrations/faiss_llm2vec/connections.py",
         ("if before != _signature(path):", "if False:", f"{_SHARING} -k written"),
-        (
-            'sql.execute("PRAGMA synchronous = FULL")  # COMMIT returns when the disk has it',
-            "pass",
-            f"{_DURABILITY} -k flushed",
-        ),
         ("if beside[-1] in found:", "if False:", f"{_STRANGERS} -k journal"),
         ("if sorted(map(_words, found)) != sorted(map(_words, wanted)):", "if False:", f"{_STRANGERS} -k defines"),
     ),
