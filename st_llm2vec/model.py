@@ -31,7 +31,7 @@ from .pooling import LLM2VecPooling
 from .runtime import as_torch_dtype
 from .saving import portable_copy, write_folder
 from .settings import KEPT, OUR_POOLING_MODES, EncoderSettings
-from .vetting import opening, require_safe
+from .vetting import opening, require_finite_adapter, require_safe
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,21 @@ class LLM2Vec(SentenceTransformer):
             for name, layer in layers
             for adapter in ([] if layer.disable_adapters else layer.active_adapters)
         ]
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> None:
+        """As in `SentenceTransformer`, for a plain LoRA adapter in a folder, which is vetted as in `load`.
+
+        Raises:
+            InvalidCheckpointError: The folder holds something else, or numbers that are not finite.
+        """
+        if isinstance(peft_model_id, (str, os.PathLike)) and os.path.isdir(peft_model_id):
+            folder = Path(peft_model_id)
+            require_safe(folder)
+            require_finite_adapter(folder)
+            with opening(folder):
+                super().load_adapter(str(folder), *args, **kwargs)
+            return
+        super().load_adapter(peft_model_id, *args, **kwargs)
 
     @contextmanager
     def use_adapter(self, name: str | None) -> Iterator[None]:

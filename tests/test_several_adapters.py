@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import st_llm2vec
-from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
 from st_llm2vec.training import add_lora
 from st_llm2vec.training.records import save_adapter
 
@@ -79,3 +82,26 @@ def test_a_store_can_tell_which_adapter_made_its_vectors(model: Any, folders: di
 def test_an_adapter_that_is_not_there_is_refused(model: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"of .*titles.*, got 'answers'"), model.use_adapter("answers"):
         pass
+
+
+@pytest.mark.parametrize("fault", ["nan", "link", "damaged", "a pattern without end"])
+def test_an_adapter_is_vetted_before_it_is_added(
+    decoder: Path, folders: dict[str, str], tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(folders["titles"], folder)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if fault == "nan":
+        save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+    elif fault == "link":
+        weights.rename(tmp_path / "elsewhere")
+        weights.symlink_to(tmp_path / "elsewhere")
+    elif fault == "damaged":
+        weights.write_bytes(weights.read_bytes()[:50])
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"alpha_pattern": {"(a+)+b": 8}}))
+    fresh = st_llm2vec.load(str(decoder), device="cpu")
+    before = fresh.encode(TEXTS)
+    with pytest.raises(InvalidCheckpointError):
+        fresh.load_adapter(str(folder), adapter_name="stranger")
+    np.testing.assert_array_equal(fresh.encode(TEXTS), before)

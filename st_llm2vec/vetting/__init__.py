@@ -20,7 +20,7 @@ from .fields import CONTENTS, named_weights, own_attention, require_config, requ
 from .files import can_be_path, leaves, opening, read_json, require_below, require_file, require_files, require_shallow
 from .gguf import require_sane_gguf
 from .tokens import require_finite_pattern, require_sane_tokenizer
-from .weights import require_held, require_no_kernels
+from .weights import require_finite_adapter, require_held, require_no_kernels
 
 __all__ = [
     "can_be_path",
@@ -34,6 +34,7 @@ __all__ = [
     "require_config",
     "require_file",
     "require_files",
+    "require_finite_adapter",
     "require_finite_pattern",
     "require_held",
     "require_no_kernels",

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..errors import InvalidCheckpointError
 from .fields import named_weights
-from .files import read_json
+from .files import read_json, require_file
 
 MANY_LAYERS = 128  # more than any published decoder has (Llama 405B: 126)
 MAX_PER_BYTE = 8  # weights of one byte of a file; the smallest published ones have 1.6 bits
@@ -87,3 +89,15 @@ def _tensors(file: Path) -> int:
         return len(json.loads(header))
     except (ValueError, TypeError, RecursionError):
         return 0  # safetensors says what is wrong
+
+
+def require_finite_adapter(folder: Path) -> None:
+    """Raises `InvalidCheckpointError` where an adapter has numbers that are not finite, which make every vector nan."""
+    path = require_file(folder, "adapter_model.safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            odd = [name for name in file.keys() if not file.get_tensor(name).isfinite().all()]  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise InvalidCheckpointError(f"{path} is damaged: {error}. Download it again.") from error
+    if odd:
+        raise InvalidCheckpointError(f"{path}: {odd[0]!r} has numbers that are not finite. Download it again.")
