@@ -98,8 +98,8 @@ async def load(port: int, clients: int, per_request: int, texts: Texts, seconds:
         while time.perf_counter() < end:
             # Another text of the same length: the first word is a number.
             asked = [f"{requests} {text.partition(' ')[2]}" for text in asked]
-            tokens += await client.ask(asked)
-            requests += 1
+            read = await client.ask(asked)  # other clients count while this one waits
+            tokens, requests = tokens + read, requests + 1
 
     connected = [await Client().connect(port) for _ in range(clients)]
     start = time.perf_counter()
