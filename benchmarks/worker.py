@@ -323,9 +323,11 @@ class Limit:
         torch = self.torch
         width = weight.shape[1]
         if self.kind == "int8":
-            from st_llm2vec.backend.int8 import Int8Product, _round
+            from st_llm2vec.backend.int8 import Int8Product, Rounded
 
-            whole = Int8Product(*zip(*[(_round(weight)[0], None)], strict=True), scales=[_round(weight)[1]])
+            none = torch.empty(0, dtype=torch.int64)
+            rounded = Rounded.of(weight, torch.ones(1, width), none)
+            whole = Int8Product.of([torch.nn.Linear(1, 1, bias=False)], [rounded])
             arguments = (
                 1.0,
                 128,
