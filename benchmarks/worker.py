@@ -323,10 +323,11 @@ class Limit:
         torch = self.torch
         width = weight.shape[1]
         if self.kind == "int8":
-            from st_llm2vec.backend.int8 import Int8Product, _round
+            from st_llm2vec.backend.int8 import Int8Product, Rounded
 
-            rounded, scale = _round(weight)
-            whole = Int8Product((rounded,), (None,), scales=[scale], smooth=[torch.ones(1, width)])
+            none = torch.empty(0, dtype=torch.int64)
+            rounded = Rounded.of(weight, torch.ones(1, width), none)
+            whole = Int8Product.of([torch.nn.Linear(1, 1, bias=False)], [rounded])
             arguments = (
                 1.0,
                 128,

@@ -10,8 +10,8 @@ import torch
 from ..errors import InvalidInputError
 from ..runtime import Runtime
 from .equivalence import PROBES, SHORT_PROBES, off
-from .int8 import quantize as quantize_weights
 from .prepacked import lacks, prepack
+from .quantizing import quantize as quantize_weights
 from .residual import keep_residual_in_float32
 
 if TYPE_CHECKING:

@@ -75,8 +75,8 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/backend/int8.py",
         (
-            "return (weight / scale).round_().to(torch.int8), scale",
-            "return (weight / scale).to(torch.int8), scale",
+            "return cls((rest / scale).round_().to(torch.int8), scale, smooth, outliers, weight[:, outliers])",
+            "return cls((rest / scale).to(torch.int8), scale, smooth, outliers, weight[:, outliers])",
             f"{_INT8} -k int8_product",
         ),
         (
