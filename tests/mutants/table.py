@@ -174,7 +174,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/model.py",
         "tests/test_strangers.py -k hub_is",
-        ("require_safe(folder)", "pass"),
+        ("require_safe(folder)\n            require_saved_base(folder)", "require_saved_base(folder)"),
     ),
     *_rows(
         "st_llm2vec/encoding.py",

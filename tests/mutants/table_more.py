@@ -673,8 +673,11 @@ MUTANTS: list[Mutant] = [
         ("_ATTEMPTS = 2", "_ATTEMPTS = 3", "tests/test_workers.py -k dies"),
     ),
     *_rows(
+        "st_llm2vec/shard_files.py",
+        ('and sha256_of(path) == entry["sha256"]', "", "tests/cli/test_from_vectors.py -k no_good"),
+    ),
+    *_rows(
         "st_llm2vec/stored_vectors.py",
-        (' or sha256_of(path) != entry["sha256"]', "", "tests/cli/test_from_vectors.py -k no_good"),
         ("passage.number - 1 for", "passage.number - 2 for", "tests/cli/test_from_vectors.py -k would_have"),
     ),
     *_rows(
