@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from faiss_llm2vec import FaissStore, database
+from faiss_llm2vec.files import leftovers
 from st_llm2vec.errors import StoreCorruptedError, StoreError, StoreLockedError, StoreMismatchError
 
 BLOCK = 4096
@@ -115,6 +116,28 @@ def test_vectors_are_flushed_before_the_commit_and_the_commit_waits_for_the_disk
     monkeypatch.setattr(database, "_set_manifest", check)
     store.add(["a"])
     assert len(segments(store)) == 1
+
+
+def test_a_new_store_is_in_its_folder_when_it_has_been_made(tmp_path, monkeypatch):
+    """Its name, too, would be lost in a power cut: the folder around it is flushed last."""
+    flushed, real = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (flushed.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
+    )
+    FaissStore.create(tmp_path / "store", None).close()
+    assert flushed[-1] == str(tmp_path)
+
+
+def test_what_no_segment_names_is_swept_and_nothing_else(store):
+    store.add(["a"], ids=["a"])
+    named = segments(store)
+    lost = store.path / "segments" / "00000077.faiss"
+    lost.write_bytes(b"of a write that was killed")
+    store.close()
+    with FaissStore.open(store.path, None) as again:
+        assert leftovers(store.path, again._access.contents.manifest) == [lost]
+        again.delete(["a"])
+        assert segments(again)[: len(named)] == named or not segments(again)
 
 
 @pytest.mark.parametrize("step", ["vectors", "rows", "commit"])

@@ -372,3 +372,11 @@ def test_json_of_a_manifest_is_what_it_was(path):
     edit_manifest(path, lambda manifest: None)
     assert use(path) == []
     assert json.loads('{"a": 1}') == {"a": 1}
+
+
+def test_segments_that_name_a_file_twice_are_refused(path):
+    def edit(manifest):
+        manifest["segments"][1]["vectors"] = manifest["segments"][0]["vectors"]
+
+    edit_manifest(path, edit)
+    refused(path, "name a file twice")
