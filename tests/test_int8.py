@@ -263,7 +263,9 @@ def test_layers_up_to_the_one_that_makes_massive_activations_stay():
 
 
 @needs["int8"]
-def test_a_sink_is_seen_in_what_layers_hand_on(tmp_path):
+def test_a_sink_is_seen_in_what_layers_hand_on(tmp_path, monkeypatch):
+    """Whether or not the probe texts move: they are few."""
+    monkeypatch.setattr(quantizing, "NEAR", 10.0)
     folder = save_decoder(tmp_path / "sink", num_hidden_layers=6)
     weights = load_file(folder / "model.safetensors")
     for name, tensor in weights.items():
