@@ -18,7 +18,7 @@ import st_llm2vec
 from st_llm2vec.backend import int8, quantizing
 from st_llm2vec.backend.equivalence import PROBES
 from st_llm2vec.bidirectional import decoder_layers
-from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.errors import InvalidCheckpointError, InvalidInputError
 
 TEXTS = ["a", "the quick brown fox", "seven wizards compress files and search for query answers while a dog jumps"]
 
@@ -120,6 +120,8 @@ def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
     assert stored[f"{name}.weight_int8"].dtype == torch.int8
     assert stored[f"{name}.weight_scale"].shape == (32, 1)
     assert stored[f"{name}.weight_smooth"].shape == (1, 32)
+    assert stored[f"{name}.weight_outliers"].shape == (4,)
+    assert stored[f"{name}.weight_columns"].shape == (32, 4)
     assert f"{name}.weight" not in stored
     for reopened in (
         st_llm2vec.load(str(tmp_path / "int8")),
@@ -130,6 +132,20 @@ def test_a_saved_int8_folder_gives_the_same_vectors(int8_model, tmp_path):
     reopened.save_pretrained(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(again[key], stored[key]) for key in stored)
+
+
+@needs["int8"]
+@pytest.mark.parametrize("channels", [[0, 1, 2, 99], [0, 1, 2, -1], [0, 1, 2, 2]])
+def test_outliers_of_a_file_must_be_channels(channels, int8_model, tmp_path):
+    """One that is named twice would count twice."""
+    int8_model.save_pretrained(tmp_path / "int8")
+    weights = load_file(tmp_path / "int8" / "model.safetensors")
+    weights["layers.1.mlp.up_proj.weight_outliers"] = torch.tensor(channels)
+    save_file(weights, tmp_path / "int8" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InvalidCheckpointError, match=r"up_proj.weight_outliers must be different channels in \[0, 32\)"
+    ):
+        st_llm2vec.load(str(tmp_path / "int8"))
 
 
 @needs["int8"]
@@ -247,7 +263,9 @@ def test_layers_up_to_the_one_that_makes_massive_activations_stay():
 
 
 @needs["int8"]
-def test_a_sink_is_seen_in_what_layers_hand_on(tmp_path):
+def test_a_sink_is_seen_in_what_layers_hand_on(tmp_path, monkeypatch):
+    """Whether or not the probe texts move: they are few."""
+    monkeypatch.setattr(quantizing, "NEAR", 10.0)
     folder = save_decoder(tmp_path / "sink", num_hidden_layers=6)
     weights = load_file(folder / "model.safetensors")
     for name, tensor in weights.items():

@@ -18,7 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..errors import InvalidInputError
+from ..errors import InvalidCheckpointError, InvalidInputError
 from .equivalence import Move, alone, judge, probe_ids
 from .prepacked import Product, bias_of, lacks, sibling_groups, swap
 from .residual import keep_residual_in_float32
@@ -238,9 +238,16 @@ class Int8Quantizer(HfQuantizer):  # type: ignore[misc]
                 layer.hollow()  # type: ignore[operator]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        for layer in model.modules():
+        for name, layer in model.named_modules():
             if isinstance(layer, Int8Linear) and layer.product is None:
-                layer.pack(Int8Product.of([layer], [layer.rounded()]), 0)
+                rounded = layer.rounded()
+                channels = rounded.outliers.tolist()
+                if len(set(channels) & set(range(layer.in_features))) < len(channels):
+                    raise InvalidCheckpointError(
+                        f"{name}.weight_outliers must be different channels in [0, {layer.in_features}), got "
+                        f"{str(channels)[:80]}. Make the int8 folder again: load(..., quantize='int8')."
+                    )
+                layer.pack(Int8Product.of([layer], [rounded]), 0)
         keep_residual_in_float32(model)
         texts = probe_ids(model)
         before, groups = alone(model, texts), sibling_groups(model, (Int8Linear,), fused=True)
