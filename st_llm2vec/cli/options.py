@@ -105,8 +105,8 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
     """`st_llm2vec.load`, with a word on stderr because it may take a while."""
     from .. import load
 
-    loading(name)
     try:
+        loading(name)
         return load(name, **options)
     except ModelNotFoundError as error:
         if close := get_close_matches(name, aliases.known(), 1):

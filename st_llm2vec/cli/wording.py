@@ -27,6 +27,7 @@ REWORDINGS = (
     (r"register it with register_alias\([^)]*\)", "see st-llm2vec models"),
     (r" \((?:FAISS: )?[^()]*\bError in .*\)", ""),  # of FAISS, in C++
     (r"\bsave_pretrained( or convert)?\b", "convert"),
+    (r"folder or hub id: st_llm2vec\.load\('owner/name'\)", "folder or hub id (owner/name)"),
     (r"\bst_llm2vec\.load\b", "st-llm2vec"),
 )
 
