@@ -380,3 +380,17 @@ def test_segments_that_name_a_file_twice_are_refused(path):
 
     edit_manifest(path, edit)
     refused(path, "name a file twice")
+
+
+def test_a_document_with_two_vectors_is_reported(path):
+    """Of the first document, the second segment has another one."""
+    import faiss
+
+    second = sorted((path / "segments").iterdir())[1]
+    ids = [struct.unpack("<q", file.read_bytes()[-8:])[0] for file in (second, segment(path))]
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(DIMENSION))
+    index.add_with_ids(np.eye(2, DIMENSION, k=2, dtype="f4"), np.array(sorted(ids)))
+    rewrite(path, second, faiss.serialize_index(index).tobytes())
+    edit_manifest(path, lambda manifest: manifest["segments"][1].update(rows=2))
+    with FaissStore.open(path, mmap=True) as store:
+        assert any("two vectors" in problem for problem in store.verify())

@@ -246,3 +246,10 @@ def test_a_store_refuses_another_embedding_model(tmp_path, make_encoder):
     with pytest.raises(StoreMismatchError, match="doc: "):
         FaissVectorStore(path, embed_model=LLM2VecEmbedding(make_encoder(), text_instruction="doc: "))
     FaissVectorStore(path, embed_model=LLM2VecEmbedding(other), fingerprint="LLM2VecEmbedding(fake-1)").close()
+
+
+def test_a_node_of_no_document_is_not_of_one_called_none(store):
+    node = TextNode(text="alone", embedding=[1.0] + [0.0] * 15)
+    store.add([node])
+    (record,) = store.client.get(where={})
+    assert [record.metadata.get(name) for name in ("document_id", "doc_id", "ref_doc_id")] == [None] * 3

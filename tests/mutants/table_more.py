@@ -434,7 +434,7 @@ MUTANTS: list[Mutant] = [
             "vectors[here] = segment.vectors[segment.rows_of(docids[order])]",
             f"{_STORE} -k order",
         ),
-        ("if len(self.docids()) != self.manifest.count:", "if False:", f"{_STRANGERS} -k verify"),
+        ("if len(self.docids()) != self.manifest.count:", "if False:", f"{_STRANGERS} -k two_vectors"),
         ("if manifest.count > len(rows):", "if False:", f"{_DURABILITY} -k recover"),
         ("segment.alive &= np.isin(segment.ids, live, assume_unique=True)", "pass", f"{_DURABILITY} -k recover"),
         ("next_id=manifest.next_id + len(change.documents),", "next_id=manifest.next_id,", f"{_STORE} -k ids"),
