@@ -32,7 +32,7 @@ WORKERS, SHARDS, TEXTS = 32, 640, 4  # texts of a shard
 MINUTES = 1.0  # of a shard, on an ordinary worker
 DIMENSION = 8
 START = 3.0  # minutes until a new worker, or a driver that was started again, has loaded the model
-SETTING = {"fingerprint": "simulated", "format": "npy"}
+SETTING = {"fingerprint": "simulated", "task": "document", "prompt": None, "format": "npy"}
 
 
 class Scenario(NamedTuple):

@@ -102,7 +102,7 @@ def test_revisions_are_pinned_and_recorded(hub: FakeHub) -> None:
     assert resolve(f"{DECODER}@{1:040x}", local_files_only=True).original_name == DECODER
     with pytest.raises(ModelNotFoundError, match="v9"):
         resolve(MNTP, revision="v9", local_files_only=True)
-    with pytest.raises(ModelNotFoundError, match="a second one"):
+    with pytest.raises(ModelNotFoundError, match="given once"):
         resolve(f"{MNTP}@main", revision="v2", local_files_only=True)
 
 
