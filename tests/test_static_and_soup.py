@@ -60,11 +60,9 @@ def test_static_vectors_are_saved_in_stock_classes(static: SentenceTransformer, 
     np.testing.assert_array_equal(again.encode(TEXTS), static.encode(TEXTS))
 
 
-def test_static_vectors_know_what_is_near(model: st_llm2vec.LLM2Vec) -> None:
-    static = distill_static(model, dimensions=64)
+def test_static_vectors_know_what_is_near(static: SentenceTransformer) -> None:
     near, far = static.similarity(static.encode(["a dog"]), static.encode(["the puppy", "stock markets"]))[0]
     assert near > far
-    assert static.encode(["a dog"]).shape == (1, 64)
 
 
 @pytest.mark.parametrize(
