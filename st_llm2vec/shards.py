@@ -195,13 +195,13 @@ class Known:
         self._sql = sqlite3.connect("")
         self._sql.execute("CREATE TABLE known (hash BLOB PRIMARY KEY, shard INTEGER, place INTEGER) WITHOUT ROWID")
         for shard, path in enumerate(self._paths):
-            rows = ((_hash(passage.content), shard, place) for place, passage in enumerate(rows_of(path)))
+            rows = ((hash_of(passage.content), shard, place) for place, passage in enumerate(rows_of(path)))
             self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?, ?)", rows)
 
     def get(self, content: str) -> tuple[int, int] | None:
         """The shard and the place of a vector."""
         found: tuple[int, int] | None = self._sql.execute(
-            "SELECT shard, place FROM known WHERE hash = ?", (_hash(content),)
+            "SELECT shard, place FROM known WHERE hash = ?", (hash_of(content),)
         ).fetchone()
         return found
 
@@ -229,5 +229,6 @@ class Known:
         return found
 
 
-def _hash(text: str) -> bytes:
+def hash_of(text: str) -> bytes:
+    """Return 16 bytes that stand for a text where texts are looked up."""
     return hashlib.sha256(text.encode()).digest()[:16]

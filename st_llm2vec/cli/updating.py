@@ -6,7 +6,6 @@ begin at the same passages in every run: the store becomes what an undisturbed r
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..ingestion import Passage, Passages, content_of
+from ..shards import hash_of
 
 if TYPE_CHECKING:
     from faiss_llm2vec import FaissStore
@@ -170,7 +170,7 @@ class Update:
             return
         for records in self._store.scan():
             moving = self._moving([record.id for record in records])
-            found = ((_hash(_content(record)), record.id) for record in records if record.id in moving)
+            found = ((hash_of(_content(record)), record.id) for record in records if record.id in moving)
             self._sql.executemany("INSERT OR IGNORE INTO known VALUES (?, ?)", found)
         if self._sql.execute("SELECT 1 FROM known LIMIT 1").fetchone() is None:
             return
@@ -180,7 +180,7 @@ class Update:
             todo = [passage for passage in passages if state[passage.number] in (_NEW, _CHANGED)]
             ids = {}
             for passage in todo:
-                key = _hash(passage.content)
+                key = hash_of(passage.content)
                 if row := self._sql.execute("SELECT id FROM known WHERE hash = ?", (key,)).fetchone():
                     ids[passage.number] = row[0]
             unique = list(dict.fromkeys(ids.values()))
@@ -220,7 +220,3 @@ def _joined(todo: list[Passage], old: dict[int, Any], new: Any) -> Any:
     vectors[fresh] = new[:, :dimension] if len(new) else 0
     vectors[~fresh] = np.stack([old[passage.number] for passage in todo if passage.number in old])
     return vectors
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()[:16]
