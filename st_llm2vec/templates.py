@@ -50,6 +50,8 @@ TEMPLATES: dict[str, Template] = {
     "mistral": Template("[INST] ", " [/INST]"),
     "gemma": Template("<start_of_turn>user\n", "<end_of_turn>"),
     "chatml": Template("<|im_start|>user\n", "<|im_end|>"),
+    # No chat: asks a causal decoder for the text in one word (PromptEOL, arXiv 2307.16645); pool with last_token.
+    "prompt-eol": Template('This sentence : "', '" means in one word:"'),
 }
 CHAT = "chat"  # the name of the tokenizer's own template
 

@@ -11,11 +11,6 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..loading import load
 from ..model import LLM2Vec
-from ..templates import Template
-
-# Jiang et al. 2023, "Scaling Sentence Embeddings with Large Language Models": the next word is to hold the sentence.
-PROMPT_EOL = Template('This sentence : "', '" means in one word:"')
-
 
 def static_model(model: SentenceTransformer) -> SentenceTransformer:
     """Make the static-embedding baseline: the same tokens and pooling on the input embeddings, without any layer.
@@ -58,4 +53,4 @@ def prompt_eol(name: str, **options: Any) -> LLM2Vec:
         name: Folder or hub id of the decoder.
         options: Of `load`: dtype, device and so on.
     """
-    return load(name, attention="causal", pooling_mode="last_token", template=PROMPT_EOL, **options)
+    return load(name, attention="causal", pooling_mode="last_token", template="prompt-eol", **options)
