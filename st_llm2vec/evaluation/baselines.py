@@ -12,6 +12,7 @@ from ..errors import InvalidInputError
 from ..loading import load
 from ..model import LLM2Vec
 
+
 def static_model(model: SentenceTransformer) -> SentenceTransformer:
     """Make the static-embedding baseline: the same tokens and pooling on the input embeddings, without any layer.
 
