@@ -8,7 +8,7 @@ preset = "small-decoder"
 max_steps = 300
 data.wiki = { file = "wiki.jsonl", limit = 2000 }   # from the recipe's folder, or from data_folder
 
-[supervised]                   # starts from mntp's result; after = "..." names another stage
+[supervised]                   # starts from mntp's result; after = "..." names another stage, "" the model
 data.pairs = "pairs.jsonl"
 data.questions = { file = "questions.jsonl", columns = ["question", "answer"], query_prompt = "Answer: " }
 """
@@ -88,7 +88,7 @@ def _recipe(shared: dict[str, Any], said: Mapping[str, Any], tables: dict[str, A
     taken, before = set(), None
     for name, table in tables.items():
         objective = one_of("objective", table.get("objective", name), OBJECTIVES)
-        start = table.get("after", before)
+        start = table.get("after", before) or None
         if start is not None and start not in stages:
             raise InvalidInputError(f"[{name}] is after {start!r}, which is no table above it: {list(stages)}.")
         before = name

@@ -153,16 +153,21 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
         scale = 50
         eval_file = "dev.jsonl"
         data.pairs = { file = "pairs.jsonl", columns = ["q", "a"], weight = 0.5, query_prompt = "Find: " }
+        [alone]
+        objective = "simcse"
+        after = ""
+        attention = "causal"
+        data.wiki = "wiki.jsonl"
         """,
     )
     text = "[mntp]\nepochs = 2\n"
     second = write(tmp_path, "faster.toml", "[mntp]\nmax_steps = 5\n")
     recipe = read_recipe([first, second], {"seed": 7})
-    mntp, simcse, labels = recipe.stages.values()
-    assert [stage["model"] for stage in recipe.stages.values()] == ["org/decoder", "out/mntp", "out/mntp"]
-    assert [stage["output"] for stage in recipe.stages.values()] == ["out/mntp", "out/simcse", "out/labels"]
+    mntp, simcse, labels, alone = recipe.stages.values()
+    assert [stage["model"] for stage in recipe.stages.values()] == ["org/decoder", "out/mntp", "out/mntp", "org/decoder"]
+    assert [stage["output"] for stage in recipe.stages.values()] == ["out/mntp", "out/simcse", "out/labels", "out/alone"]
     assert (mntp["learning_rate"], mntp["max_steps"], mntp["seed"]) == (1e-3, 5, 7)
-    assert (simcse["scale"], labels["scale"]) == (30, 50)
+    assert (simcse["scale"], labels["scale"], alone["attention"]) == (30, 50, "causal")
     assert labels["eval_file"] == str(tmp_path / "files" / "dev.jsonl")
     assert labels.data == {
         "pairs": DataSet(tmp_path / "files" / "pairs.jsonl", ("q", "a"), weight=0.5, query_prompt="Find: ")
