@@ -115,7 +115,7 @@ def require_tasks(tasks: Sequence[Any]) -> list[Any]:
     try:
         found = [mteb.get_task(task) if isinstance(task, str) else task for task in tasks]
     except KeyError as error:
-        raise InvalidInputError(f"tasks must be mteb's, got {', '.join(map(str, tasks))}: {error.args[0]}") from error
+        raise InvalidInputError(f"tasks must be mteb's, got {', '.join(map(repr, tasks))}: {error.args[0]}") from error
     if not found:
         raise InvalidInputError("tasks must name at least one of mteb's.")
     return found
