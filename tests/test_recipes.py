@@ -164,8 +164,18 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
     second = write(tmp_path, "faster.toml", "[mntp]\nmax_steps = 5\n")
     recipe = read_recipe([first, second], {"seed": 7})
     mntp, simcse, labels, alone = recipe.stages.values()
-    assert [stage["model"] for stage in recipe.stages.values()] == ["org/decoder", "out/mntp", "out/mntp", "org/decoder"]
-    assert [stage["output"] for stage in recipe.stages.values()] == ["out/mntp", "out/simcse", "out/labels", "out/alone"]
+    assert [stage["model"] for stage in recipe.stages.values()] == [
+        "org/decoder",
+        "out/mntp",
+        "out/mntp",
+        "org/decoder",
+    ]
+    assert [stage["output"] for stage in recipe.stages.values()] == [
+        "out/mntp",
+        "out/simcse",
+        "out/labels",
+        "out/alone",
+    ]
     assert (mntp["learning_rate"], mntp["max_steps"], mntp["seed"]) == (1e-3, 5, 7)
     assert (simcse["scale"], labels["scale"], alone["attention"]) == (30, 50, "causal")
     assert labels["eval_file"] == str(tmp_path / "files" / "dev.jsonl")

@@ -10,6 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_llm2vec import LLM2Vec
+from st_llm2vec.templates import TEMPLATES
 from st_llm2vec_smollm2.decoder import decoder, fetched_file
 
 QUESTIONS = [
@@ -52,3 +53,16 @@ def test_it_is_what_it_says(model: SentenceTransformer) -> None:
     mntp = SentenceTransformer("llm2vec-smollm2-mntp", device="cpu")
     first, second = (each.encode(PASSAGES, normalize_embeddings=True) for each in (mntp, model))
     assert np.abs(first @ first.T - np.eye(5)).mean() > 2 * np.abs(second @ second.T - np.eye(5)).mean()
+
+
+def test_without_labels_it_is_causal_and_asked_for_one_word(model: SentenceTransformer) -> None:
+    unsup = SentenceTransformer("llm2vec-smollm2-unsup", device="cpu")
+    assert isinstance(unsup, LLM2Vec)
+    assert (unsup[0].attention, unsup.pooling_mode) == ("causal", "last_token")
+    assert unsup[0].text_template == TEMPLATES["prompt-eol"]
+    sides = [
+        ["A man plays a guitar.", "The market fell.", "It rains."],
+        ["Someone is making music.", "Shares lost value.", "The weather is wet."],
+    ]
+    left, right = (unsup.encode(side, normalize_embeddings=True) for side in sides)
+    assert (left @ right.T).argmax(1).tolist() == [0, 1, 2]

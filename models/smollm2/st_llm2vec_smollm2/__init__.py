@@ -19,6 +19,11 @@ def mntp() -> Alias:
     return Alias(str(_STAGES / "mntp"), base=decoder())
 
 
+def unsup() -> Alias:
+    """Contrastive training without labels (SimCSE) of the causal decoder, which is asked for each text in one word."""
+    return Alias(str(_STAGES / "unsup"), base=decoder())
+
+
 def supervised() -> Alias:
     """MNTP, then contrastive training on pairs."""
     return Alias(str(_STAGES / "mntp"), adapter=str(_STAGES / "supervised"), base=decoder())
