@@ -15,10 +15,10 @@ from st_llm2vec.errors import InvalidInputError
 
 
 class Tokenizer:
-    """A token is a word."""
+    """A token is a word; of a zero-width space, nothing is left."""
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": list(range(len(text.split())))}
+        return {"input_ids": list(range(len(text.replace("\u200b", "").split())))}
 
 
 class FakeEncoder:

@@ -339,6 +339,21 @@ def test_inputs_that_are_not_there(here: Path) -> None:
         read("nowhere.txt")
 
 
+def test_what_has_no_token_is_no_text_and_no_chunk(here: Path) -> None:
+    """Zero-width characters are no blanks, and some tokenizers drop them."""
+    Path("a.jsonl").write_text('{"text": "a fox"}\n{"text": " \\u200b "}\n{"text": "..."}\n')
+    texts, (error,) = said("a.jsonl")
+    assert texts == ["a fox", "..."]
+    assert error == r"a.jsonl, line 2: the text ' \u200b ' has no token, and so no vector."
+    Path("a.md").write_text("\u200b\n\n# one two\n\nthree four five", encoding="utf-8")
+    assert [(passage.id, passage.text) for passage in read("a.md", size=3)] == [
+        ("a.md#1", "# one two"),
+        ("a.md#2", "three four five"),
+    ]
+    Path("b.md").write_text("\u200b", encoding="utf-8")
+    assert said("b.md", "a.md")[1] == ["b.md has no text."]
+
+
 def test_ids_and_columns_that_are_asked_for(here: Path) -> None:
     Path("a.jsonl").write_text(
         '{"id": 1, "text": "a", "y": 1, "z": 2}\n{"id": "1", "text": "b"}\n{"id": 1.5, "text": "c"}\n'

@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .. import __version__
 from ..backend.deciding import PREPACK_TOKENS, expect
+from ..chunking import has_token
 from ..errors import InvalidInputError
 from ..late_chunking import Chunk, encode_chunks
 from ..model import LLM2Vec
@@ -212,6 +213,9 @@ class _Server:
     async def encode_late(self, texts: list[str], prompt_name: str | None) -> Encoded:
         """Chunks of one document, which is these texts with a blank between two."""
         self.require_few(texts)
+        if empty := [i for i, text in enumerate(texts) if not has_token(self.model.tokenizer, text)]:
+            message = f"input[{empty[0]}] must have a token, got {texts[empty[0]]!r:.60}: late_chunking needs one."
+            raise Refusal(400, message, "input")
         prompt, _ = _prompt(self.model, prompt_name)
         document = " ".join(texts)
         stops = list(accumulate(len(text) + 1 for text in texts))

@@ -84,10 +84,15 @@ def test_chunks_of_a_document_are_read_together(client: TestClient, model: st_ll
         found = vectors(client, input=TEXTS[:2], late_chunking=True, model=name)
         np.testing.assert_allclose(found, encode_chunks(model, chunks, prompt=prompt), atol=1e-5)
     assert np.abs(found - vectors(client, input=TEXTS[:2], model=name)).max() > 1e-3
-    for bad in (["a", ""], [""], ["a " * 990]):  # chunks without a token, and one that is too long
+    for bad, message in [
+        (["a", ""], "input[1] must have a token, got '': late_chunking needs one."),
+        (["a b", " \n ", "c"], "input[1] must have a token"),
+        ([""], "input[0] must have a token"),
+        (["a " * 990], "tokens of its document"),
+    ]:
         refused = client.post("/v1/embeddings", json={"model": "tiny", "input": bad, "late_chunking": True})
         assert refused.status_code == 400
-        assert "tokens in its document" in refused.json()["error"]["message"]
+        assert message in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
