@@ -3,9 +3,10 @@
     python benchmarks/preemption.py
 
 Shards are written, skipped, listed and finished by `st_llm2vec.shards.Shards`, as `encode` does; workers are given them
-as `st_llm2vec.workers` gives them (in order, two ahead for every worker, a shard whose worker died once more). Encoding
-alone is simulated: vectors are made of the text's hash, and a shard takes a minute of a clock that only counts. Each
-scenario must leave the bytes of a calm run, or the script fails. The table is that of docs/cost.md.
+as `st_llm2vec.workers` gives them (in order, two ahead for every worker, a shard whose worker died once more) and
+written as soon as they are done. Encoding alone is simulated: vectors are made of the text's hash, and a shard takes a
+minute of a clock that only counts. Each scenario must leave the bytes of a calm run, or the script fails. The table is
+that of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +104,9 @@ class Fleet:
         slow = round(self.scenario.slow * WORKERS)
         self.speeds = [1 / self.scenario.slowness] * slow + [1.0] * (WORKERS - slow)
 
-    def each(self, batches: Iterable[tuple[Any, list[Passage]]]) -> Iterator[tuple[Any, list[Passage], Any]]:
+    def each(
+        self, batches: Iterable[tuple[Any, list[Passage]]], *, ordered: bool
+    ) -> Iterator[tuple[Any, list[Passage], Any]]:
         coming, tasks = iter(batches), deque[Task]()
         idle, events = list(range(WORKERS)), list[tuple[float, int, bool, Task | None]]()
         self.clock += START
@@ -111,8 +115,8 @@ class Fleet:
                 tasks.append(Task(*batch))
             if not tasks:
                 return
-            if tasks[0].done:
-                task = tasks.popleft()
+            if task := next((task for task in (islice(tasks, 1) if ordered else tasks) if task.done), None):
+                tasks.remove(task)
                 yield task.tag, task.passages, np.stack([vector(passage.text) for passage in task.passages])
                 continue
             for task in [task for task in tasks if not task.given][: len(idle)]:

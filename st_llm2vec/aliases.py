@@ -27,7 +27,7 @@ from .vetting import read_json, require_below
 PREFIX = "llm2vec-"
 _FORMAT = 1  # of a kept folder; another number makes it anew
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)  # perhaps with its revision
 CONTENTS = "alias.json"
 
 
@@ -49,7 +49,7 @@ class Alias:
                 continue
             text = value if isinstance(value, str) else ""
             # An absolute path may come and go with its disk; that is said when it is used.
-            if not (Path(text).is_absolute() or _HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
+            if not (Path(text).is_absolute() or HUB_ID.fullmatch(text) or (text and os.path.isdir(text))):
                 raise InvalidInputError(f"{name} must be a folder or a hub id ('owner/name'), got {value!r}.")
             if os.path.isdir(value):
                 object.__setattr__(self, name, str(Path(value).absolute()))

@@ -68,13 +68,17 @@ class Chunker:
         """Tokens of a text by itself."""
         return len(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
+    def has_token(self, text: str) -> bool:
+        """As the function of that name, for this encoder."""
+        return has_token(self._tokenizer, text)
+
     def fits(self, text: str, size: int) -> bool:
         """Whether a text has at most so many tokens."""
         # A token is at least a byte; what is not ASCII may be normalised to more.
         return (text.isascii() and len(text) < size) or self.tokens(text) <= size
 
     def split(self, text: str, *, document: bool, marked: bool = False) -> list[Piece]:
-        """The pieces of a text, in their order; the text itself if it fits. Blanks around a piece are left out.
+        """The pieces of a text that have a token, in order; all of it if it fits. Blanks around them are left out.
 
         Args:
             text: The text.
@@ -87,8 +91,10 @@ class Chunker:
         size = self.size_of(document=document)
         if self.fits(text, size):
             stripped = text.strip() if document else text
-            return [Piece(text.find(stripped), stripped)] if stripped else []
-        return [Piece(start, piece) for start, piece in self._splitter(size, marked).chunk_indices(text) if piece]
+            pieces = [(text.find(stripped), stripped)]
+        else:
+            pieces = self._splitter(size, marked).chunk_indices(text)
+        return [Piece(start, piece) for start, piece in pieces if self.has_token(piece)]
 
     def _new_splitter(self, size: int, marked: bool) -> Any:
         try:
@@ -100,6 +106,14 @@ class Chunker:
             ) from error
         kind = MarkdownSplitter if marked else TextSplitter
         return kind.from_callback(self.tokens, size, min(self.overlap, size - 1))
+
+
+def has_token(tokenizer: Any, text: str) -> bool:
+    """Whether anything but blanks is left of a text by itself: of zero-width characters, some tokenizers leave none."""
+    if any(map(str.isalnum, text)):
+        return True
+    stripped = text.strip()
+    return bool(stripped and tokenizer(stripped, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def room(encoder: Any, prompt: str = "") -> int:

@@ -90,7 +90,8 @@ def encode_corpus(
             Rows are split as documents are; a chunk has at most half of the tokens that the encoder reads.
         batch_size: As for `encode`.
         shard_size: Texts of a shard: what a kill costs at most, for every worker.
-        workers: Processes that encode, each with a copy of the encoder; with engine="ray" actors of a cluster.
+        workers: Processes that encode, each with a copy of the encoder; with engine="ray" actors of a cluster. Two
+            shards for each are in memory at most, however slow one of them is.
         engine: "local" or "ray".
         progress: Called with the texts that are done and those that are to be encoded in all.
         reading: All about reading in one, in the place of `text_column` to `on_error`.
@@ -101,7 +102,7 @@ def encode_corpus(
     Raises:
         InvalidInputError: Something cannot be read, or the output is that of another model or setting. Nothing was
             encoded.
-        WorkerError: A worker died, and so did the one that was given its shard. The shards before it are kept.
+        WorkerError: A worker died, and so did the one that was given its shard. Shards that were done are kept.
 
     Example:
         >>> done = st_llm2vec.encode_corpus(model, [{"text": "Bears hibernate."}, {"text": "Rates rose."}], "vectors")

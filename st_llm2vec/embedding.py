@@ -152,15 +152,17 @@ class Embed:
         if tokens >= _SETTLED_TOKENS and isinstance(self._encode.encoder, LLM2Vec):
             self._encode.settled = tokens + (1 << 40)
 
-    def each(self, batches: Iterable[tuple[Tag, list[Passage]]]) -> Iterator[tuple[Tag, list[Passage], Any]]:
-        """Yield each batch, in order, with its vectors: float32 (texts, dimension)."""
+    def each(
+        self, batches: Iterable[tuple[Tag, list[Passage]]], *, ordered: bool = True
+    ) -> Iterator[tuple[Tag, list[Passage], Any]]:
+        """Yield each batch with its vectors, float32 (texts, dimension): in order, or as soon as it is done."""
         if self._workers == 1 and self._engine == "local":
             for tag, passages in batches:
                 yield tag, passages, self(passages)
             return
         tagged = (((tag, passages), passages) for tag, passages in batches)
         started = time.perf_counter()
-        for (tag, passages), vectors in ENGINES[self._engine](self._encode, tagged, self._workers):
+        for (tag, passages), vectors in ENGINES[self._engine](self._encode, tagged, self._workers, ordered=ordered):
             self.seconds += time.perf_counter() - started
             self._report(len(passages))
             yield tag, passages, vectors

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
 # `trust_remote_code` is a permission: it is not needed, as no code of a checkpoint is ever run.
 _NOT_NEEDED: dict[str, tuple[Any, ...]] = {"backend": ("torch", None), "trust_remote_code": (True, False, None)}
 _NOTHING: tuple[Any, ...] = (None, {})
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)
 
 
 def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *, argument: str = "model") -> Encoder:
@@ -72,6 +72,40 @@ def open_encoder(model: str | Encoder, options: dict[str, Any] | None = None, *,
     return encoder
 
 
+class Pool:
+    """Worker processes of an encoder, which start with the first documents and run until `close`, or their end.
+
+    Args:
+        encoder: A `SentenceTransformer`.
+        devices: A device for each process. Default: all GPUs.
+    """
+
+    _one_at_a_time = threading.Lock()  # two calls into one pool would take each other's results
+
+    def __init__(self, encoder: Any, devices: list[str] | None = None) -> None:
+        self._encoder, self._devices = encoder, devices
+        self._processes: Any = None
+        self._stop: Callable[[], Any] | None = None
+
+    def encode_document(self, texts: list[str], **options: Any) -> Any:
+        """As the encoder's, in the processes."""
+        with self._one_at_a_time:
+            if self._stop is None:
+                self._processes = self._encoder.start_multi_process_pool(self._devices)
+                self._stop = weakref.finalize(self, self._encoder.stop_multi_process_pool, self._processes)
+            try:
+                return self._encoder.encode_document(texts, pool=self._processes, **options)
+            except BaseException:
+                self.close()  # what is left in its queues would come out at the next call
+                raise
+
+    def close(self) -> None:
+        """End the processes."""
+        stop, self._stop, self._processes = self._stop, None, None
+        if stop is not None:
+            stop()
+
+
 def lasting_name(name: str | os.PathLike[str], revision: str | None = None) -> tuple[str, str | None]:
     """Return a name, and a revision, that mean the same encoder from any working folder.
 
@@ -114,6 +148,6 @@ def open_unasked(name: str, revision: str | None = None, **options: Any) -> Enco
     alias = None if place.is_absolute() or network else aliases.find(name)
     if alias and not alias.is_encoder and not aliases.kept_folder(name, alias).is_dir():
         raise ModelNotFoundError(f"{name!r} stands for {alias}, and has not been made here yet.")
-    if network or not (alias or _HUB_ID.fullmatch(name) or (place.is_absolute() and place.exists())):
+    if network or not (alias or aliases.HUB_ID.fullmatch(name) or (place.is_absolute() and place.exists())):
         raise ModelNotFoundError(f"{name!r} is no alias, no absolute path that exists and no hub id ('owner/name').")
     return load(name, revision=revision, local_files_only=True, **options)

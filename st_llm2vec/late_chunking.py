@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .backend.packed_batch import batches
-from .chunking import DOCUMENT_TOKENS, late_size, room
+from .chunking import DOCUMENT_TOKENS, has_token, late_size, room
 from .encoding import TOKENS_PER_TEXT, is_training, run_tokens, token_budget
 from .errors import InvalidInputError
 from .model import LLM2Vec
@@ -28,7 +28,7 @@ POOLED = ("mean", "weighted_mean")  # pooling modes that a stretch of a text has
 
 
 class Chunk(NamedTuple):
-    """A stretch of a document, by its characters."""
+    """A stretch of a document, by its characters; it has a token, and so more than blanks."""
 
     document: str
     start: int
@@ -78,9 +78,11 @@ def encode_chunks(
         float32 (n, dimension). The text's own tokens are pooled: neither special tokens nor the template.
 
     Raises:
-        InvalidInputError: Another encoder or pooling mode, or a chunk that has no token or too many.
+        InvalidInputError: Another encoder or pooling mode, or a chunk that has no token or too many, or is no stretch
+            of its document.
     """
     require_late_chunking(model)
+    _require_tokens(model.tokenizer, chunks)
     if is_training(model):
         model.eval()
     of: dict[str, list[int]] = {}
@@ -107,6 +109,19 @@ def encode_chunks(
             found = np.empty((len(chunks), vectors.shape[1]), dtype=np.float32)
         found[[n for n, _ in spans]] = vectors.float().cpu().numpy()
     return found
+
+
+def _require_tokens(tokenizer: Any, chunks: Sequence[Chunk]) -> None:
+    for i, (document, start, stop) in enumerate(chunks):
+        if not 0 <= start <= stop <= len(document):
+            raise InvalidInputError(
+                f"chunks[{i}] must be within the {len(document)} characters of its document, got {start} to {stop}."
+            )
+        if not has_token(tokenizer, document[start:stop]):
+            raise InvalidInputError(
+                f"chunks[{i}] is {document[start:stop]!r:.60}, characters {start} to {stop} of {document!r:.60}, with "
+                "no token, and so no vector. Leave it out."
+            )
 
 
 @torch.inference_mode()
@@ -139,10 +154,9 @@ def _windows(
     for (number, first, last), (a, b) in zip(chunks, spans, strict=True):
         fitting = [start for start in starts if start <= a < b <= start + reach]
         if not fitting:
-            remedy = "a smaller chunk_size" if b > a else "no chunk without a word"
             raise InvalidInputError(
-                f"the chunk {document[first:last]!r:.60} has {b - a} tokens in its document, and late_chunking reads "
-                f"1 to {overlap}. Give {remedy}."
+                f"chunks[{number}] is {document[first:last]!r:.60}, {max(b - a, 0)} tokens of its document; give 1 to "
+                f"{overlap}, with another chunk_size."
             )
         start = max(fitting, key=lambda start: _distance(start, start + reach, a, b, count))
         pooled.setdefault(start, []).append((number, len(head) + a - start, len(head) + b - start))

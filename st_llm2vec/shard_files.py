@@ -20,7 +20,7 @@ import numpy as np
 from .atomic import published
 from .errors import InvalidInputError, LLM2VecError
 from .ingestion import Passage, metadata_value
-from .readers import has_half_characters, loaded, require_pyarrow
+from .readers import PAGE_BY_PAGE, has_half_characters, loaded, require_pyarrow
 from .vetting import read_json, require_shallow
 
 MANIFEST = "manifest.json"
@@ -224,7 +224,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         with path.with_suffix(".jsonl").open(encoding="utf-8") as lines:
             yield from map(loaded, lines)
         return
-    with require_pyarrow().parquet.ParquetFile(path) as file:
+    with require_pyarrow().parquet.ParquetFile(path, **PAGE_BY_PAGE) as file:
         names = [name for name in file.schema_arrow.names if name != "embedding"]
         for batch in file.iter_batches(batch_size=1024, columns=names):
             for row in batch.to_pylist():

@@ -44,7 +44,9 @@ class Embed(Protocol):
 
     total: int
 
-    def each(self, batches: Iterable[tuple[Any, list[Passage]]]) -> Iterator[tuple[Any, list[Passage], Any]]: ...
+    def each(
+        self, batches: Iterable[tuple[Any, list[Passage]]], *, ordered: bool
+    ) -> Iterator[tuple[Any, list[Passage], Any]]: ...
 
 
 class Shards:
@@ -86,7 +88,7 @@ class Shards:
             raise InvalidInputError(f"{folder} holds vectors of {what}. Choose another folder, or remove it.")
 
     def write(self, passages: Passages, embed: Embed, shard_size: int) -> list[dict[str, Any]]:
-        """Write the shards that are not there yet.
+        """Write the shards that are not there yet, each as soon as it is encoded.
 
         Returns:
             What the manifest says of each: its file, counts and hashes.
@@ -116,7 +118,7 @@ class Shards:
                 embed.total -= len(batch) - len(new)
                 yield (name, batch, places), new
 
-        for (name, batch, places), _, new in embed.each(fresh()):
+        for (name, batch, places), _, new in embed.each(fresh(), ordered=False):
             write(self.folder / name, batch, known.filled(new, places) if known else new, schema)
             entries[name] = self._entry(name, len(batch))
         return [entries.get(name) or self._entry(name, counts[name]) for name in names]

@@ -1,6 +1,8 @@
-"""A function applied to items by several workers, in order: processes of this machine, or actors of a Ray cluster.
+"""A function applied to items by several workers: processes of this machine, or actors of a Ray cluster.
 
-Each worker has a copy of the function, with the encoder in it. An item whose worker dies is given to another, once.
+Each worker has a copy of the function, with the encoder in it. An item whose worker dies is given to another, once. At
+most two items for every worker are in memory, done or not. In the items' order, a slow worker so holds up the others
+once they are that far ahead; where the order is of no account, it does not.
 """
 
 from __future__ import annotations
@@ -37,13 +39,16 @@ class Work(Protocol):
         """Called once in each worker, with its number (from 0) and how many there are."""
 
 
-def in_processes(function: Work, items: Iterable[tuple[Tag, Any]], count: int) -> Iterator[tuple[Tag, Any]]:
-    """Yield (tag, function(item)) for every (tag, item), in their order, worked out by processes of this machine.
+def in_processes(
+    function: Work, items: Iterable[tuple[Tag, Any]], count: int, *, ordered: bool = True
+) -> Iterator[tuple[Tag, Any]]:
+    """Yield (tag, function(item)) for every (tag, item), worked out by processes of this machine.
 
     Args:
         function: What they do.
         items: Read no further ahead than two for every process.
         count: Processes, at most; none is started before there is something for it to do.
+        ordered: In the order of the items; else each as soon as it is done.
 
     Raises:
         WorkerError: A process died, and so did the one that was given its item.
@@ -58,8 +63,8 @@ def in_processes(function: Work, items: Iterable[tuple[Tag, Any]], count: int) -
             tasks.extend(_Task(tag, item) for tag, item in islice(coming, _AHEAD * count - len(tasks)))
             if not tasks:
                 return
-            if tasks[0].done:
-                task = tasks.popleft()
+            if task := next((task for task in (islice(tasks, 1) if ordered else tasks) if task.done), None):
+                tasks.remove(task)
                 yield task.tag, task.result
                 continue
             processes = [process for process in processes if process.alive or process.task]
@@ -155,7 +160,9 @@ def _work(connection: Connection, number: int, count: int) -> None:
             connection.send(outcome)
 
 
-def on_ray(function: Work, items: Iterable[tuple[Tag, Any]], count: int) -> Iterator[tuple[Tag, Any]]:
+def on_ray(
+    function: Work, items: Iterable[tuple[Tag, Any]], count: int, *, ordered: bool = True
+) -> Iterator[tuple[Tag, Any]]:
     """As `in_processes`, worked out by actors of the Ray cluster that there is, or of one on this machine.
 
     Raises:
@@ -171,20 +178,25 @@ def on_ray(function: Work, items: Iterable[tuple[Tag, Any]], count: int) -> Iter
             ray.init(address="auto", log_to_driver=False)
         except ConnectionError:  # Ray waits for ever for CPUs that it does not have, so it gets one for every actor
             ray.init(address="local", num_cpus=max(count, os.cpu_count() or 1), log_to_driver=False)
-    actor = ray.remote(num_cpus=1, num_gpus=int(function.gpu), max_restarts=-1, max_task_retries=_ATTEMPTS - 1)(_Actor)
+    remote = ray.remote(num_cpus=1, num_gpus=int(function.gpu), max_restarts=-1, max_task_retries=_ATTEMPTS - 1)(_Actor)
     shared = ray.put(pickle.dumps(function))  # Ray's own pickles take our classes along, where ours name them
-    actors = [actor.remote(shared, number, count) for number in range(count)]
-    under_way: deque[tuple[Tag, Any]] = deque()
+    actors = [remote.remote(shared, number, count) for number in range(count)]
+    under_way: dict[Any, tuple[Tag, Any]] = {}  # by the reference to the result: tag and actor
+    coming, free = iter(items), actors * _AHEAD
     try:
-        for number, (tag, item) in enumerate(items):
-            under_way.append((tag, actors[number % count].work.remote(item)))
-            if len(under_way) == _AHEAD * count:
-                yield _got(ray, *under_way.popleft())
-        while under_way:
-            yield _got(ray, *under_way.popleft())
+        while True:
+            for tag, item in islice(coming, len(free)):
+                actor = free.pop(0)
+                under_way[actor.work.remote(item)] = tag, actor
+            if not under_way:
+                return
+            done = next(iter(under_way)) if ordered else ray.wait(list(under_way), num_returns=1)[0][0]
+            tag, actor = under_way.pop(done)
+            yield _got(ray, tag, done)
+            free.append(actor)
     finally:
-        for each in actors:
-            ray.kill(each)
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _got(ray: Any, tag: Tag, reference: Any) -> tuple[Tag, Any]:
@@ -207,7 +219,4 @@ class _Actor:
         return self._function(item)
 
 
-ENGINES: dict[str, Callable[[Work, Iterable[tuple[Any, Any]], int], Iterator[tuple[Any, Any]]]] = {
-    "local": in_processes,
-    "ray": on_ray,
-}
+ENGINES: dict[str, Callable[..., Iterator[tuple[Any, Any]]]] = {"local": in_processes, "ray": on_ray}

@@ -15,10 +15,10 @@ from st_llm2vec.errors import InvalidInputError
 
 
 class Tokenizer:
-    """A token is a word."""
+    """A token is a word; of a zero-width space, nothing is left."""
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": list(range(len(text.split())))}
+        return {"input_ids": list(range(len(text.replace("\u200b", "").split())))}
 
 
 class FakeEncoder:
@@ -48,6 +48,28 @@ class FakeEncoder:
     encode_query = encode_document
 
 
+class PatientEncoder(FakeEncoder):
+    """Waits before the text "slow" until there is a file of this pattern."""
+
+    def __init__(self, awaited: Path) -> None:
+        super().__init__()
+        self.awaited = awaited
+
+    def encode_document(self, inputs: Any, **options: Any) -> Any:
+        if "slow" in inputs:
+            wait_for(self.awaited)
+        return super().encode_document(inputs, **options)
+
+
+def wait_for(pattern: Path) -> None:
+    """Return once there is such a file, or raise after a while."""
+    for _ in range(600):
+        if list(pattern.parent.glob(pattern.name)):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"there is no {pattern}")
+
+
 def vectors(texts: list[str]) -> Any:
     """The vectors of texts, float32 (texts, 8), of unit length."""
     seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") for text in texts]
@@ -56,12 +78,17 @@ def vectors(texts: list[str]) -> Any:
 
 
 class Doubled:
-    """Work for `workers`: twice the item; dies over items of `deadly` as often as there are files to take away."""
+    """Work for `workers`: twice the item.
+
+    Args:
+        deadly: A folder. It dies over item 5 as often as there are files to take away.
+        slow: A folder, where each item that is done has a file. Item 0 waits for that of item 3.
+    """
 
     gpu = False
 
-    def __init__(self, deadly: Path | None = None) -> None:
-        self.deadly = deadly
+    def __init__(self, deadly: Path | None = None, slow: Path | None = None) -> None:
+        self.deadly, self.slow = deadly, slow
         self.number = -1
 
     def begin(self, number: int, count: int) -> None:
@@ -75,4 +102,8 @@ class Doubled:
                 os.kill(os.getpid(), signal.SIGKILL)
         if item < 0:
             raise InvalidInputError("an item below 0")
+        if self.slow is not None:
+            if item == 0:
+                wait_for(self.slow / "3")
+            (self.slow / str(item)).touch()
         return 2 * item, self.number

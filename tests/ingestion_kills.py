@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -43,18 +44,18 @@ import st_llm2vec.model  # noqa: F401
 from faiss_llm2vec import FaissStore
 from st_llm2vec.cli import main as main_of
 
-WORDS = Path(__file__).read_text(encoding="utf-8").split()
+WORDS = sorted(set(re.findall(r"\b[a-z]{2,9}\b", Path(__file__).read_text(encoding="utf-8"))))
 
 
 def write_corpus(folder, texts, seed):
-    """A folder of .jsonl, .csv and .md files with short texts."""
+    """A folder of .jsonl, .csv and .md files with texts of three to eight words, eleven tokens of llm2vec-tiny."""
     rng = random.Random(seed)
     folder.mkdir()
 
     def text(i):
-        return f"{i}: " + " ".join(rng.choices(WORDS, k=rng.randint(5, 15))).replace("#", "").replace('"', "")
+        return f"{i}: " + " ".join(rng.choices(WORDS, k=rng.randint(3, 8)))
 
-    third = texts // 3
+    third = texts * 19 // 40  # one .md of the rest: splitting a long one is half of the reading
     with (folder / "a.jsonl").open("w", encoding="utf-8") as file:
         for i in range(third):
             file.write(json.dumps({"text": text(i), "year": 1900 + i % 100}) + "\n")

@@ -380,6 +380,7 @@ def test_a_changed_local_checkpoint_is_made_anew(home: Path, decoder: Path) -> N
         (("x", "nowhere"), "model must be a folder or a hub id .*, got 'nowhere'"),
         (("x", "../../etc/passwd"), "must be a folder or a hub id"),
         (("x", "llm2vec-mistral"), "must be a folder or a hub id"),
+        (("x", "a/b@"), "must be a folder or a hub id"),
         (("x", "a/b", {"adapter": "nowhere"}), "adapter must be .*, got 'nowhere'"),
         (("x", "a/b", {"prompts": {"query": 3}}), "prompts must be texts by name"),
         (("x", "a/b", {"settings": {"pooling": "mean"}}), "'pooling'"),
@@ -389,6 +390,12 @@ def test_what_cannot_be_registered(home: Path, arguments: tuple[Any, ...], said:
     name, model, *options = arguments
     with pytest.raises(InvalidInputError, match=said):
         st_llm2vec.register_alias(name, model, **(options[0] if options else {}))
+
+
+def test_a_hub_id_carries_its_revision_in_an_alias_as_in_load(home: Path) -> None:
+    st_llm2vec.register_alias("x", "a/b@v1", adapter="a/c@refs/pr/1")
+    assert str(aliases.find("x")) == "a/b@v1 + a/c@refs/pr/1"
+    st_llm2vec.unregister_alias("x")
 
 
 def test_names_of_the_users_file(home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from fake_encoder import FakeEncoder
 from st_llm2vec.chunking import Chunker
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.ingestion import Passage, Reading, read_passages
+from st_llm2vec.readers import TABLES, Table
 
 SKIP = Reading(on_error="skip")
 
@@ -322,6 +324,29 @@ def test_bad_files_are_named_and_stop_everything_or_are_skipped(here: Path) -> N
                 read(Path("n", name))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_rows_of_a_large_row_group_are_read_a_few_at_a_time(here: Path, kind: str) -> None:
+    made = pyarrow.table({"text": [f"{i} " + "x" * 20_000 for i in range(2500)]})
+    size = made.nbytes
+    if kind == "parquet":
+        pyarrow.parquet.write_table(made, "a.parquet", use_dictionary=False, compression="none", write_batch_size=16)
+    else:
+        with pyarrow.ipc.new_stream("a.arrow", made.schema) as file:
+            file.write_table(made)
+    pool = pyarrow.default_memory_pool()
+    before, most, read = pool.bytes_allocated(), 0, []  # `made` stays, so that nothing is given back meanwhile
+    tracemalloc.start()
+    try:
+        for _, row in TABLES[f".{kind}"](Table(Path(f"a.{kind}"), "a", f".{kind}")):
+            read.append(row["text"].split()[0])
+            most = max(most, pool.bytes_allocated() - before)
+        most += tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read == [str(i) for i in range(len(made))]
+    assert most < size / 4
+
+
 def test_inputs_that_are_not_there(here: Path) -> None:
     Path("empty").mkdir()
     Path("n").mkdir()
@@ -337,6 +362,21 @@ def test_inputs_that_are_not_there(here: Path) -> None:
             read(name)
     with pytest.raises(FileNotFoundError, match=r"There is no file nowhere\.txt"):
         read("nowhere.txt")
+
+
+def test_what_has_no_token_is_no_text_and_no_chunk(here: Path) -> None:
+    """Zero-width characters are no blanks, and some tokenizers drop them."""
+    Path("a.jsonl").write_text('{"text": "a fox"}\n{"text": " \\u200b "}\n{"text": "..."}\n')
+    texts, (error,) = said("a.jsonl")
+    assert texts == ["a fox", "..."]
+    assert error == r"a.jsonl, line 2: the text ' \u200b ' has no token, and so no vector."
+    Path("a.md").write_text("\u200b\n\n# one two\n\nthree four five", encoding="utf-8")
+    assert [(passage.id, passage.text) for passage in read("a.md", size=3)] == [
+        ("a.md#1", "# one two"),
+        ("a.md#2", "three four five"),
+    ]
+    Path("b.md").write_text("\u200b", encoding="utf-8")
+    assert said("b.md", "a.md")[1] == ["b.md has no text."]
 
 
 def test_ids_and_columns_that_are_asked_for(here: Path) -> None:

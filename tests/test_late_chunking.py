@@ -10,6 +10,7 @@ import pytest
 import torch
 from fake_encoder import FakeEncoder
 from test_corpus import files, table, write
+from tokenizers.normalizers import Replace
 
 import st_llm2vec
 from faiss_llm2vec import FaissStore
@@ -179,6 +180,30 @@ def test_pages_are_read_as_one_document(tiny: Any, tmp_path: Path) -> None:
     chunks = [Chunk(whole, 0, len(one["text"])), Chunk(whole, len(whole) - len(two["text"]), len(whole))]
     wanted = pooled(tiny, whole, chunks, "", "mean")
     assert np.abs(np.array([one["embedding"], two["embedding"]]) - wanted).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("document", "start", "stop", "message"),
+    [
+        ("hello world", 5, 6, r"chunks\[1\] is ' ', characters 5 to 6 of 'hello world', with no token"),
+        ("hello world", 7, 7, r"chunks\[1\] is '', characters 7 to 7 of .* no token, and so no vector. Leave it out"),
+        ("hello \n\t world", 6, 8, r"chunks\[1\] is '\\n\\t'"),
+        ("hello\u200bworld", 5, 6, r"chunks\[1\] is '\\u200b'"),
+        ("hello", -3, 4, r"chunks\[1\] must be within the 5 characters of its document, got -3 to 4"),
+        ("hello", 3, 100, "got 3 to 100"),
+        ("hello", 4, 3, "got 4 to 3"),
+    ],
+)
+def test_a_chunk_without_a_token_gets_no_vector_of_its_neighbours(
+    tiny: Any, document: str, start: int, stop: int, message: str
+) -> None:
+    normalizer, tokenizer = tiny.tokenizer.backend_tokenizer.normalizer, tiny.tokenizer.backend_tokenizer
+    tokenizer.normalizer = Replace("\u200b", "")  # as many tokenizers do
+    try:
+        with pytest.raises(InvalidInputError, match=message):
+            encode_chunks(tiny, [Chunk("hello", 0, 5), Chunk(document, start, stop)])
+    finally:
+        tokenizer.normalizer = normalizer
 
 
 def test_what_late_chunking_cannot_follow_is_refused(tiny: Any, bos_decoder: Path, tmp_path: Path) -> None:

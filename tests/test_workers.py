@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_encoder import Doubled, FakeEncoder
+from fake_encoder import Doubled, FakeEncoder, PatientEncoder
 from test_corpus import files, table
 
 import st_llm2vec
@@ -32,6 +32,33 @@ def test_results_come_in_order_from_every_process() -> None:
         numbers.add(number)
     assert len(read) == 20
     assert numbers == {0, 1}
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_a_slow_worker_holds_up_is_bounded(tmp_path: Path, ordered: bool) -> None:
+    read: list[int] = []
+
+    def items() -> Any:
+        for item in range(12):
+            read.append(item)
+            yield item, item
+
+    found = []
+    for tag, (result, _) in in_processes(Doubled(slow=tmp_path), items(), 2, ordered=ordered):
+        assert result == 2 * tag
+        found.append(tag)
+        assert len(read) < len(found) + 4  # two for every process, with the one that is yielded
+    assert sorted(found) == list(range(12))
+    assert found.index(0) == 0 if ordered else found.index(0) >= 1
+
+
+def test_shards_are_written_while_a_slow_worker_has_another(tmp_path: Path) -> None:
+    rows = [{"text": "slow" if i == 0 else f"text {i}"} for i in range(36)]
+    encoder = PatientEncoder(tmp_path / "out" / "00011-*.parquet")  # the last of twelve
+    done = encode_corpus(encoder, rows, tmp_path / "out", shard_size=3, workers=2)
+    assert done.shards == 12
+    encode_corpus(FakeEncoder(), rows, tmp_path / "alone", shard_size=3)
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("deaths", [1, 2])

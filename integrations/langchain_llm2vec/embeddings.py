@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from st_llm2vec.encoders import open_encoder
+from st_llm2vec.encoders import Pool, open_encoder
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.types import Encoder
-
-_ONE_AT_A_TIME = threading.Lock()  # two calls into one pool would take each other's results
 
 
 class LLM2VecEmbeddings(BaseModel, Embeddings):
@@ -47,8 +42,7 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
     show_progress: bool = False
 
     _encoder: Any = PrivateAttr()
-    _pool: Any = PrivateAttr(default=None)
-    _stop_pool: Callable[[], Any] | None = PrivateAttr(default=None)
+    _pool: Pool = PrivateAttr()
 
     def __init__(self, model: str | Encoder | None = None, **kwargs: Any) -> None:
         if model is None:
@@ -60,21 +54,13 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
         if clash := cache.keys() & self.model_kwargs.keys():
             raise InvalidInputError(f"{', '.join(clash)} was given twice, also in model_kwargs. Give it once.")
         self._encoder = open_encoder(self.model_name if encoder is None else encoder, {**self.model_kwargs, **cache})
+        self._pool = Pool(self._encoder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per document."""
         options = {"show_progress_bar": self.show_progress, **self.encode_kwargs}
-        if not self.multi_process:
-            return self._encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
-        with _ONE_AT_A_TIME:
-            if self._pool is None:
-                self._pool = self._encoder.start_multi_process_pool()
-                self._stop_pool = weakref.finalize(self, self._encoder.stop_multi_process_pool, self._pool)
-            try:
-                return self._encoder.encode_document(texts, pool=self._pool, **options).tolist()  # type: ignore[no-any-return]
-            except BaseException:
-                self.close()  # what is left in its queues would come out at the next call
-                raise
+        encoder = self._pool if self.multi_process else self._encoder
+        return encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query."""
@@ -91,9 +77,7 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
 
     def close(self) -> None:
         """Ends the worker processes of `multi_process`; so does the end of this object or of Python."""
-        stop, self._stop_pool, self._pool = self._stop_pool, None, None
-        if stop is not None:
-            stop()
+        self._pool.close()
 
     @property
     def fingerprint(self) -> str | None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from llama_index_llm2vec.cache import CacheSection
-from st_llm2vec.encoders import open_encoder
+from st_llm2vec.encoders import Pool, open_encoder
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.types import Encoder
-
-_ONE_AT_A_TIME = threading.Lock()  # two calls into one pool would take each other's results
 
 
 class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
@@ -51,9 +46,7 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     _encoder: Any = PrivateAttr()
     _parallel_process: bool = PrivateAttr()
-    _target_devices: list[str] | None = PrivateAttr()
-    _pool: Any = PrivateAttr(default=None)
-    _stop_pool: Callable[[], Any] | None = PrivateAttr(default=None)
+    _pool: Pool = PrivateAttr()
 
     def __init__(
         self,
@@ -89,7 +82,7 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
             embeddings_cache=embeddings_cache,
             **fields,
         )
-        self._encoder, self._parallel_process, self._target_devices = encoder, parallel_process, target_devices
+        self._encoder, self._parallel_process, self._pool = encoder, parallel_process, Pool(encoder, target_devices)
         if embeddings_cache is not None:
             self.embeddings_cache = CacheSection(embeddings_cache, self._section_name("text", self.text_instruction))
 
@@ -99,17 +92,8 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         options = self._options(self.text_instruction)
-        if not self._parallel_process:
-            return self._encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
-        with _ONE_AT_A_TIME:
-            if self._pool is None:
-                self._pool = self._encoder.start_multi_process_pool(self._target_devices)
-                self._stop_pool = weakref.finalize(self, self._encoder.stop_multi_process_pool, self._pool)
-            try:
-                return self._encoder.encode_document(texts, pool=self._pool, **options).tolist()  # type: ignore[no-any-return]
-            except BaseException:
-                self.close()  # what is left in its queues would come out at the next call
-                raise
+        encoder = self._pool if self._parallel_process else self._encoder
+        return encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
@@ -137,9 +121,7 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def close(self) -> None:
         """Ends the worker processes of `parallel_process`; so does the end of this object or of Python."""
-        stop, self._stop_pool, self._pool = self._stop_pool, None, None
-        if stop is not None:
-            stop()
+        self._pool.close()
 
     def _options(self, prompt: str | None) -> dict[str, Any]:
         options = {

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .options import listed, note, open_model, print_table
+from .options import listed, note, open_model
+from .tables import print_table
 
 if TYPE_CHECKING:
     from ..evaluation.intervals import Score

@@ -10,7 +10,8 @@ import typer
 
 from .. import aliases
 from ..errors import ModelNotFoundError
-from .options import folder_size, megabytes, note, print_table
+from .options import folder_size, megabytes, note
+from .tables import print_table
 
 app = typer.Typer(no_args_is_help=False)
 

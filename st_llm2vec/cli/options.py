@@ -16,7 +16,7 @@ import typer
 from .. import aliases
 from ..errors import ModelNotFoundError
 from ..settings import EncoderSettings
-from .terminal import escaped, message
+from .terminal import message
 
 if TYPE_CHECKING:
     from ..model import LLM2Vec
@@ -178,28 +178,3 @@ def note(text: str) -> None:
     """Something to know that is no result: to stderr, unless --quiet."""
     if not _quiet:
         typer.echo(message(text), err=True)
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, wide: str | None = None) -> None:
-    """A table on stdout, as wide as the terminal; numbers are aligned to the right.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells.
-        wide: A column that keeps half of the room; the others give way.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(header):
-        numeric = all(row[i].replace(".", "").lstrip("-").isdigit() for row in rows)
-        longest = max((len(row[i]) for row in rows), default=0)
-        least = min(console.width // 2, longest) if name == wide else None
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, min_width=least)
-    for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))  # as text: [brackets] in it are no markup
-    console.print(table)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import megabytes, note, print_table
+from .options import megabytes, note
+from .tables import print_table
 
 
 def push(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .options import listed, loading, note, open_model, print_table
+from .options import listed, loading, note, open_model
+from .tables import print_table
 from .terminal import escaped, message
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ def search(
         ]
         typer.echo(escaped(json.dumps(found, ensure_ascii=False, indent=2), keep="\n"))
         return
+    left_out: list[str] = []
     for question, hits in zip(questions, answers, strict=True):
-        typer.echo(message(question))
-        names = _columns(hits, wanted)
-        rows = [
-            (str(i), f"{hit.score:.3f}", _shortened(hit.text), *(_cell(hit.metadata.get(n)) for n in names), hit.id)
-            for i, hit in enumerate(hits, 1)
-        ]
-        print_table(("#", "score", "text", *names, "id"), rows, wide="text")
+        if hits:
+            typer.echo(message(question))
+            left_out += _print(hits, wanted)
+    if left_out:
+        names = ", ".join(dict.fromkeys(left_out))
+        note(f"There is no room for {names}. Choose fields with --show, or take --json.")
 
 
 def read_condition(where: str | None) -> dict[str, Any] | None:
@@ -117,6 +118,17 @@ def unknown_fields(store: FaissStore, names: Sequence[str]) -> Iterator[str]:
         close = get_close_matches(name, known, 1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
         yield f"no document has a field {name!r}; fields: {', '.join(known) or 'none'}.{meant}"
+
+
+def _print(hits: Sequence[Any], wanted: list[str] | None) -> list[str]:
+    """Print answers with the fields that are wanted, or else with those that there is room for; return the others."""
+    names = _columns(hits, wanted)
+    rows = [
+        (str(i), f"{hit.score:.3f}", _shortened(hit.text), *(_cell(hit.metadata.get(n)) for n in names), hit.id)
+        for i, hit in enumerate(hits, 1)
+    ]
+    may_go = range(3, 3 + len(names)) if wanted is None else ()
+    return print_table(("#", "score", "text", *names, "id"), rows, wide=2, optional=may_go)
 
 
 def _columns(hits: Sequence[Any], wanted: list[str] | None) -> list[str]:

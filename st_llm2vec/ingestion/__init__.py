@@ -195,6 +195,8 @@ class _Reader:
         text = text_of(row, reading.text_columns, place)
         if not text.strip():
             raise InvalidInputError(f"{place}: the text is empty.")
+        if not self._chunker.has_token(text):
+            raise InvalidInputError(f"{place}: the text {text!a:.60} has no token, and so no vector.")
         if (column := reading.id_column) is not None:
             id = _id(row, column, place)
         taken = {*reading.text_columns, reading.id_column}

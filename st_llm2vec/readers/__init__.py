@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
-from .columnar import plain, read_arrow, read_parquet, require_pyarrow
+from .columnar import PAGE_BY_PAGE, plain, read_arrow, read_parquet, require_pyarrow
 from .delimited import read_csv
 from .lines import loaded, read_json, read_jsonl, read_txt
 from .table import TEXT_COLUMN, Numbered, Report, Table, has_half_characters, stop
 
 __all__ = [
+    "PAGE_BY_PAGE",
     "TABLES",
     "TEXT_COLUMN",
     "Report",

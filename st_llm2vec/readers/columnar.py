@@ -1,4 +1,8 @@
-"""Rows from .parquet and .arrow files; dates become ISO 8601 texts, null and NaN missing values."""
+"""Rows from .parquet and .arrow files; dates become ISO 8601 texts, null and NaN missing values.
+
+Of a .parquet file, a page of each column and some rows are in memory, however large its row groups are; of an .arrow
+file, which is mapped, some rows, and where it is compressed a record batch.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ from typing import Any
 
 from ..errors import MissingExtraError
 from .table import Numbered, Table
+
+# Of `ParquetFile`: else, the columns of a row group are read whole.
+PAGE_BY_PAGE: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
+_ROWS = 64  # that are in memory at once: a text may have megabytes
 
 
 def plain(value: Any) -> Any:
@@ -25,14 +33,14 @@ def plain(value: Any) -> Any:
 
 def _plain_rows(table: Table, batches: Iterator[Any]) -> Iterator[Numbered]:
     number = 0
+    parts = (batch.slice(start, _ROWS).to_pylist() for batch in batches for start in range(0, len(batch), _ROWS))
     while True:
         try:
-            batch = next(batches, None)
-            rows = [] if batch is None else batch.to_pylist()
+            rows = next(parts, None)
         except (require_pyarrow().ArrowException, OSError) as error:
             table.bad(None, f"cannot be read as {table.ending[1:]}: {error}")
             return
-        if batch is None:
+        if rows is None:
             return
         for row in rows:
             number += 1
@@ -41,8 +49,8 @@ def _plain_rows(table: Table, batches: Iterator[Any]) -> Iterator[Numbered]:
 
 def read_parquet(table: Table) -> Iterator[Numbered]:
     def batches() -> Iterator[Any]:
-        with require_pyarrow().parquet.ParquetFile(table.path) as file:
-            yield from file.iter_batches(batch_size=1024)
+        with require_pyarrow().parquet.ParquetFile(table.path, **PAGE_BY_PAGE) as file:
+            yield from file.iter_batches(batch_size=_ROWS)
 
     return _plain_rows(table, batches())
 

@@ -3,7 +3,7 @@
 batcher.py     texts of many callers in shared packed batches
 app.py         the endpoints
 schema.py      what goes in and out, in OpenAI's schema
-middleware.py  around every request: body, clients that leave, time
+middleware.py  around every request: key, body, clients that leave, time
 metrics.py     what /metrics shows
 listening.py   the address: taken first, answered at last
 """

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .. import __version__
 from ..backend.deciding import PREPACK_TOKENS, expect
+from ..chunking import has_token
 from ..errors import InvalidInputError
 from ..late_chunking import Chunk, encode_chunks
 from ..model import LLM2Vec
 from .batcher import Batcher, Encoded
 from .metrics import Metrics
-from .middleware import Watched, WholeBody
+from .middleware import Authorized, Watched, WholeBody
 from .schema import (
     EmbeddingRequest,
     EmbeddingResponse,
@@ -53,7 +53,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "Too much is waiting, or the server is shutting down",
     }.items()
 }
+# Says so in the description; `Authorized` asks for it.
 _BEARER = HTTPBearer(auto_error=False, description="Asked for where the server has a key.")
+_PUBLIC = ("/health", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc")
 CHARACTERS_OF_A_TOKEN = 4  # about; usage of late chunking is told so
 # Slow things happen before the server is ready: two texts, so that they are packed.
 WARM_UP = ["a", "A text of some length, with all that the first texts have to wait for."]
@@ -101,12 +103,14 @@ def create_app(
         raise InvalidInputError("api_key is empty, and would let everybody in. Give a key, or None.")
     expect(model.eval()[0], PREPACK_TOKENS)
     model.encode(WARM_UP, show_progress_bar=False)
-    server = _Server(model, name, store, api_key, limits or Limits())
+    server = _Server(model, name, store, limits or Limits())
     app = FastAPI(title="st-llm2vec", version=__version__, lifespan=server.lifespan)
-    app.add_middleware(WholeBody, limit=server.limits.body_bytes)
+    app.add_middleware(WholeBody, limit=server.limits.body_bytes)  # the last one is the first to see a request
+    if api_key is not None:
+        app.add_middleware(Authorized, key=api_key, public=_PUBLIC)
     app.add_middleware(Watched, metrics=server.metrics)
     refuse_in_schema(app)
-    secured: dict[str, Any] = {"dependencies": [Depends(server.authorize)], "responses": REFUSALS}
+    secured: dict[str, Any] = {"dependencies": [Depends(_BEARER)], "responses": REFUSALS}
     app.add_api_route("/health", server.health, methods=["GET"])
     app.add_api_route("/metrics", server.show_metrics, methods=["GET"], response_class=PlainTextResponse, **secured)
     app.add_api_route("/v1/models", server.models, methods=["GET"], **secured)
@@ -128,7 +132,6 @@ class _Server:
     model: LLM2Vec
     name: str
     store: Any
-    api_key: str | None
     limits: Limits
     batcher: Batcher | None = None
     metrics: Metrics = field(init=False)
@@ -145,12 +148,6 @@ class _Server:
             yield
         finally:
             await asyncio.to_thread(self.batcher.close)
-
-    async def authorize(self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        key = given.credentials.encode("latin-1") if given else b""  # the bytes that came
-        if self.api_key is not None and not hmac.compare_digest(key, self.api_key.encode()):
-            message = "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
-            raise Refusal(401, message, code="invalid_api_key")
 
     async def health(self) -> dict[str, str]:
         """Whether texts are taken."""
@@ -212,6 +209,9 @@ class _Server:
     async def encode_late(self, texts: list[str], prompt_name: str | None) -> Encoded:
         """Chunks of one document, which is these texts with a blank between two."""
         self.require_few(texts)
+        if empty := [i for i, text in enumerate(texts) if not has_token(self.model.tokenizer, text)]:
+            message = f"input[{empty[0]}] must have a token, got {texts[empty[0]]!r:.60}: late_chunking needs one."
+            raise Refusal(400, message, "input")
         prompt, _ = _prompt(self.model, prompt_name)
         document = " ".join(texts)
         stops = list(accumulate(len(text) + 1 for text in texts))

@@ -1,9 +1,11 @@
-"""Around every request: its body read whole within a limit, its work dropped when its client leaves, its time."""
+"""Around every request: its key, its body within a limit, the end of its work when its client leaves, its time."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
+from collections.abc import Collection
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +14,39 @@ from .metrics import Metrics
 from .schema import Refusal
 
 CLIENT_LEFT = 499  # what /metrics says of a request that nobody waits for any more, as nginx calls it
+
+
+class Authorized:
+    """Refuses requests without the key by their headers, before anything of their bodies is read.
+
+    Args:
+        app: The application.
+        key: What clients send as `Authorization: Bearer KEY`.
+        public: Paths that can be read without it.
+    """
+
+    def __init__(self, app: ASGIApp, key: str, public: Collection[str]) -> None:
+        self.app, self.key, self.public = app, key.encode(), public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._allows(scope):
+            await self.app(scope, receive, send)
+            return
+        said = "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'."
+        await _refuse_unread(Refusal(401, said, code="invalid_api_key"), scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        if scope["method"] in ("GET", "HEAD") and scope["path"] in self.public:
+            return True
+        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self.key)
+
+
+async def _refuse_unread(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a request whose body has not been read: the connection ends, or the server would read it all the same."""
+    answer = refusal.response()
+    answer.headers["Connection"] = "close"
+    await answer(scope, receive, send)
 
 
 class WholeBody:
@@ -42,7 +77,7 @@ class WholeBody:
             more = bool(message.get("more_body")) and not too_large
         if too_large:
             said = f"The body must be at most {self.limit} bytes. Send fewer texts at once."
-            await Refusal(413, said, code="too_large").response()(scope, receive, send)
+            await _refuse_unread(Refusal(413, said, code="too_large"), scope, receive, send)
             return
         await self._answer({"type": "http.request", "body": bytes(body), "more_body": False}, scope, receive, send)
 

@@ -67,7 +67,7 @@ class PoolEncoder:
     def __init__(self, make_encoder):
         self.inner, self.opened, self.stopped, self.fail = make_encoder(), [], [], False
 
-    def start_multi_process_pool(self):
+    def start_multi_process_pool(self, target_devices):
         self.opened.append(object())
         return self.opened[-1]
 

@@ -372,11 +372,6 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/serving/app.py",
         ("vectors = found.vectors[:, : body.dimensions]", "vectors = found.vectors", _SERVER),
         (
-            "if self.api_key is not None and not hmac.compare_digest(key, self.api_key.encode()):",
-            "if self.api_key is not None and not self.api_key.encode().startswith(key):",
-            f"{_SERVER} -k key",
-        ),
-        (
             'found = await self.encode(questions, "query")',
             'found = await self.encode(questions, "document")',
             f"{_SERVER} -k encoded_as_queries",
@@ -392,6 +387,8 @@ MUTANTS: list[Mutant] = [
     ),
     *_rows(
         "st_llm2vec/serving/middleware.py",
+        ("and hmac.compare_digest(key, self.key)", "and self.key.startswith(key)", f"{_SERVER} -k key"),
+        ('answer.headers["Connection"] = "close"', "pass", "tests/serving/test_parts.py -k never_ends"),
         ('body += message.get("body", b"")', 'body = bytearray(message.get("body", b""))', f"{_SERVER} -k pieces"),
         ("too_large = len(body) > self.limit", "pass", f"{_SERVER} -k pieces"),
         (
@@ -646,6 +643,11 @@ MUTANTS: list[Mutant] = [
             "start = fitting[0]",
             "tests/test_late_chunking.py -k windows",
         ),
+        (
+            "if not has_token(tokenizer, document[start:stop]):",
+            "if False:",
+            "tests/test_late_chunking.py -k neighbours",
+        ),
     ),
     *_rows(
         "st_llm2vec/ingestion/passages.py",
@@ -666,6 +668,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/workers.py",
         ("_ATTEMPTS = 2", "_ATTEMPTS = 3", "tests/test_workers.py -k dies"),
+        ("_AHEAD * count - len(tasks)", "100 - len(tasks)", "tests/test_workers.py -k bounded"),
     ),
     *_rows(
         "st_llm2vec/shard_files.py",
@@ -678,6 +681,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/shards.py",
         ("known.get(passage.content) if known else None", "None", "tests/test_corpus.py -k hundred"),
+        ("ordered=False", "ordered=True", "tests/test_workers.py -k slow_worker_has"),
     ),
     *_rows(
         "integrations/faiss_llm2vec/segments.py",

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+import uvicorn
+
 import st_llm2vec
+from st_llm2vec.serving import take_address
 from st_llm2vec.serving.batcher import Batcher
-from st_llm2vec.serving.middleware import WholeBody
+from st_llm2vec.serving.middleware import Authorized, WholeBody
 
 
 async def test_the_work_of_a_client_that_leaves_is_ended() -> None:
@@ -31,6 +35,43 @@ async def test_the_work_of_a_client_that_leaves_is_ended() -> None:
     done, _ = await asyncio.wait([answering], timeout=20)
     assert done
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Transfer-Encoding: chunked", 401),
+        ("Transfer-Encoding: chunked\r\nAuthorization: Bearer wrong", 401),
+        ("Content-Length: 1000", 401),
+        ("Transfer-Encoding: chunked\r\nAuthorization: bearer key", 413),
+        ("Content-Length: 1000\r\nAuthorization: Bearer key", 413),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/health", "/elsewhere"])
+async def test_a_body_that_never_ends_is_refused_and_the_connection_with_it(
+    headers: str, status: int, path: str
+) -> None:
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    app = Authorized(WholeBody(never, limit=100), key="key", public=["/health"])
+    with take_address("127.0.0.1", 0) as address:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
+        serving = asyncio.ensure_future(server.serve(sockets=[address]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*address.getsockname())
+        try:
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
+            if "Bearer wrong" in headers or status == 413:  # else, not even the first bytes of the body come
+                writer.write(b"65\r\n" + b"x" * 101 + b"\r\n")
+            answer = await asyncio.wait_for(reader.read(), 20)  # up to its end: the connection is closed
+        finally:
+            writer.close()
+            server.should_exit = True
+            await serving
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in answer.lower()
 
 
 async def test_what_was_encoded_waits_no_more() -> None:

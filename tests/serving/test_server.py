@@ -84,10 +84,15 @@ def test_chunks_of_a_document_are_read_together(client: TestClient, model: st_ll
         found = vectors(client, input=TEXTS[:2], late_chunking=True, model=name)
         np.testing.assert_allclose(found, encode_chunks(model, chunks, prompt=prompt), atol=1e-5)
     assert np.abs(found - vectors(client, input=TEXTS[:2], model=name)).max() > 1e-3
-    for bad in (["a", ""], [""], ["a " * 990]):  # chunks without a token, and one that is too long
+    for bad, message in [
+        (["a", ""], "input[1] must have a token, got '': late_chunking needs one."),
+        (["a b", " \n ", "c"], "input[1] must have a token"),
+        ([""], "input[0] must have a token"),
+        (["a " * 990], "tokens of its document"),
+    ]:
         refused = client.post("/v1/embeddings", json={"model": "tiny", "input": bad, "late_chunking": True})
         assert refused.status_code == 400
-        assert "tokens in its document" in refused.json()["error"]["message"]
+        assert message in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
@@ -228,7 +233,7 @@ def test_the_key_is_compared_whole_whatever_is_given(
         return given == key
 
     key = "ключ"  # as the bytes of UTF-8, which is what clients send
-    monkeypatch.setattr("st_llm2vec.serving.app.hmac.compare_digest", compare)
+    monkeypatch.setattr("st_llm2vec.serving.middleware.hmac.compare_digest", compare)
     with TestClient(create_app(model, "tiny", api_key=key)) as client:
         for given, status in ((key, 200), (key[:-1], 401), ("", 401), ("a", 401)):
             headers = {"Authorization": f"Bearer {given}".encode()}
@@ -242,6 +247,22 @@ def test_without_the_key_nothing_is_told(client: TestClient, key: str | None) ->
     for method, path in (("POST", "/v1/embeddings"), ("POST", "/search"), ("GET", "/metrics"), ("GET", "/v1/models")):
         assert client.request(method, path, headers=headers).status_code == 401
     assert client.get("/health", headers=headers).json() == {"status": "ready", "model": "tiny"}
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/search", "/health", "/nowhere"])
+def test_the_key_is_asked_for_before_the_body_is_read(client: TestClient, path: str) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [(b"x", b"y")]}
+    asyncio.run(asyncio.wait_for(client.app(scope, never, send), 20))
+    assert sent[0]["status"] == 401
+    assert json.loads(sent[1]["body"])["error"]["code"] == "invalid_api_key"
 
 
 def test_metrics_count_texts_and_hold_no_path_from_outside(client: TestClient) -> None:
