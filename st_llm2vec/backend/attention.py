@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..bidirectional import PACKED
 from .cpu_attention import attend, fits
+from .dropout import attend_with_dropout
 from .packed_batch import PackedBatch, current_batch
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -146,6 +147,14 @@ def _by_our_own(batch: PackedBatch, call: Call) -> Tensor:
     return attend(call.query, call.key, call.value, batch.cu_seqlens, **reads)
 
 
+def _by_dropout(batch: PackedBatch, call: Call) -> Tensor:
+    """Ours, with dropout, on a CPU (dropout.py)."""
+    masks = [_mask("eager", call.query[:, :, :n], call.is_causal, call.window) for _, n in batch.runs]
+    added = [None if mask is None else mask[0, 0] for mask in masks]
+    options: dict[str, Any] = {"scaling": call.scaling, "dropped": call.dropout, "masks": added}
+    return attend_with_dropout(call.query, call.key, call.value, batch, **options)
+
+
 def _has_varlen(call: Call) -> bool:
     return (
         call.query.is_cuda
@@ -170,6 +179,7 @@ TABLE: list[Row] = [
     Row("flash attention", lambda call: call.implementation.startswith("flash"), _by_flash_attention),
     Row("own function", lambda call: call.plain is not None, _by_own_function),
     Row("varlen", _has_varlen, _by_varlen),
+    Row("dropout", lambda call: bool(call.dropout) and call.query.device.type == "cpu", _by_dropout),
     Row("cpu_attention.cpp", lambda call: call.compiled and fits(call.query, call.value), _by_our_own),
     Row("sdpa", lambda call: True, _by_sdpa),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any
@@ -30,6 +30,7 @@ class PackedBatch:
     position_ids: Tensor
     lengths: list[int]
     calls: int = 0
+    _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, attention_mask: Tensor) -> PackedBatch:
@@ -58,6 +59,15 @@ class PackedBatch:
     def device_cu_seqlens(self) -> Tensor:
         """The same where the batch is, int32, as flash attention reads it: copied once, and not by every layer."""
         return self.cu_seqlens.to(self.positions.device, torch.int32, non_blocking=True)
+
+    def by_head(self, heads: int) -> tuple[Tensor, Tensor]:
+        """An order of (total x heads) rows in which the tokens of a text's head stand together; and the way back."""
+        if heads not in self._by_head:
+            rows = torch.arange(len(self.positions) * heads).view(-1, heads)
+            parts = zip(rows.split([texts * length for texts, length in self.runs]), self.runs, strict=True)
+            order = torch.cat([part.unflatten(0, run).transpose(1, 2).flatten() for part, run in parts])
+            self._by_head[heads] = order, order.argsort()
+        return self._by_head[heads]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""

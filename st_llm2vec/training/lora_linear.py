@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ..backend.dropout import keep_mask
 
 
 def speed_up(model: nn.Module) -> int:
@@ -118,17 +119,3 @@ class _Lora(torch.autograd.Function):
                 g_x = g_x.addmm_(g_inner, down) if keep is None else g_x.addcmul_(g_inner @ down, keep)
                 g_x = g_x.view(ctx.shape)
         return g_x, None, None, g_down, g_up, None, None
-
-
-def keep_mask(x: Tensor, dropped: float) -> Tensor:
-    """What dropout keeps of every value of `x`, bool: each by itself, with probability 1 - dropped.
-
-    torch draws on one core of a CPU, a number for every value. 16 of 64 random bits are enough for one: the probability
-    is met to 2**-17.
-    """
-    if x.device.type != "cpu":
-        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropped)
-    seed = int(torch.randint(2**62, ()))  # of torch's generator: a resumed run and a recomputed layer draw the same
-    bits = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-x.numel() // 4), dtype=np.uint64)
-    draws = torch.from_numpy(bits.view(np.int16))[: x.numel()].view(x.shape)
-    return draws >= min(round(dropped * 2**16), 2**16 - 1) - 2**15
