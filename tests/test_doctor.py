@@ -95,7 +95,7 @@ def test_a_causal_layer_is_named(folder: Path) -> None:
     assert "To mend it: Convert the decoder again: st-llm2vec convert" in str(report)
 
 
-@pytest.mark.parametrize("name", [*CHECKS, "attention, flash_attention_2"])
+@pytest.mark.parametrize("name", [*sorted(CHECKS), "attention, flash_attention_2"])
 def test_whatever_can_fail_has_a_remedy(name: str) -> None:
     assert _with_remedy(Row(name, "x", False)).remedy
     assert not _with_remedy(Row(name, "x", True)).remedy

@@ -61,7 +61,7 @@ NAMED = Embeds(model="org/small")
         (Prefixed(fingerprint="a", encode_kwargs={"batch_size": 8}), "a"),
         (Cache(underlying_embeddings=Prefixed(fingerprint="a", text_instruction="d: ")), "a text_instruction='d: '"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,  # the same in every process
 )
 def test_the_fingerprint_is_that_of_the_vectors(model, expected):
     assert fingerprint_of(model) == expected
