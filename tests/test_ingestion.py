@@ -251,7 +251,7 @@ def test_ids_are_the_names_as_they_were_typed(here: Path) -> None:
 BAD: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"text": "ok"}\n{"text"\n', r"a\.jsonl, line 2: not valid JSON"),
     ("a.jsonl", '{"text": "ok"}\n{"text": "b", "v": NaN}\n', r"line 2: not valid JSON \(NaN is no JSON"),
-    ("a.jsonl", '{"text": "ok"}\n["b"]\n', "line 2: a JSON list"),
+    ("a.jsonl", '{"text": "ok"}\n["b"]\n', "line 2: a JSON array"),
     ("a.jsonl", '{"text": "ok"}\n{"body": "b"}\n', "line 2: there is no column 'text'; it has 'body'"),
     ("a.jsonl", '{"text": "ok"}\n{"text": " "}\n', "line 2: the text is empty"),
     ("a.jsonl", '{"text": "ok"}\n{"text": "b", "v": {"a": 1}}\n', "line 2: the column 'v' is {'a': 1} .* flatten it"),
@@ -259,7 +259,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"text": "ok"}\n{"text": "b", "v": "\\ud800"}\n', "line 2: the column 'v' is"),
     ("a.jsonl", '{"text": "ok"}\n{"text": "b", "v": 99999999999999999999}\n', "line 2: the column 'v' is 99999"),
     ("a.jsonl", b'{"text": "ok"}\n{"text": "\xff"}\n', "line 2: byte 0xff is not UTF-8"),
-    ("a.json", '[{"text": "ok"}, 5]', r"a\.json, item 2: a JSON int"),
+    ("a.json", '[{"text": "ok"}, 5]', r"a\.json, item 2: a JSON number"),
     ("a.csv", b'text,v\nok,1\n\xff,2\n', r"a\.csv, line 3: a byte is not UTF-8"),
     ("a.csv", "text,v\nok,1\nb\n", "line 3: more or fewer fields than the 2 of the header"),
     ("a.csv", 'text,v\nok,1\n"b"c,2\n', "line 3: not valid CSV"),
@@ -362,6 +362,12 @@ def test_inputs_that_are_not_there(here: Path) -> None:
             read(name)
     with pytest.raises(FileNotFoundError, match=r"There is no file nowhere\.txt"):
         read("nowhere.txt")
+    Path("n/b.csv").write_text("text,year\n")
+    Path("n/c.jsonl").write_text('{"text": "a fox"}\n')
+    Path("n/d.jsonl").write_text("{\n")
+    assert said("n")[1][1:] == [
+        "Files of other kinds were passed over: 1 .png.", "n/b.csv has no rows.", "n/blank.txt has no rows."
+    ]  # fmt: skip
 
 
 def test_what_has_no_token_is_no_text_and_no_chunk(here: Path) -> None:

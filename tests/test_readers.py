@@ -50,7 +50,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path: Path) -> None:
         ("a.txt", b"fine\n\xff\n", "a.txt, line 2: byte 0xff is not UTF-8"),
         ("a.txt", b"\n\n", "a.txt is empty"),
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n', "a.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'["text"]\n', "a.jsonl, line 1: a JSON list"),
+        ("a.jsonl", b'["text"]\n', "a.jsonl, line 1: a JSON array"),
         ("a.jsonl", b'{"text": "fine"}\n\n{"title": "x"}\n', "line 3: there is no column 'text'; it has 'title'"),
         ("a.jsonl", b'{"text": null}\n', "a.jsonl, line 1: 'text' is None (NoneType), not a text"),
         ("a.csv", b'text,year\n"two\nlines",1\nshort\n', "a.csv, line 4: more or fewer fields than the 2"),

@@ -10,7 +10,7 @@ import typer
 
 from . import options
 from .inputs import BarOf, Engine, Files, Inputs, WithEngine, Workers, reading_of, with_files
-from .options import note, open_model
+from .options import note, note_all, open_model
 
 if TYPE_CHECKING:
     from ..corpus import CorpusSummary
@@ -102,8 +102,7 @@ def encode(
 
 
 def _tell(done: CorpusSummary, output: Path) -> None:
-    for line in done.said:
-        note(line)
+    note_all(done.said)
     if done.skipped:
         note(f"{done.skipped} rows or files could not be read and were skipped.")
     if done.cut:

@@ -10,7 +10,7 @@ import typer
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
 from . import options
 from .inputs import BarOf, Engine, Files, OptionalInputs, WithEngine, Workers, reading_of, with_files
-from .options import given, note, open_model
+from .options import given, note, note_all, open_model
 
 if TYPE_CHECKING:
     from ..embedding import Embed
@@ -98,7 +98,8 @@ def index(
     with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
         embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
         embed.settle(passages)
-        _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+        done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+    note(done)  # once the bar is gone, or it would be in the bar's line
 
 
 def _require_one_purpose(said: list[str]) -> None:
@@ -120,14 +121,14 @@ def _put(
     mode: str,
     settings: dict[str, Any],
     commit_every: int | None,
-) -> None:
+) -> str:
+    """Bring the store in line with the passages, and return what to say of it."""
     from faiss_llm2vec import FaissStore
 
     from .updating import BATCH, Update
 
     report = passages.report
-    for line in (*report.errors, *report.notes):
-        note(line)
+    note_all([*report.errors, *report.notes])
     if report.skipped:
         note(f"{report.skipped} rows or files could not be read and were skipped.")
     if report.skipped and mode == "sync":
@@ -140,10 +141,8 @@ def _put(
         if store.stats()["kind"] != "flat":  # which has no index to build
             store.compact()
         rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
-        note(
-            f"{path}: {_counted(update)}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}; "
-            f"{len(store)} in all."
-        )
+        encoded = f"{embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}"
+        return f"{path}: {_counted(update)}; {encoded}; {len(store)} in all."
 
 
 def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], commit_every: int | None) -> None:
@@ -164,7 +163,8 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
             update = Update(store, passages, mode, batch, encodes=False)
             stored.total = update.plan()
             update.apply(stored)
-            note(f"{path}: {_counted(update)}; {len(store)} in all.")
+            done = f"{path}: {_counted(update)}; {len(store)} in all."
+    note(done)
 
 
 def _counted(update: Update) -> str:

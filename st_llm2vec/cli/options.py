@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +17,7 @@ from .. import aliases
 from ..errors import ModelNotFoundError
 from ..settings import EncoderSettings
 from .terminal import message
+from .wording import options_of, reworded
 
 if TYPE_CHECKING:
     from ..model import LLM2Vec
@@ -178,3 +179,12 @@ def note(text: str) -> None:
     """Something to know that is no result: to stderr, unless --quiet."""
     if not _quiet:
         typer.echo(message(text), err=True)
+
+
+def note_all(lines: Iterable[str]) -> None:
+    """`note` what the library says, in the words of the command line."""
+    from . import app
+
+    options = options_of(typer.main.get_command(app))
+    for line in lines:
+        note(reworded(line, options))

@@ -156,6 +156,7 @@ class _Reader:
     def rows(self, name: str, unit: str, numbered: Iterator[tuple[int, dict[str, Any]]]) -> None:
         """Add a passage for every row, or several where its text is too long."""
         self.tables += 1
+        number, skipped = 0, self._report.skipped
         for number, row in numbered:
             place = f"{name}, {unit} {number}" if name else f"{unit} {number}"
             try:
@@ -178,6 +179,8 @@ class _Reader:
                     for k, (start, piece) in enumerate(pieces, 1)
                 ]
             self._add(passages, text, id, place)
+        if not number and skipped == self._report.skipped:
+            self._report.note(f"{name or 'The input'} has no rows.")
 
     def _add(self, passages: list[Passage], document: str, parent: str, place: str) -> None:
         """Add the passages of a row or document, for late chunking with what they are read in."""

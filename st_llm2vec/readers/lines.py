@@ -9,6 +9,8 @@ from typing import Any
 
 from .table import TEXT_COLUMN, Numbered, Table, decoded
 
+_KINDS = {str: "string", int: "number", float: "number", bool: "boolean", list: "array", type(None): "null"}
+
 
 def _lines(table: Table) -> Iterator[tuple[int, str]]:
     with lzma.open(table.path) if table.path.suffix == ".xz" else table.path.open("rb") as file:
@@ -67,5 +69,6 @@ def _refused(name: str) -> Any:
 
 def _checked(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f'a JSON {type(value).__name__}. Each is an object: {{"{TEXT_COLUMN}": "..."}}.')
+        kind = _KINDS[type(value)]
+        raise ValueError(f'a JSON {kind}, and not an object such as {{"{TEXT_COLUMN}": "..."}}.')
     return value

@@ -215,6 +215,19 @@ def test_what_is_skipped_is_told_and_nothing_is_deleted_on_its_account(run: Run)
     assert set(run.held()) == {"1", "2"}
 
 
+def test_what_is_said_has_lines_and_words_of_its_own(run: Run) -> None:
+    run.rows({"1": "one"})
+    Path("b.csv").write_text("body\nx\n")
+    line = ("index", "a.jsonl", "b.csv", "store", "--on-error", "skip")
+    said = run(*line).err.splitlines()  # also at the returns of a bar that is drawn again
+    assert any(each.startswith("store: 1 added") for each in said)
+    assert any(each.endswith("Name the column of the text with --text-column.") for each in said)
+    said = run("encode", *line[1:3], "vectors", *line[4:]).err.splitlines()
+    assert any(each.endswith("Name the column of the text with --text-column.") for each in said)
+    said = run("index", "--from-vectors", "vectors", "other").err.splitlines()
+    assert any(each.startswith("other: 1 added") for each in said)
+
+
 def test_delete_takes_ids_and_files(run: Run) -> None:
     Path("n.md").write_text(" ".join(f"w{i}" for i in range(30)))
     run.rows({"1": "one", "2": "two"})
