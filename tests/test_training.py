@@ -332,12 +332,12 @@ import resource, sys, torch
 from st_llm2vec.backend.memory import keep_freed_memory
 keep_freed_memory()
 faults = []
-for _ in range(3):
+for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(8 * 2**18) for _ in range(25)]
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     del blocks
-assert faults[0] > 10_000 and faults[2] < 1000, faults
+assert faults[0] > 10_000 and faults[1] < 1000, faults
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
