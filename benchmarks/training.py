@@ -3,6 +3,7 @@
     python benchmarks/training.py                               # 135M, bfloat16, LoRA, all stages
     python benchmarks/training.py --stage supervised --dtype float32 --rounds 5
     python benchmarks/training.py --train full --model FOLDER
+    python benchmarks/training.py --curves 15 --batch 8         # loss curves alone: packed, and padded
 
 All take turns in one process on the same batches, in another order each round; figures are medians, and a ratio is the
 median of the ratios within each round. A step is the host trainer's own `training_step` (forward, backward) and an
@@ -37,6 +38,7 @@ from workloads import ROOT, SHAPES, bidirectional, docstrings, real_or_random, s
 STAGES = {"mntp": "16 x 128 tokens", "simcse": "48 texts of 8 to 96 tokens", "supervised": "48 pairs of 8 to 96 tokens"}
 FLOORS = {"against_stock": 1.5, "of_limit": 0.5}  # ours; the second in bfloat16
 DROPOUT = 0.1  # of attention, SimCSE
+CURVES = ("padded", "padded, in reverse order")
 
 
 def make_rows(stage: str, model: Any, size: int, steps: int, data: Path | None) -> Any:
@@ -191,9 +193,14 @@ def sides_of(stage: str, folder: Path, args: argparse.Namespace) -> tuple[dict[s
     first = ours(folder, args)
     limit = Limit(first, args)
     size = args.batch or (16 if stage == "mntp" else 48)
-    rows = make_rows(stage, first, size, args.rounds + 1, args.data)
-    models = {"ours": first, "stock": stock(folder, args)}
-    if stage == "mntp" and not args.quick:
+    rows = make_rows(stage, first, size, args.curves or args.rounds + 1, args.data)
+    models = {"ours": first}
+    for name in CURVES if args.curves else ():
+        models[name] = ours(folder, args)
+        models[name][0].packing = False
+    if not args.curves:
+        models["stock"] = stock(folder, args)
+    if stage == "mntp" and not args.quick and not args.curves:
         models["stock, whole head"] = stock(folder, args)
     config = add_lora(first, stage, dropout=args.dropout) if args.train == "lora" else None
     collator = MNTPDataCollator(first.preprocess, tokenizer=first.tokenizer) if stage == "mntp" else None
@@ -208,6 +215,27 @@ def sides_of(stage: str, folder: Path, args: argparse.Namespace) -> tuple[dict[s
             loss = MultipleNegativesRankingLoss(model)
         sides[name] = Side(model, loss, rows, collator, stage, args)
     return sides, limit
+
+
+def curves(stage: str, folder: Path, args: argparse.Namespace) -> str:
+    """Rows of Markdown: the loss of every step, packed and padded (with peft's LoRA layers) on the same batches.
+
+    How far two equal trainings part by themselves (rounding; dropout, of SimCSE) is seen of the padded one whose
+    batches come in reverse order, which changes neither loss nor gradients.
+    """
+    sides, _ = sides_of(stage, folder, args)
+    for batch in sides["ours"].batches():
+        for name, side in sides.items():
+            back = "reverse" in name
+            side.step({k: v.flip(0) if back and isinstance(v, Tensor) else v for k, v in batch.items()})
+    packed = [bool(side.model[0].status["packed"]) for side in sides.values()]
+    assert packed == [True, False, False], packed
+    lines, expected = [], sides[CURVES[0]].losses
+    for name, side in sides.items():
+        apart = [abs(a - b) for a, b in zip(side.losses, expected, strict=True)]
+        curve = " ".join(f"{loss:.3f}" for loss in side.losses)
+        lines.append(f"| {stage} | {name} | {curve} | {statistics.mean(apart):.4f} | {max(apart):.4f} |")
+    return "\n".join(lines)
 
 
 def measure(stage: str, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -279,6 +307,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="Of LoRA's branches")
     parser.add_argument("--batch", type=int, help="Texts or pairs; default: 16 for MNTP, 48 for the others")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--curves", type=int, default=0, metavar="STEPS", help="Loss curves, packed and padded, alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="Folder of jsonl files with texts; default: docstrings")
     parser.add_argument("--quick", action="store_true", help="Two rounds of eight texts: does it run?")
@@ -292,6 +321,11 @@ def main() -> None:
         folder = bidirectional(folder, args.out / "models" / f"{args.shape}-{folder.name}")
     threads = os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
     print(f"{machine()}; {threads} threads; {weights}; {args.dtype}, {args.train}", flush=True)
+    if args.curves:
+        print("| stage | | loss of each step | mean distance to padded | largest |\n| --- | --- | --- | ---: | ---: |")
+        for stage in args.stage:
+            print(curves(stage, folder, args), flush=True)
+        return
     rows: list[dict[str, Any]] = []
     for stage in args.stage:
         rows += measure(stage, folder, args)

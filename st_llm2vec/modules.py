@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .backend.deciding import MECHANISMS, packs
 from .backend.equivalence import Status, off
+from .backend.memory import keep_freed_memory
 from .backend.packed_batch import PackedBatch, packed, packed_checkpoints
 from .backend.packing import disable_packing, is_packing
 from .backend.residual import round_residual
@@ -142,6 +143,8 @@ class LLM2VecTransformer(Transformer):
         super().train(mode)
         if mode:
             round_residual(self.model)
+            if self.model.device.type == "cpu":
+                keep_freed_memory()
         return self
 
     def get_config_dict(self) -> dict[str, Any]:

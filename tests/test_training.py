@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -318,3 +322,30 @@ def test_a_mask_token_outside_the_vocabulary_is_refused(decoder: Path) -> None:
     model = st_llm2vec.load(str(decoder), device="cpu")
     with pytest.raises(InvalidInputError, match="mask_token='<nope>'"):
         collator(model, mask_token="<nope>")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has settings of its own")
+def test_a_training_step_finds_the_memory_of_the_one_before() -> None:
+    """Pages of 200 MiB in blocks of a layer's size: fetched once, and not again; in a process of its own."""
+    code = """
+import resource, sys, torch
+from st_llm2vec.backend.memory import keep_freed_memory
+keep_freed_memory()
+faults = []
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(8 * 2**18) for _ in range(25)]
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    del blocks
+assert faults[0] > 10_000 and faults[1] < 1000, faults
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_mode_keeps_memory_and_encoding_does_not(decoder: Path) -> None:
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    with mock.patch("st_llm2vec.modules.keep_freed_memory") as kept:
+        model.eval()
+        assert not kept.called
+        model.train()
+    assert kept.called

@@ -1,4 +1,4 @@
-"""Memory that is given back once nobody needs it."""
+"""Memory that is given back once nobody needs it, and memory that is not, as the next step needs it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def release_weight_files() -> None:
                 start, end = (int(address, 16) for address in line.split()[0].split("-"))
                 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 21)  # MADV_PAGEOUT
         libc.malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees: the next one would fetch gigabytes anew, page by page (mallopt(3))."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, which glibc no longer raises by itself; the most that it takes
