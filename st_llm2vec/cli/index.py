@@ -95,10 +95,12 @@ def index(
     encoder = open_model(name, compile=compile, device=device)
     encode = Encode(encoder, batch_size=batch_size)
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
-    with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
-        embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
-        embed.settle(passages)
-        _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+    with read_passages(inputs, reading, chunker, exclude=store) as passages:
+        with BarOf("texts") as progress:
+            embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
+            embed.settle(passages)
+            done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+        note(done)
 
 
 def _require_one_purpose(said: list[str]) -> None:
@@ -120,7 +122,8 @@ def _put(
     mode: str,
     settings: dict[str, Any],
     commit_every: int | None,
-) -> None:
+) -> str:
+    """Bring the store in line, and return what to say of it."""
     from faiss_llm2vec import FaissStore
 
     from .updating import BATCH, Update
@@ -140,7 +143,7 @@ def _put(
         if store.stats()["kind"] != "flat":  # which has no index to build
             store.compact()
         rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
-        note(
+        return (
             f"{path}: {_counted(update)}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}; "
             f"{len(store)} in all."
         )
@@ -164,7 +167,8 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
             update = Update(store, passages, mode, batch, encodes=False)
             stored.total = update.plan()
             update.apply(stored)
-            note(f"{path}: {_counted(update)}; {len(store)} in all.")
+            done = f"{path}: {_counted(update)}; {len(store)} in all."
+    note(done)
 
 
 def _counted(update: Update) -> str:
