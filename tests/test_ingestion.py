@@ -18,7 +18,7 @@ from fake_encoder import FakeEncoder
 from st_llm2vec.chunking import Chunker
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.ingestion import Passage, Reading, read_passages
-from st_llm2vec.readers import TABLES, Table
+from st_llm2vec.readers import TABLES, Table, delimited
 
 SKIP = Reading(on_error="skip")
 
@@ -153,6 +153,104 @@ def test_html_says_its_encoding(here: Path) -> None:
     assert read("a.html")[0].text == "café"
     with pytest.raises(InvalidInputError, match=r"b\.html: byte 0xe9 is not UTF-8"):
         read("b.html")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<p>“café”</p>".encode(),
+        b"\xef\xbb\xbf" + '<meta charset="windows-1252"><p>“café”</p>'.encode(),
+        "<p>“café”</p>".encode("utf-16"),
+        '<meta charset="iso-8859-1"><p>“café”</p>'.encode("cp1252"),
+        '<meta charset="us-ascii"><p>“café”</p>'.encode("cp1252"),
+        '<meta charset="utf-16"><p>“café”</p>'.encode(),  # saved again as UTF-8, with its old head
+        '<meta charset="utf-16"> <p>“café”</p>'.encode(),  # of an even and an odd length
+    ],
+)
+def test_html_is_decoded_as_browsers_do(here: Path, content: bytes) -> None:
+    Path("a.html").write_bytes(content)
+    assert read("a.html")[0].text == "“café”"
+
+
+RULES = [
+    ("---\n\n# One\nfirst\n\n---\n# Two\nsecond\n", {}),
+    ("---\n- first\n---\nsecond\n", {}),
+    ("---\n# first\n---\nsecond\n", {}),
+    ("---\r\n---\r\nfirst\r\n\r\n---\r\nsecond\r\n", {}),
+    ("---\nyear: 2024\n---\nfirst\n---\nsecond\n", {"year": 2024}),
+]
+
+
+@pytest.mark.parametrize(("text", "fields"), RULES)
+def test_text_between_two_rules_is_no_front_matter(here: Path, text: str, fields: dict[str, Any]) -> None:
+    Path("a.md").write_bytes(text.encode())
+    (found,) = read("a.md")
+    assert "first" in found.text
+    assert "second" in found.text
+    assert {name: value for name, value in found.metadata.items() if name == "year"} == fields
+
+
+def test_what_documents_call_as_chunks_call_something_else_is_told(here: Path) -> None:
+    Path("a.md").write_text("---\nsource: https://x.org\nchunk: 7\ntopic: bears\n---\nBears sleep.\n")
+    Path("b.jsonl").write_text(f'{{"text": "{"many words " * 40}", "chunk": 7, "source": "mine"}}\n')
+    with read_passages(["a.md", "b.jsonl"], Reading(), chunker(20)) as passages:
+        (first, second, *_), notes = next(passages.batches(9)), passages.report.notes
+    assert first.metadata == {"source": "a.md", "topic": "bears", "title": "a", "chunk": 1}
+    assert second.metadata == {"source": "mine", "chunk": 1}
+    assert [note.partition(" was left out")[0] for note in notes] == [
+        "The 'source' of 1 documents",
+        "The 'chunk' of 2 documents",
+    ]
+
+
+def test_the_first_column_with_a_text_is_taken(here: Path) -> None:
+    Path("a.csv").write_text("abstract,title\n,one\ntwo,three\n,\n")
+    Path("b.jsonl").write_text('{"abstract": null, "title": "four"}\n')
+    reading = Reading(text_columns=("abstract", "title"), on_error="skip")
+    texts, notes = said("a.csv", "b.jsonl", reading=reading)
+    assert texts == ["one", "two", "four"]
+    assert notes == ["a.csv, line 4: the text is missing, in 'abstract' and 'title'."]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+@pytest.mark.parametrize("ending", ["csv", "md"])
+def test_a_file_whose_name_is_no_text_is_told(here: Path, ending: str) -> None:
+    Path("a.txt").write_text("ok")
+    Path(os.fsdecode(b"caf\xe9." + ending.encode())).write_text("text\nlost")
+    with pytest.raises(InvalidInputError, match=f"the name of .*caf�.{ending} is not UTF-8.*Rename"):
+        read(here)
+    texts, notes = said(here)
+    assert texts == ["ok"]
+    assert "is not UTF-8" in notes[0]
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_no_path_is_not_the_folder_one_is_in(here: Path, given: str) -> None:
+    Path("a.txt").write_text("private")
+    with pytest.raises(InvalidInputError, match="must be a file, a folder or a glob, got"):
+        read(given)
+
+
+def test_a_table_that_changes_while_it_is_read_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its columns are typed by a first reading: a cell that comes later may be of another type, or of none."""
+    Path("a.csv").write_text("text,year,late\none,1,\n")
+    kinds = delimited._kinds
+
+    def then_changed(table: Table) -> dict[str, str]:
+        found = kinds(table)
+        Path("a.csv").write_text("text,year,late\none,1,\ntwo,soon,\nthree,3,now\nfour,4,\n")
+        return found
+
+    monkeypatch.setattr(delimited, "_kinds", then_changed)
+    texts, notes = said("a.csv")
+    assert texts == ["one", "four"]
+    assert notes == [f"a.csv, line {line}: the file was changed while it was read. Run it again." for line in (3, 4)]
+
+
+def test_ids_with_a_nul_are_whole(here: Path) -> None:
+    Path("a.jsonl").write_text('{"text": "x", "id": "a\\u0000b"}\n')
+    with read_passages(["a.jsonl"], Reading(id_column="id"), chunker()) as passages:
+        assert passages.having(["a\0b", "a", "a\0c"]) == {"a\0b"}
 
 
 def pdf(path: Path, *pages: str, password: str = "", title: str = "") -> None:

@@ -52,7 +52,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n', "a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'["text"]\n', "a.jsonl, line 1: a JSON array"),
         ("a.jsonl", b'{"text": "fine"}\n\n{"title": "x"}\n', "line 3: there is no column 'text'; it has 'title'"),
-        ("a.jsonl", b'{"text": null}\n', "a.jsonl, line 1: 'text' is None (NoneType), not a text"),
+        ("a.jsonl", b'{"text": null}\n', "a.jsonl, line 1: the text is missing, in 'text'"),
         ("a.csv", b'text,year\n"two\nlines",1\nshort\n', "a.csv, line 4: more or fewer fields than the 2"),
         ("a.csv", b'text\n"open\n', "a.csv, line 2: not valid CSV"),
         ("a.parquet", b"nonsense", "a.parquet cannot be read as parquet"),

@@ -11,6 +11,7 @@ import math
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "read_passages",
 ]
 
+_OF_CHUNKS = ("source", "chunk", "heading")  # fields that a chunk of a document has
 _BETWEEN_PAGES = "\n\n"  # where a document is read as one
 _UNITS = {".parquet": "row", ".arrow": "row", ".json": "item"}
 
@@ -103,6 +105,8 @@ def read_passages(
             because = f": {report.errors[0]}" if report.errors else "."
             raise InvalidInputError(f"There is no text in {said}{because}")
         _refuse_ignored(reading, reader)
+        for name, count in reader.taken.items():
+            report.note(f"The {name!r} of {count} documents was left out: chunks have one of their own. Rename it.")
         for name in passages.mixed:
             report.note(f"The column {name!r} has values of several types; all are kept as texts.")
         stack.pop_all()
@@ -131,6 +135,7 @@ class _Reader:
         self._report = passages.report
         self._texts = frozenset((*reading.text_columns, *filter(None, [reading.id_column])))
         self.seen: set[str] = set()  # columns
+        self.taken: Counter[str] = Counter()  # what documents call as their chunks call something else
         self.tables = self.whole = 0  # inputs with rows, and .txt files that are documents
 
     def source(self, source: Source) -> None:
@@ -174,6 +179,7 @@ class _Reader:
                 pieces = chunker.split(text, document=False)
             passages = [Passage(id, pieces[0].text, fields, start=pieces[0].start)]
             if len(pieces) > 1:
+                self.taken.update(name for name in ("chunk",) if name in fields)
                 passages = [
                     Passage(f"{id}#{k}", piece, {**fields, "chunk": k}, start=start)
                     for k, (start, piece) in enumerate(pieces, 1)
@@ -246,6 +252,8 @@ class _Reader:
         chosen = self._reading.metadata
         own = {key: value for key, value in document.fields.items() if chosen is None or key in chosen}
         self._refuse_late(own, name)
+        self.taken.update(key for key in own if key in _OF_CHUNKS)
+        own = {key: value for key, value in own.items() if key not in _OF_CHUNKS}
         fields = {**own, "source": name, "title": document.title}
         return {key: metadata_value(key, value, name) for key, value in fields.items()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InvalidInputError, LLM2VecError
-from ..readers import TABLES, TEXT_COLUMN
+from ..readers import TABLES, TEXT_COLUMN, has_half_characters
 from ..readers.documents import DOCUMENTS
 
 STDIN = "-"
@@ -117,6 +117,8 @@ class _Finder:
         if given == STDIN:
             self.found[STDIN] = Source(Path(STDIN), STDIN, self._reading.ending or ".txt")
             return
+        if not given.strip():  # of a variable that is not set; the path of no text is the folder one is in
+            raise InvalidInputError(f"An input must be a file, a folder or a glob, got {given!r}.")
         name = os.path.normpath(given)
         paths = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
         if not paths and glob.has_magic(name):
@@ -145,7 +147,10 @@ class _Finder:
             self.others[path.suffix.lower() or "without ending"] += 1
             return
         self._seen += 1
-        if not path.exists():
+        if has_half_characters(str(path)):
+            shown = os.fsencode(path).decode("utf-8", "replace")
+            self._report(InvalidInputError(f"the name of {shown} is not UTF-8, and so no id. Rename the file."))
+        elif not path.exists():
             self._report(InvalidInputError(f"{path} is a link to nothing. Remove it."))
         else:
             self.found.setdefault(os.path.realpath(path), Source(path, path.as_posix(), ending))

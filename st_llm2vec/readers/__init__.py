@@ -96,12 +96,14 @@ def read_rows(path: Path) -> Rows:
 
 
 def text_of(row: dict[str, Any], columns: tuple[str, ...], where: str) -> str:
-    """The text of a row: that of the first of the columns that it has.
+    """The text of a row: that of the first of the columns that it has, and that is not missing there.
 
     Raises:
         InvalidInputError: It has none of them, or something that is no text.
     """
-    column = next((name for name in columns if name in row), None)
+    column = next((name for name in columns if row.get(name) is not None), None)
+    if column is None and (blank := [name for name in columns if name in row]):
+        raise InvalidInputError(f"{where}: the text is missing, in {' and '.join(map(repr, blank))}.")
     if column is None:
         has = ", ".join(map(repr, row)) or "nothing"
         wanted = " or ".join(map(repr, columns))

@@ -100,8 +100,12 @@ def read_csv(table: Table) -> Iterator[Numbered]:
             yield number, dict(zip(header, cells, strict=True))
             continue
         row: dict[str, Any] = {}
-        for name, cell in zip(header, cells, strict=True):
-            kind = "text" if name in table.texts else kinds.get(name)
-            stripped = cell.strip()
-            row[name] = None if not stripped or kind is None else cell if kind == "text" else _VALUE[kind](stripped)
+        try:
+            for name, cell in zip(header, cells, strict=True):
+                stripped = cell.strip()
+                kind = "text" if name in table.texts or not stripped else kinds[name]
+                row[name] = None if not stripped else cell if kind == "text" else _VALUE[kind](stripped)
+        except (KeyError, ValueError):  # a moment ago, this cell was not there
+            table.bad(number, "the file was changed while it was read. Run it again.")
+            continue
         yield number, row

@@ -53,7 +53,7 @@ class Heading(NamedTuple):
 
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
-_FRONT = re.compile(r"---[ \t]*\r?\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\r?\n|$)", re.DOTALL)
+_FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def headings(text: str) -> list[Heading]:
@@ -77,16 +77,18 @@ def read_markdown(path: Path) -> Document:
     """A Markdown file: its title is that of its front matter, or its first heading."""
     text = decoded(path.read_bytes())
     fields: dict[str, Any] = {}
-    if front := _FRONT.match(text):
-        fields = _front_matter(front[1])
-        text = text[front.end() :]
+    if (front := _FRONT.match(text)) and (found := _front_matter(front[1])) is not None:
+        fields, text = found, text[front.end() :]
     title = fields.pop("title", None)
     first = next((heading.text for heading in headings(text)), path.stem)
     return Document(title if isinstance(title, str) and title else first, [Page(text)], marked=True, fields=fields)
 
 
-def _front_matter(text: str) -> dict[str, Any]:
-    """Names and values at the head of a note, those that metadata can hold; dates as ISO 8601."""
+def _front_matter(text: str) -> dict[str, Any] | None:
+    """Names and values at the head of a note, those that metadata can hold; dates as ISO 8601.
+
+    None where there are none: `---` is a rule as well, and what stands between two of them the text of a slide.
+    """
     import yaml
 
     from .columnar import plain
@@ -94,9 +96,12 @@ def _front_matter(text: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"the front matter is not valid YAML ({str(error).splitlines()[0]}).") from error
+        raise InvalidInputError(
+            f"the front matter is not valid YAML ({str(error).splitlines()[0]}). Correct it; if it is text, begin the "
+            "file with a blank line."
+        ) from error
     if not isinstance(found, dict):
-        return {}
+        return None if text.strip() else {}
     # Nested lists are dropped unseen: by its aliases, YAML of one line can have 10^9 items.
     kept = {name: value for name, value in found.items() if not isinstance(value, list) or not any(map(_nests, value))}
     values = {str(name): plain(value) for name, value in kept.items()}
@@ -140,6 +145,9 @@ _LINES = {"address", "article", "aside", "blockquote", "dd", "div", "dl", "dt", 
     ),
     *("h1", "h2", "h3", "h4", "h5", "h6"),
 }
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Python's names of encodings that a page gives, and what browsers read it as.
+_AS_BROWSERS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
 _CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?([\w:.-]+)", re.IGNORECASE)
 
 
@@ -195,17 +203,22 @@ class _Text(HTMLParser):
             self.lines.append("")
 
 
-def read_html(path: Path) -> Document:
-    """An HTML file: its title is its <title>, or its first heading."""
-    content = path.read_bytes()
+def _decoded_page(content: bytes) -> str:
+    """The text of a page: by its byte order mark, by what it says of itself, or else UTF-8."""
     charset = _CHARSET.search(content[:2048])
-    name = "utf-8" if charset is None else charset[1].decode("ascii")
+    name = "utf-8" if charset is None or content.startswith(codecs.BOM_UTF8) else charset[1].decode("ascii")
     with contextlib.suppress(LookupError):
         name = codecs.lookup(name).name
+    name = "utf-16" if content.startswith(_UTF16_MARKS) else _AS_BROWSERS.get(name, name)
     try:
-        text = decoded(content) if name == "utf-8" else content.decode(name)
-    except (LookupError, UnicodeDecodeError) as error:
+        return decoded(content) if name == "utf-8" else content.decode(name)
+    except (LookupError, UnicodeError) as error:
         raise InvalidInputError(f"it says that it is {name}, and is not ({error}). Save the file as UTF-8.") from error
+
+
+def read_html(path: Path) -> Document:
+    """An HTML file: its title is its <title>, or its first heading."""
+    text = _decoded_page(path.read_bytes())
     parser = _Text()
     parser.feed(text)
     parser.close()

@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from .. import __version__
 from ..backend.deciding import PREPACK_TOKENS, expect
 from ..chunking import has_token
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, StoreError
 from ..late_chunking import Chunk, encode_chunks
 from ..model import LLM2Vec
 from .batcher import Batcher, Encoded
@@ -192,16 +192,25 @@ class _Server:
     async def search(self, body: SearchRequest) -> dict[str, Any]:
         """The best documents of the store for one question or for a list of questions."""
         questions = [body.query] if isinstance(body.query, str) else body.query
-        found = await self.encode(questions, "query")
+        if blank := [question for question in questions if not question.strip()]:
+            raise Refusal(400, f"query must have text to search for, got {blank[0]!r:.60}.", "query")
+        found = await self.encode(questions, "query", "query")
         try:
-            hits = await asyncio.to_thread(self.store.search_batch, found.vectors, body.k, where=body.where)
+            hits = await asyncio.to_thread(self._newest, found.vectors, body.k, body.where)
         except InvalidInputError as error:
             raise Refusal(400, str(error), "where") from error
+        except StoreError as error:
+            raise Refusal(500, str(error)) from error
         answers = [[asdict(hit) for hit in each] for each in hits]
         return {"hits": answers[0] if isinstance(body.query, str) else answers}
 
-    async def encode(self, texts: list[str], prompt_name: str | None) -> Encoded:
-        self.require_few(texts)
+    def _newest(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None) -> Any:
+        """Hits in what the store holds now, whoever has changed it since."""
+        self.store.refresh()
+        return self.store.search_batch(vectors, k, where=where)
+
+    async def encode(self, texts: list[str], prompt_name: str | None, param: str = "input") -> Encoded:
+        self.require_few(texts, param)
         prompt, task = _prompt(self.model, prompt_name)
         assert self.batcher is not None  # requests come after the start
         return await self.batcher.encode(texts, prompt=prompt, task=task)
@@ -221,13 +230,13 @@ class _Server:
         vectors = await self.batcher.run(lambda: encode_chunks(self.model, chunks, prompt=prompt or ""), tokens)
         return Encoded(vectors, tokens)
 
-    def require_few(self, texts: list[str]) -> None:
+    def require_few(self, texts: list[str], param: str = "input") -> None:
         """Refuse what is beyond the limits."""
         if not 1 <= len(texts) <= self.limits.texts:
-            raise Refusal(400, f"input must hold 1 to {self.limits.texts} texts, got {len(texts)}.", "input")
+            raise Refusal(400, f"{param} must hold 1 to {self.limits.texts} texts, got {len(texts)}.", param)
         if long := [i for i, text in enumerate(texts) if len(text) > self.limits.characters]:
-            message = f"input[{long[0]}] must have at most {self.limits.characters} characters."
-            raise Refusal(400, message, "input")
+            message = f"{param}[{long[0]}] must have at most {self.limits.characters} characters."
+            raise Refusal(400, message, param)
 
 
 def _prompt(model: LLM2Vec, name: str | None) -> tuple[str | None, str | None]:

@@ -141,6 +141,9 @@ def refuse_in_schema(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            said = f"The body is not valid JSON ({first['ctx']['error']}, at character {first['loc'][-1]})."
+            return Refusal(400, said).response()
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "str", "list[str]"))
         given = first.get("input")
         tokens = isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int | list))
@@ -151,7 +154,10 @@ def refuse_in_schema(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def missing(_: Request, error: HTTPException) -> Response:
-        answer = Refusal(error.status_code, str(error.detail)).response()
+        said = str(error.detail)
+        if error.status_code == 400:  # FastAPI's own: "There was an error parsing the body"
+            said += ": send JSON in UTF-8, not compressed."
+        answer = Refusal(error.status_code, said).response()
         answer.headers.update(error.headers or {})
         return answer
 

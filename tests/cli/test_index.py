@@ -113,6 +113,17 @@ def test_texts_that_move_keep_their_vectors(run: Run, batch: str) -> None:
     assert set(run.held()) == {f"b.txt:{i}" for i in range(1, 21)}
 
 
+def test_ids_with_a_nul_are_neither_deleted_nor_taken_for_others(run: Run) -> None:
+    sync = (*INDEX, "--sync")
+    run.rows({"a": "one", "a\0b": "two", "a\0c": "three"})
+    run.texts(*sync)
+    assert run.texts(*sync) == []
+    assert run.held() == {"a": "one", "a\0b": "two", "a\0c": "three"}
+    run.rows({"a": "two", "a\0b": "one"})
+    assert run.texts(*sync) == []  # they moved
+    assert run.held() == {"a": "two", "a\0b": "one"}
+
+
 def test_chunks_of_a_document_that_became_shorter_go(run: Run) -> None:
     words = [f"w{i}" for i in range(50)]
     line = ("index", "a.md", "b.jsonl", "store", "--chunk-size", "10", "--id-column", "key")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import gzip
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -122,6 +123,56 @@ def test_search_answers_from_the_store(client: TestClient) -> None:
     filtered = client.post("/search", json={"query": ["sleep", "cold"], "where": {"topic": "money"}}).json()["hits"]
     assert [[hit["id"] for hit in hits] for hits in filtered] == [["bank"], ["bank"]]
     assert client.post("/search", json={"query": "a", "where": {"topic": {"$near": 1}}}).status_code == 400
+
+
+def test_search_sees_what_others_have_changed(model: st_llm2vec.LLM2Vec, tmp_path: Path) -> None:
+    with FaissStore.create(tmp_path / "store", model) as store:
+        store.add(TEXTS[:1], ids=["old"])
+    with FaissStore.open(tmp_path / "store", model) as served, TestClient(create_app(model, "tiny", store=served)) as c:
+
+        def found() -> list[str]:
+            return [hit["id"] for hit in c.post("/search", json={"query": "bears"}).json()["hits"]]
+
+        assert found() == ["old"]
+        with FaissStore.open(tmp_path / "store", model) as writer:
+            writer.add(TEXTS[:1], ids=["new"])
+            writer.delete(["old"])
+            assert found() == ["new"]
+            writer.compact()
+            assert found() == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("", "query must have text"),
+        (["a", " \n"], "query must have text to search for, got ' \\n'"),
+        ([], "query must hold 1 to 8 texts, got 0"),
+        (["a"] * 9, "query must hold 1 to 8"),
+        ("a" * 2001, "query[0] must have at most"),
+    ],
+)
+def test_a_question_must_have_text(client: TestClient, query: Any, said: str) -> None:
+    response = client.post("/search", json={"query": query})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert said in error["message"]
+    assert error["param"] == "query"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"model": "tiny", "input": "a"', "not valid JSON (Expecting ',' delimiter, at character 30)."),
+        (b'{"model": "tiny", "input": "caf\xe9"}', "send JSON in UTF-8"),
+        (gzip.compress(b'{"model": "tiny", "input": "a"}'), "send JSON in UTF-8, not compressed"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_why(client: TestClient, content: bytes, said: str) -> None:
+    response = client.post("/v1/embeddings", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] is None
 
 
 @pytest.mark.parametrize(
