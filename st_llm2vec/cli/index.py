@@ -95,20 +95,11 @@ def index(
     encoder = open_model(name, compile=compile, device=device)
     encode = Encode(encoder, batch_size=batch_size)
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
-<<<<<<< HEAD
     with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
         embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
         embed.settle(passages)
         done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
     note(done)  # once the bar is gone, or it would be in the bar's line
-=======
-    with read_passages(inputs, reading, chunker, exclude=store) as passages:
-        with BarOf("texts") as progress:
-            embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
-            embed.settle(passages)
-            done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
-        note(done)
->>>>>>> h-r
 
 
 def _require_one_purpose(said: list[str]) -> None:
@@ -131,11 +122,7 @@ def _put(
     settings: dict[str, Any],
     commit_every: int | None,
 ) -> str:
-<<<<<<< HEAD
     """Bring the store in line with the passages, and return what to say of it."""
-=======
-    """Bring the store in line, and return what to say of it."""
->>>>>>> h-r
     from faiss_llm2vec import FaissStore
 
     from .updating import BATCH, Update
@@ -154,15 +141,8 @@ def _put(
         if store.stats()["kind"] != "flat":  # which has no index to build
             store.compact()
         rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
-<<<<<<< HEAD
         encoded = f"{embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}"
         return f"{path}: {_counted(update)}; {encoded}; {len(store)} in all."
-=======
-        return (
-            f"{path}: {_counted(update)}; {embed.encoded} texts encoded in {embed.seconds:.1f} s, {rate}; "
-            f"{len(store)} in all."
-        )
->>>>>>> h-r
 
 
 def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], commit_every: int | None) -> None:
