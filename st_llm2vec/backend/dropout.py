@@ -81,7 +81,7 @@ class _Attention(torch.autograd.Function):
         for (of_query, of_key), mask, score in zip(runs.split(q, k), masks, runs.scores(weights), strict=True):
             torch.bmm(of_query, of_key.transpose(1, 2), out=score)
             if mask is not None:
-                score.unflatten(1, (-1, len(mask))).add_(mask)
+                score.view(len(score), -1, *mask.shape).add_(mask)
             torch.softmax(score, -1, out=score)
         keep = keep_mask(weights, dropped)
         out = q.new_empty(len(q), v.shape[-1])
@@ -143,11 +143,11 @@ class _Runs:
         parts = []
         for x in tensors:
             of_one = len(x) // sum(map(mul, self.matrices, self.lengths))  # heads in a matrix
-            pieces = x.split([n * m * of_one for n, m in zip(self.matrices, self.lengths, strict=True)])
+            pieces = torch.split(x, [n * m * of_one for n, m in zip(self.matrices, self.lengths, strict=True)])
             parts.append([piece.view(n, -1, x.shape[-1]) for piece, n in zip(pieces, self.matrices, strict=True)])
         return zip(*parts, strict=True)
 
     def scores(self, flat: Tensor) -> list[Tensor]:
         """Memory for all scores, (matrices, tokens of the heads in one, tokens) of each run."""
-        shapes = zip(self.matrices, self.lengths, flat.split(self.areas), strict=True)
+        shapes = zip(self.matrices, self.lengths, torch.split(flat, self.areas), strict=True)
         return [x.view(n, self.groups * m, m) for n, m, x in shapes]

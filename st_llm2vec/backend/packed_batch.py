@@ -64,8 +64,8 @@ class PackedBatch:
         """An order of (total x heads) rows in which the tokens of a text's head stand together; and the way back."""
         if heads not in self._by_head:
             rows = torch.arange(len(self.positions) * heads).view(-1, heads)
-            parts = zip(rows.split([texts * length for texts, length in self.runs]), self.runs, strict=True)
-            order = torch.cat([part.unflatten(0, run).transpose(1, 2).flatten() for part, run in parts])
+            parts = zip(torch.split(rows, [texts * length for texts, length in self.runs]), self.runs, strict=True)
+            order = torch.cat([part.view(*run, heads).transpose(1, 2).flatten() for part, run in parts])
             self._by_head[heads] = order, order.argsort()
         return self._by_head[heads]
 
