@@ -189,10 +189,12 @@ def _delete(path: Path, ids: list[str]) -> None:
 
 
 def _model_of(path: Path, settings: dict[str, Any]) -> str | None:
-    """The name of the model of a store, if there is one; it must have been made with these settings."""
+    """The name of the model of a store, if there is one; the settings must be those of it, or of a store at all."""
     from faiss_llm2vec import FaissStore
+    from faiss_llm2vec.making import check_kind
 
     if not _is_store(path):
+        check_kind(settings["kind"] or "flat", settings["metric"] or "cosine")
         return None
     with FaissStore.open_or_create(path, None, mmap=True, **settings) as store:
         name: str | None = store.stats()["model"]
