@@ -95,12 +95,10 @@ def index(
     encoder = open_model(name, compile=compile, device=device)
     encode = Encode(encoder, batch_size=batch_size)
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
-    with read_passages(inputs, reading, chunker, exclude=store) as passages:
-        with BarOf("texts") as progress:
-            embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
-            embed.settle(passages)
-            done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
-        note(done)
+    with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
+        embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
+        done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
+    note(done)
 
 
 def _require_one_purpose(said: list[str]) -> None:
@@ -128,6 +126,7 @@ def _put(
 
     from .updating import BATCH, Update
 
+    embed.settle(passages)
     report = passages.report
     for line in (*report.errors, *report.notes):
         note(line)
