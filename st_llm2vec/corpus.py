@@ -10,13 +10,14 @@ from typing import Any
 from .embedding import Embed, Encode, Progress
 from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
-from .ingestion import Passages, Reading, Records, read_passages
+from .ingestion import ENDINGS, Passages, Reading, Records, read_passages
 from .readers import TEXT_COLUMN
 from .shard_files import COLUMNS
-from .shards import FORMATS, Shards
+from .shards import FORMATS, Shards, manifest_of
 
 SHARD_SIZE = 8192  # texts of a shard
 TASKS = ("document", "query")
+_NOT_WRITTEN = (*ENDINGS, ".npz", ".pt", ".safetensors", ".h5", ".pkl", ".db", ".faiss")  # no names of folders
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def encode_corpus(
     columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
     reading = reading or Reading(columns, id_column, None if metadata is None else tuple(metadata), on_error=on_error)
     target = Path(output)
-    single = target.suffix.lower().removeprefix(".") if target.suffix.lower()[1:] in FORMATS else None
+    single = check_output(target)
     encoder: Any = open_encoder(model)
     called = model if isinstance(model, str) else _name_of(encoder)
     by_name = f"{type(encoder).__name__} {Path(called or '').name}".strip()  # as a store tells it from others, too
@@ -142,6 +143,22 @@ def encode_corpus(
         else:
             folder.finish(entries)
         return _summary(target, passages, embed, entries)
+
+
+def check_output(target: Path) -> str | None:
+    """Return the format of an output that is one file; None of a folder.
+
+    Raises:
+        InvalidInputError: It cannot be written, or is somebody else's.
+    """
+    ending = target.suffix.lower()
+    if (single := ending[1:] if ending[1:] in FORMATS else None) and target.is_dir():
+        raise InvalidInputError(f"{target} is a folder, and its name that of a file. Choose another name.")
+    if single is None and ending in _NOT_WRITTEN and not target.exists():
+        raise InvalidInputError(f"output must be a folder, or a file that ends in .parquet or .npy, got {target}.")
+    if single is None:
+        manifest_of(target)
+    return single
 
 
 def _summary(target: Path, passages: Passages, embed: Embed, entries: list[dict[str, Any]]) -> CorpusSummary:

@@ -69,12 +69,7 @@ class Shards:
         self.ending = "." + setting["format"]
         self.listed: list[dict[str, Any]] = []  # shards of the last run that came to its end
         self._found: dict[str, bool] = {}  # whether a shard was there when this run began
-        if folder.exists() and not folder.is_dir():
-            raise InvalidInputError(f"{folder} is a file. Give a folder, or a file that ends in .parquet or .npy.")
-        manifest = read_manifest(folder)
-        others = folder.is_dir() and any(not path.match(DRAFTS) for path in folder.iterdir())
-        if manifest is None and others:
-            raise InvalidInputError(f"{folder} has files in it, and no {MANIFEST}: choose a new or empty folder.")
+        manifest = manifest_of(folder)
         if manifest is None:
             return
         found = {name: manifest.get(name) for name in setting}
@@ -187,6 +182,20 @@ class Shards:
                     for path in paths:
                         writer.write_table(parquet.read_table(path))
         shutil.rmtree(self.folder)
+
+
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of shards; None of one that is new or empty.
+
+    Raises:
+        InvalidInputError: It is a file, or a folder that holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"{folder} is a file. Give a folder, or a file that ends in .parquet or .npy.")
+    manifest = read_manifest(folder)
+    if manifest is None and folder.is_dir() and any(not path.match(DRAFTS) for path in folder.iterdir()):
+        raise InvalidInputError(f"{folder} has files in it, and no {MANIFEST}: choose a new or empty folder.")
+    return manifest
 
 
 class Known:

@@ -21,6 +21,8 @@ from fake_encoder import FakeEncoder, vectors
 
 import st_llm2vec
 from st_llm2vec import atomic
+from st_llm2vec.cli import encode as encode_command
+from st_llm2vec.cli import main
 from st_llm2vec.corpus import encode_corpus
 from st_llm2vec.embedding import Embed
 from st_llm2vec.errors import InvalidInputError
@@ -237,6 +239,32 @@ def test_a_folder_of_something_else_stays(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "manifest.json").write_text("{")
     with pytest.raises(InvalidInputError, match=r"manifest\.json is damaged"):
         encode_corpus(FakeEncoder(), corpus, tmp_path / "out")
+
+
+REFUSED_OUTPUTS = [
+    ("v.csv", "or a file that ends in .parquet or .npy, got"),
+    ("v.jsonl", "or a file that ends in .parquet or .npy, got"),
+    ("v.NPZ", "or a file that ends in .parquet or .npy, got"),
+    ("folder.npy", "is a folder, and its name that of a file"),
+    ("file", "is a file"),
+    ("others", "has files in it, and no manifest.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), REFUSED_OUTPUTS)
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_opened(
+    corpus: Path, tmp_path: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "notes.txt").touch()
+    with pytest.raises(InvalidInputError, match=said):
+        encode_corpus("there-is-no-such-model", corpus, tmp_path / name)
+    monkeypatch.setattr(encode_command, "open_model", lambda *_, **__: pytest.fail("the model was opened"))
+    assert main(["encode", str(corpus), str(tmp_path / name)]) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("v.*"))
 
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])

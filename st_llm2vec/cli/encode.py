@@ -68,7 +68,7 @@ def encode(
       st-llm2vec encode notes/ 'papers/**/*.pdf' vectors/ --dtype bfloat16 --compile
       st-llm2vec encode papers/ vectors/ --chunk-size 64 --late-chunking --workers 4
     """
-    from ..corpus import SHARD_SIZE, encode_corpus
+    from ..corpus import SHARD_SIZE, check_output, encode_corpus
 
     if to is not None and output.suffix.lower() in (".npy", ".parquet"):
         raise typer.BadParameter(f"{output} says by its ending what it is; give --to with a folder.", param_hint="--to")
@@ -77,6 +77,7 @@ def encode(
             "--prompt takes the place of the prompt that --as chooses; give one.", param_hint="--as"
         )
     reading = reading_of(inputs, files, exclude=output)
+    check_output(output)  # before the model, which takes longer
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
     encoder = open_model(model, max_seq_length=max_seq_length, **how)
     with BarOf("texts") as progress:

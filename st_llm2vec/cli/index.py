@@ -97,9 +97,8 @@ def index(
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
     with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
         embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
-        embed.settle(passages)
         done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
-    note(done)  # once the bar is gone, or it would be in the bar's line
+    note(done)
 
 
 def _require_one_purpose(said: list[str]) -> None:
@@ -127,6 +126,7 @@ def _put(
 
     from .updating import BATCH, Update
 
+    embed.settle(passages)
     report = passages.report
     note_all([*report.errors, *report.notes])
     if report.skipped:
@@ -185,10 +185,12 @@ def _delete(path: Path, ids: list[str]) -> None:
 
 
 def _model_of(path: Path, settings: dict[str, Any]) -> str | None:
-    """The name of the model of a store, if there is one; it must have been made with these settings."""
+    """The name of the model of a store, if there is one; the settings must be those of it, or of a store at all."""
     from faiss_llm2vec import FaissStore
+    from faiss_llm2vec.making import check_kind
 
     if not _is_store(path):
+        check_kind(settings["kind"] or "flat", settings["metric"] or "cosine")
         return None
     with FaissStore.open_or_create(path, None, mmap=True, **settings) as store:
         name: str | None = store.stats()["model"]

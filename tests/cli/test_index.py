@@ -208,6 +208,18 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_encoded(
     assert run.held() == {"1": "one"}
 
 
+@pytest.mark.parametrize("options", ["--kind nonsense", "--metric cos", "--kind binary --metric l2"])
+def test_a_kind_that_is_none_is_refused_before_the_model_is_opened(
+    run: Run, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.rows({"1": "one"})
+    monkeypatch.setattr(index_command, "open_model", lambda *_, **__: pytest.fail("the model was opened"))
+    done = run(*INDEX, *options.split())
+    assert done.code == 1
+    assert " must be " in done.err
+    assert not (run.folder / "store").exists()
+
+
 def test_what_is_skipped_is_told_and_nothing_is_deleted_on_its_account(run: Run) -> None:
     run.rows({"1": "one", "2": "two"})
     run.texts(*INDEX)
