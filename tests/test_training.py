@@ -276,7 +276,11 @@ def test_simcse_and_supervised_train(decoder: Path, tmp_path: Path) -> None:
     model = st_llm2vec.load(str(decoder), device="cpu")
     with attention_dropout(model, 0.1):
         losses = train(
-            model, MultipleNegativesRankingLoss(model), simcse_pairs([*TEXTS, "", " "]), tmp_path / "1", max_steps=16
+            model,
+            MultipleNegativesRankingLoss(model, scale=2),
+            simcse_pairs([*TEXTS, "", " "]),
+            tmp_path / "1",
+            max_steps=16,
         )
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     triplets = Dataset.from_dict({"anchor": TEXTS[:16], "positive": TEXTS[:16], "negative": TEXTS[16:32]})
