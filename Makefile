@@ -21,7 +21,7 @@ demo: $(READY)
 	MODEL=$(MODEL) $(BIN)/python examples/quickstart.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # The oldest hosts that pyproject.toml claims (`make test` runs the newest), on the core of the tests.
 test-bounds: $(BOUNDS_READY)

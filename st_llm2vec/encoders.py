@@ -87,8 +87,8 @@ class Pool:
         self._processes: Any = None
         self._stop: Callable[[], Any] | None = None
 
-    def encode_document(self, texts: list[str], **options: Any) -> Any:
-        """As the encoder's, in the processes."""
+    def documents(self, texts: list[str], **options: Any) -> Any:
+        """As `encode_document` of the encoder, in the processes; a pool is no model, so not of that name."""
         with self._one_at_a_time:
             if self._stop is None:
                 self._processes = self._encoder.start_multi_process_pool(self._devices)

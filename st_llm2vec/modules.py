@@ -143,8 +143,7 @@ class LLM2VecTransformer(Transformer):
         super().train(mode)
         if mode:
             round_residual(self.model)
-            if self.model.device.type == "cpu":
-                keep_freed_memory()
+            keep_freed_memory()
         return self
 
     def get_config_dict(self) -> dict[str, Any]:

@@ -42,6 +42,19 @@ def test_where_nothing_falls_out_it_is_torchs(is_causal: bool, window: int | Non
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_dtypes_that_differ_are_the_widest() -> None:
+    """As autocast hands them on: the rotary embedding is float32, and values are not turned."""
+    batch, (query, key, value) = inputs()
+    value = value.detach().bfloat16().requires_grad_()
+    torch.manual_seed(1)
+    found = attend_with_dropout(query, key, value, batch, dropped=0.4)
+    torch.manual_seed(1)
+    assert torch.equal(found, attend_with_dropout(query, key, value.float(), batch, dropped=0.4))
+    found.sum().backward()
+    assert value.grad is not None
+    assert value.grad.dtype == torch.bfloat16
+
+
 def test_gradients_are_those_of_what_was_drawn() -> None:
     batch, tensors = inputs(torch.float64, (2, 3, 3))
 

@@ -59,8 +59,8 @@ class LLM2VecEmbeddings(BaseModel, Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per document."""
         options = {"show_progress_bar": self.show_progress, **self.encode_kwargs}
-        encoder = self._pool if self.multi_process else self._encoder
-        return encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
+        encode = self._pool.documents if self.multi_process else self._encoder.encode_document
+        return encode(texts, **options).tolist()  # type: ignore[no-any-return]
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query."""

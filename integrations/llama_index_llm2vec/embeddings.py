@@ -92,8 +92,8 @@ class LLM2VecEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         options = self._options(self.text_instruction)
-        encoder = self._pool if self._parallel_process else self._encoder
-        return encoder.encode_document(texts, **options).tolist()  # type: ignore[no-any-return]
+        encode = self._pool.documents if self._parallel_process else self._encoder.encode_document
+        return encode(texts, **options).tolist()  # type: ignore[no-any-return]
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]

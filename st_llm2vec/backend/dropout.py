@@ -45,7 +45,8 @@ def attend_with_dropout(
     """Attention within each text, as `scaled_dot_product_attention` computes it for each alone, with its gradients.
 
     Args:
-        query, key, value: (1, heads, total, dim), of keys and values as many heads or a divisor of them.
+        query, key, value: (1, heads, total, dim), of keys and values as many heads or a divisor of them. Where their
+            dtypes differ, as autocast leaves them after the rotary embedding, the widest is that of all.
         batch: Where the texts are.
         scaling: Of the scores; default: 1 / sqrt(dim).
         dropped: Share of the weights that are dropped, in [0, 1).
@@ -56,6 +57,8 @@ def attend_with_dropout(
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     masks = masks or [None] * len(batch.runs)
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
     out: Tensor = _Attention.apply(query, key, value, batch, scaling, dropped, masks)  # type: ignore[no-untyped-call]
     return out
 

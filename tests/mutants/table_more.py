@@ -372,8 +372,8 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/serving/app.py",
         ("vectors = found.vectors[:, : body.dimensions]", "vectors = found.vectors", _SERVER),
         (
-            'found = await self.encode(questions, "query")',
-            'found = await self.encode(questions, "document")',
+            'found = await self.encode(questions, "query", "query")',
+            'found = await self.encode(questions, "document", "query")',
             f"{_SERVER} -k encoded_as_queries",
         ),
         (
