@@ -24,7 +24,10 @@ def take_address(host: str, port: int) -> socket.socket:
     Raises:
         InvalidInputError: It is in use, or is none of this machine's.
     """
-    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends at once (TCP_NODELAY) only where the protocol is named; else an answer's body waits 40 ms for the
+    # client's acknowledgement of its head.
+    address = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would let two servers listen
             address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

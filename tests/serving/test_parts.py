@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -84,3 +85,18 @@ async def test_what_was_encoded_waits_no_more() -> None:
         assert batcher.waiting_tokens == 0
     finally:
         batcher.close()
+
+
+async def test_answers_are_sent_at_once() -> None:
+    """Else the body of an answer, which is sent after its head, waits for the client to acknowledge that (40 ms)."""
+    found = asyncio.get_running_loop().create_future()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with take_address("127.0.0.1", 0) as address:
+        async with await asyncio.start_server(connected, sock=address):
+            _, writer = await asyncio.open_connection(*address.getsockname())
+            assert await asyncio.wait_for(found, 20)
+            writer.close()
