@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,7 @@ def create_app(
     app.add_api_route("/health", server.health, methods=["GET"])
     app.add_api_route("/metrics", server.show_metrics, methods=["GET"], response_class=PlainTextResponse, **secured)
     app.add_api_route("/v1/models", server.models, methods=["GET"], **secured)
+    app.add_api_route("/v1/models/{name:path}", server.one_model, methods=["GET"], **secured)
     app.add_api_route(
         "/v1/embeddings", server.embeddings, methods=["POST"], response_model=EmbeddingResponse, **secured
     )
@@ -135,6 +137,7 @@ class _Server:
     limits: Limits
     batcher: Batcher | None = None
     metrics: Metrics = field(init=False)
+    started: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: self.batcher.waiting_tokens if self.batcher else 0)
@@ -169,14 +172,25 @@ class _Server:
 
     async def models(self) -> dict[str, Any]:
         """The served name, alone and with each prompt."""
-        rows = [{"id": name, "object": "model", "owned_by": "st-llm2vec"} for name in self.names]
-        return {"object": "list", "data": rows}
+        return {"object": "list", "data": [self._described(name) for name in self.names]}
+
+    async def one_model(self, name: str) -> dict[str, Any]:
+        """One of the served names."""
+        if name not in self.names:
+            raise self._unknown(name)
+        return self._described(name)
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "st-llm2vec"}
+
+    def _unknown(self, name: str) -> Refusal:
+        return Refusal(404, f"model must be {self.name!r}, got {name!r}.", "model", "model_not_found")
 
     async def embeddings(self, body: EmbeddingRequest) -> Response:
         """Vectors of one text or of a list of texts."""
         asked, suffix = body.model[: len(self.name)], body.model[len(self.name) :]
-        if asked != self.name or not (suffix == "" or suffix.startswith(":")):
-            raise Refusal(404, f"model must be {self.name!r}, got {body.model!r}.", "model", "model_not_found")
+        if asked != self.name or not (suffix == "" or suffix[0] == ":" and suffix[1:]):
+            raise self._unknown(body.model)
         if body.dimensions and body.dimensions > self.width:
             raise Refusal(400, f"dimensions must be in [1, {self.width}], got {body.dimensions}.", "dimensions")
         suffix = suffix.removeprefix(":")  # a prompt's name may hold a colon, too
@@ -187,7 +201,7 @@ class _Server:
         encode = self.encode_late if body.late_chunking else self.encode
         found = await encode(texts, (suffix or None) if body.prompt_name is None else body.prompt_name)
         vectors = found.vectors[:, : body.dimensions]
-        return await asyncio.to_thread(_answer, vectors, body.encoding_format, body.model, found.tokens)
+        return await asyncio.to_thread(_answer, vectors, body.encoding_format or "float", body.model, found.tokens)
 
     async def search(self, body: SearchRequest) -> dict[str, Any]:
         """The best documents of the store for one question or for a list of questions."""

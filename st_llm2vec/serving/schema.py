@@ -46,7 +46,7 @@ class EmbeddingRequest(BaseModel):
 
     input: str | list[str] = Field(description="One text, or a list of texts. Token ids are not taken.")
     model: str = Field(description="The served name, or that name with :query, :document or another prompt's name.")
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1), _WHOLE] | None = Field(
         None, description="Keep the first so many numbers of each vector."
     )

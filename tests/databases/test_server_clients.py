@@ -7,7 +7,7 @@ import pytest
 from databases.running import running
 from langchain_openai import OpenAIEmbeddings
 from llama_index.embeddings.openai import OpenAIEmbedding
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
 
 from st_llm2vec.serving import create_app
 
@@ -33,6 +33,9 @@ def test_openai(url, encoder):
     found = client.embeddings.create(input=TEXTS, model="tiny", dimensions=32)  # asks for base64 by itself
     np.testing.assert_allclose([row.embedding for row in found.data], expected[:, :32], atol=1e-5)
     assert {model.id for model in client.models.list()} == {"tiny", "tiny:query", "tiny:document"}
+    assert client.models.retrieve("tiny:query").id == "tiny:query"
+    with pytest.raises(NotFoundError, match="model must be 'tiny'"):
+        client.models.retrieve("gpt-4")
     with pytest.raises(BadRequestError, match="Token ids are not taken"):
         client.embeddings.create(input=[[1, 2, 3]], model="tiny")
 

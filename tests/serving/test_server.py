@@ -68,6 +68,19 @@ def test_vectors_are_those_of_encode(client: TestClient, model: st_llm2vec.LLM2V
     assert found["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
+def test_null_is_what_is_not_said(client: TestClient) -> None:
+    nothing = dict.fromkeys(("encoding_format", "dimensions", "prompt_name", "user"))
+    np.testing.assert_array_equal(vectors(client, input=TEXTS[0], **nothing), vectors(client, input=TEXTS[0]))
+
+
+def test_a_model_by_its_name(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()["data"]
+    assert [client.get(f"/v1/models/{row['id']}").json() for row in listed] == listed
+    for name in ("gpt", "tiny:", "a/b"):
+        response = client.get(f"/v1/models/{name}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_a_single_text_is_a_list_of_one(client: TestClient, model: st_llm2vec.LLM2Vec) -> None:
     np.testing.assert_allclose(vectors(client, input=TEXTS[0])[0], model.encode(TEXTS[0]), atol=1e-5)
 
@@ -184,6 +197,8 @@ def test_a_body_that_cannot_be_read_is_told_why(client: TestClient, content: byt
         ({"input": ["a"] * 9}, 400, "1 to 8"),
         ({"input": "a" * 2001}, 400, "2000 characters"),
         ({"input": "a", "model": "gpt"}, 404, "'tiny'"),
+        ({"input": "a", "model": "tiny:"}, 404, "'tiny'"),
+        ({"input": "a", "model": "tiny2"}, 404, "'tiny'"),
         ({"input": "a", "model": "tiny:nonsense"}, 400, "query, document, topic"),
         ({"input": "a", "model": "tiny:query", "prompt_name": "document"}, 400, "two prompts"),
         ({"input": "a", "prompt_name": ""}, 400, "query, document, topic"),
