@@ -79,3 +79,8 @@ class Hit:
     score: float
     metadata: dict[str, Any]
     vector: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can say of it; `vector` only where there is one."""
+        told = {name: getattr(self, name) for name in ("id", "text", "score", "metadata")}
+        return told if self.vector is None else {**told, "vector": self.vector.tolist()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,21 @@ class SearchOptions(TypedDict, total=False):
     fetch_k: int | None
     effort: float
     with_vectors: bool
+
+
+def asked(k: int, options: Mapping[str, Any]) -> Search:
+    """The search for `k` documents with the options of `SearchOptions` that were given.
+
+    Raises:
+        InvalidInputError: There is no such option, or it makes no sense.
+    """
+    known = SearchOptions.__annotations__
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise InvalidInputError(f"A search has no option {name!r}.{meant} Options: {', '.join(known)}.")
+    return Search(k, **options)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from faiss_llm2vec.kinds import Vectors
 from faiss_llm2vec.models import StoreModel
 from faiss_llm2vec.reading import Reader
 from faiss_llm2vec.records import Hit, Record
-from faiss_llm2vec.searching import Search, SearchOptions
+from faiss_llm2vec.searching import SearchOptions, asked
 from st_llm2vec.errors import InvalidInputError, StoreExistsError, StoreMismatchError
 from st_llm2vec.types import Encoder
 
@@ -276,7 +276,7 @@ class FaissStore:
         Raises:
             InvalidInputError: The query has no text, or an option makes no sense.
         """
-        search, (queries, single) = Search(k, **options), inputs.queries(query)
+        search, (queries, single) = asked(k, options), inputs.queries(query)
         if not single:
             message = "search() is for one query; for several, type store.search_batch(queries, k)."
             warnings.warn(message, DeprecationWarning, stacklevel=2)
@@ -293,7 +293,7 @@ class FaissStore:
             k, options: As in `search`.
             vectors: (n, dimension), of queries that are texts, instead of encoding them.
         """
-        search, (checked, single) = Search(k, **options), inputs.queries(queries)
+        search, (checked, single) = asked(k, options), inputs.queries(queries)
         if single:
             raise InvalidInputError(
                 f"search_batch() is for a list of queries, got {queries!r:.80}. For one, type store.search(query, k)."

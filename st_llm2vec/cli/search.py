@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +70,7 @@ def search(
         note(f"{store}: {'it is empty.' if where is None else 'no document matches the filter.'}")
     if as_json:
         found = [
-            {"question": question, "hits": [asdict(hit) for hit in hits]}
+            {"question": question, "hits": [hit.as_dict() for hit in hits]}
             for question, hits in zip(questions, answers, strict=True)
         ]
         typer.echo(escaped(json.dumps(found, ensure_ascii=False, indent=2), keep="\n"))

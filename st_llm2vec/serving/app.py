@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -189,7 +189,7 @@ class _Server:
     async def embeddings(self, body: EmbeddingRequest) -> Response:
         """Vectors of one text or of a list of texts."""
         asked, suffix = body.model[: len(self.name)], body.model[len(self.name) :]
-        if asked != self.name or not (suffix == "" or suffix[0] == ":" and suffix[1:]):
+        if asked != self.name or not (suffix == "" or (suffix[0] == ":" and suffix[1:])):
             raise self._unknown(body.model)
         if body.dimensions and body.dimensions > self.width:
             raise Refusal(400, f"dimensions must be in [1, {self.width}], got {body.dimensions}.", "dimensions")
@@ -215,7 +215,7 @@ class _Server:
             raise Refusal(400, str(error), "where") from error
         except StoreError as error:
             raise Refusal(500, str(error)) from error
-        answers = [[asdict(hit) for hit in each] for each in hits]
+        answers = [[hit.as_dict() for hit in each] for each in hits]
         return {"hits": answers[0] if isinstance(body.query, str) else answers}
 
     def _newest(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None) -> Any:

@@ -63,6 +63,12 @@ def test_what_is_no_real_number_is_refused(filled, option, wrong):
         filled.search("text 1", **{option: wrong})
 
 
+def test_an_unknown_option_is_refused_and_the_nearest_named(filled):
+    for search in (filled.search, lambda query, **options: filled.search_batch([query], **options)):
+        with pytest.raises(InvalidInputError, match=r"no option 'wher'\. Did you mean 'where'\? Options: where"):
+            search("bears", wher={})
+
+
 def test_an_effort_beyond_all_bounds_searches_everything(tmp_path):
     vectors = np.random.default_rng(0).standard_normal((4200, 8)).astype("f4")
     best = set(np.argsort(-vectors @ vectors[7] / np.linalg.norm(vectors, axis=1))[:10].tolist())
@@ -166,6 +172,13 @@ def test_vectors_come_with_documents_and_hits_if_they_are_asked_for(filled):
     assert hits == filled.search("text 4", k=5)  # equal, with or without
     assert filled.search("text 4")[0].vector is None
     assert filled.get(["text 4"])[0].vector is None
+
+
+def test_a_hit_as_json_has_a_vector_where_it_was_asked_for(filled):
+    (plain,), (full,) = (filled.search("bears", k=1, with_vectors=asked) for asked in (False, True))
+    told = {"id": plain.id, "text": plain.text, "score": plain.score, "metadata": plain.metadata}
+    assert json.loads(json.dumps(plain.as_dict())) == told
+    assert json.loads(json.dumps(full.as_dict())) == {**told, "vector": full.vector.tolist()}
 
 
 def test_limit_stops_after_the_oldest(filled):
