@@ -56,6 +56,8 @@ class StoredVectors:
         self.fingerprint: str = manifest["fingerprint"]
         self.model: str | None = manifest.get("model")
         self.dimension: int = entries[0]["dimension"]
+        self.normalized = bool(manifest.get("normalize"))
+        self.dtype, self.quantized = str(manifest.get("dtype")), bool(manifest.get("quantized"))
 
     def passages(self) -> Passages:
         """Return the passages, in a temporary database; close them.

@@ -59,6 +59,9 @@ def index(
     batch_size: options.BatchSize = 32,
     workers: Workers = None,
     engine: WithEngine = Engine.local,
+    max_seq_length: options.MaxSeqLength = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
@@ -92,7 +95,8 @@ def index(
 
     named = _model_of(store, settings)  # before a model is loaded, which takes longer
     name = model or named or options.DEFAULT_MODEL
-    encoder = open_model(name, compile=compile, device=device)
+    how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
+    encoder = open_model(name, max_seq_length=max_seq_length, **how)
     encode = Encode(encoder, batch_size=batch_size)
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
     with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
@@ -153,6 +157,11 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
 
     with BarOf("texts") as progress:
         stored = StoredVectors(folder, progress)
+        if stored.normalized and (metric := _metric_of(path, settings)) != "cosine":
+            raise InvalidInputError(
+                f"{folder} was encoded with --normalize, and with metric {metric!r} lengths count, which queries and "
+                "further documents keep. Encode without it, or make a store with metric cosine."
+            )
         with (
             stored.passages() as passages,
             FaissStore.open_or_create(
@@ -165,6 +174,19 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
             update.apply(stored)
             done = f"{path}: {_counted(update)}; {len(store)} in all."
     note(done)
+    how = [f"--dtype {stored.dtype:.20}"] if stored.dtype != "float32" else []
+    if how := how + ["--quantize int8"] * stored.quantized:
+        note(f"Search it with {' '.join(how)}, as it was encoded.")
+
+
+def _metric_of(path: Path, settings: dict[str, Any]) -> str:
+    """The metric of a store that is there, or of the one that will be made."""
+    from faiss_llm2vec import FaissStore
+
+    if not _is_store(path):
+        return settings["metric"] or "cosine"
+    with FaissStore.open(path, mmap=True) as store:
+        return str(store.stats()["metric"])
 
 
 def _counted(update: Update) -> str:
