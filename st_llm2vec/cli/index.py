@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..embedding import Embed, Encode
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
+from ..ingestion import Passages, read_passages
 from . import options
 from .inputs import BarOf, Engine, Files, OptionalInputs, WithEngine, Workers, reading_of, with_files
 from .options import given, note, note_all, open_model
 
 if TYPE_CHECKING:
-    from ..embedding import Embed
-    from ..ingestion import Passages
     from .updating import Update
 
 Kind = Annotated[
@@ -87,12 +87,8 @@ def index(
     if from_vectors:
         _put_vectors(from_vectors, store, mode, settings, commit_every)
         return
-    if not inputs:
-        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
+    inputs = inputs or []
     reading = reading_of(inputs, files, exclude=store)
-    from ..embedding import Embed, Encode
-    from ..ingestion import read_passages
-
     named = _model_of(store, settings)  # before a model is loaded, which takes longer
     name = model or named or options.DEFAULT_MODEL
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
@@ -111,6 +107,8 @@ def _require_one_purpose(said: list[str]) -> None:
         raise typer.BadParameter(f"it goes with a STORE only, not with {others[0]}", param_hint="'--delete'")
     if {"upsert", "sync"} <= set(said):
         raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
+    if not {"delete", "from-vectors", "inputs"} & set(said):
+        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
     if "from-vectors" in said and (others := [name for name in said if name not in _OF_VECTORS]):
         raise typer.BadParameter(f"it is encoded already: leave {others[0]} out", param_hint="'--from-vectors'")
 
