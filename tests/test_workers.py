@@ -34,6 +34,12 @@ def test_results_come_in_order_from_every_process() -> None:
     assert numbers == {0, 1}
 
 
+def test_workers_that_are_done_clean_up_after_themselves(tmp_path: Path) -> None:
+    """They were terminated, and what their libraries had opened was said to leak, on every run."""
+    assert len(list(in_processes(Doubled(cleaned=tmp_path), ((i, i) for i in range(8)), 2))) == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_what_a_slow_worker_holds_up_is_bounded(tmp_path: Path, ordered: bool) -> None:
     read: list[int] = []
