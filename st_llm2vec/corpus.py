@@ -34,7 +34,8 @@ class CorpusSummary:
         seconds: Time that encoding took.
         skipped: Rows and files that could not be read and were passed over.
         cut: Texts that the encoder reads the start of.
-        said: What else should be known: the errors passed over, files of other kinds, columns of several types.
+        said: What else should be known: the errors passed over, files of other kinds, columns of several types,
+            workers without work.
     """
 
     path: Path
@@ -174,7 +175,7 @@ def _summary(target: Path, passages: Passages, embed: Embed, entries: list[dict[
         seconds=embed.seconds,
         skipped=report.skipped,
         cut=passages.cut,
-        said=(*report.errors, *report.notes),
+        said=(*report.errors, *report.notes, *embed.idle("shard", "shard_size")),
     )
 
 

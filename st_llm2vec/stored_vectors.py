@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .errors import InvalidInputError
-from .ingestion import Passage, Passages, Report
-from .shard_files import MANIFEST, embeddings, is_as_listed, read_manifest, require_vectors, rows_of
+from .ingestion import MANIFEST, Passage, Passages, Report
+from .shard_files import embeddings, is_as_listed, read_manifest, require_vectors, rows_of
 
 Tag = TypeVar("Tag")
 

@@ -83,7 +83,7 @@ def test_an_encoder_without_a_fingerprint_is_told_by_its_class_and_name(corpus: 
     encode_corpus(encoder, corpus, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["fingerprint"], manifest["model"]) == ("FakeEncoder small", "models/small")
-    with pytest.raises(InvalidInputError, match="vectors of another model"):
+    with pytest.raises(InvalidInputError, match="vectors made with another model"):
         encode_corpus(FakeEncoder(), corpus, tmp_path / "out")
 
 
@@ -216,9 +216,9 @@ def test_a_shard_that_was_removed_or_cut_by_hand_is_made_again(corpus: Path, tmp
 @pytest.mark.parametrize(
     ("encoder", "options", "message"),
     [
-        (FakeEncoder("two"), {}, "vectors of another model"),
-        (FakeEncoder(), {"normalize": True}, "vectors of normalize False, and not True"),
-        (FakeEncoder(), {"format": "npy"}, "vectors of format 'parquet'"),
+        (FakeEncoder("two"), {}, "vectors made with another model"),
+        (FakeEncoder(), {"normalize": True}, "vectors made with normalize=False, not normalize=True"),
+        (FakeEncoder(), {"format": "npy"}, "vectors made with format='parquet'"),
     ],
 )
 def test_vectors_of_another_model_or_setting_stay(

@@ -63,6 +63,11 @@ def test_shards_are_written_while_a_slow_worker_has_another(tmp_path: Path) -> N
     encoder = PatientEncoder(tmp_path / "out" / "00011-*.parquet")  # the last of twelve
     done = encode_corpus(encoder, rows, tmp_path / "out", shard_size=3, workers=2)
     assert done.shards == 12
+    assert not done.said
+    few = encode_corpus(FakeEncoder(), rows, tmp_path / "few", shard_size=36, workers=2)
+    assert few.said == (
+        "1 of 2 workers had texts to encode, as one takes a shard. Make those smaller with shard_size.",
+    )
     encode_corpus(FakeEncoder(), rows, tmp_path / "alone", shard_size=3)
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 

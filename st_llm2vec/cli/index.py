@@ -140,6 +140,7 @@ def _put(
         update = Update(store, passages, mode, commit_every or BATCH)
         embed.total = update.plan()
         update.apply(embed)
+        note_all(embed.idle("commit", "--commit-every"))
         if store.stats()["kind"] != "flat":  # which has no index to build
             store.compact()
         rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"

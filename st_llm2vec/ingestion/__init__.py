@@ -23,10 +23,11 @@ from ..readers import TABLES, TEXT_COLUMN, Table, has_half_characters, plain, te
 from ..readers.documents import DOCUMENTS, Document, heading_at, headings, read_text
 from ..types import gives_names
 from .passages import LATE, Passage, Passages, content_of
-from .sources import ENDINGS, STDIN, Reading, Report, Source, find
+from .sources import ENDINGS, MANIFEST, STDIN, Reading, Report, Source, find, is_shard_name
 
 __all__ = [
     "ENDINGS",
+    "MANIFEST",
     "STDIN",
     "Passage",
     "Passages",
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "content_of",
     "find",
+    "is_shard_name",
     "metadata_value",
     "read_passages",
 ]
