@@ -49,14 +49,15 @@ class Chunker:
         self._tokenizer = encoder.tokenizer
         self.room = room(encoder, prompt)
         self.most = late_size(self.room) if late else self.room
-        if size is not None and not 1 <= size <= self.most:
+        if size is not None and not (_is_whole(size) and 1 <= size <= self.most):
             reads = "half of what this encoder reads, for late chunking" if late else "what this encoder reads"
-            raise InvalidInputError(f"chunk_size must be from 1 to {self.most}, {reads}, got {size}.")
+            raise InvalidInputError(f"chunk_size must be from 1 to {self.most}, {reads}, got {size!r}.")
         self.given = size
         self.overlap = overlap
-        if not 0 <= overlap < (tokens := self.size_of(document=True)):
+        tokens = self.size_of(document=True)
+        if not (_is_whole(overlap) and 0 <= overlap < tokens):
             raise InvalidInputError(
-                f"chunk_overlap must be at least 0 and below the {tokens} tokens of a chunk, got {overlap}."
+                f"chunk_overlap must be at least 0 and below the {tokens} tokens of a chunk, got {overlap!r}."
             )
         self._splitter = lru_cache(4)(self._new_splitter)
 
@@ -106,6 +107,10 @@ class Chunker:
             ) from error
         kind = MarkdownSplitter if marked else TextSplitter
         return kind.from_callback(self.tokens, size, min(self.overlap, size - 1))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def has_token(tokenizer: Any, text: str) -> bool:

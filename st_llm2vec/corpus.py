@@ -12,6 +12,7 @@ from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
 from .ingestion import ENDINGS, Passages, Reading, Records, read_passages
 from .readers import TEXT_COLUMN
+from .settings import as_count, as_flag
 from .shard_files import COLUMNS
 from .shards import FORMATS, Shards, manifest_of
 
@@ -33,7 +34,8 @@ class CorpusSummary:
         seconds: Time that encoding took.
         skipped: Rows and files that could not be read and were passed over.
         cut: Texts that the encoder reads the start of.
-        said: What else should be known: the errors passed over, files of other kinds, columns of several types.
+        said: What else should be known: the errors passed over, files of other kinds, columns of several types,
+            workers without work.
     """
 
     path: Path
@@ -55,7 +57,7 @@ def encode_corpus(
     format: str = "parquet",
     text_column: str | Sequence[str] = TEXT_COLUMN,
     id_column: str | None = None,
-    metadata: Sequence[str] | None = None,
+    metadata: str | Sequence[str] | None = None,
     on_error: str = "stop",
     task: str = "document",
     prompt: str | None = None,
@@ -110,9 +112,10 @@ def encode_corpus(
         >>> done.texts, done.dimension
         (2, 256)
     """
-    _check_options(task, format, shard_size)
-    columns = (text_column,) if isinstance(text_column, str) else tuple(text_column)
-    reading = reading or Reading(columns, id_column, None if metadata is None else tuple(metadata), on_error=on_error)
+    _check_options(task, format, {"shard_size": shard_size, "batch_size": batch_size}, prompt)
+    normalize, late_chunking = as_flag("normalize", normalize), as_flag("late_chunking", late_chunking)
+    kept = None if metadata is None else _names(metadata)
+    reading = reading or Reading(_names(text_column), id_column, kept, on_error=on_error)
     target = Path(output)
     single = check_output(target)
     encoder: Any = open_encoder(model)
@@ -172,16 +175,22 @@ def _summary(target: Path, passages: Passages, embed: Embed, entries: list[dict[
         seconds=embed.seconds,
         skipped=report.skipped,
         cut=passages.cut,
-        said=(*report.errors, *report.notes),
+        said=(*report.errors, *report.notes, *embed.idle("shard", "shard_size")),
     )
 
 
-def _check_options(task: str, format: str, shard_size: int) -> None:
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _check_options(task: str, format: str, counts: dict[str, int], prompt: str | None) -> None:
     for name, value, allowed in (("task", task, TASKS), ("format", format, FORMATS)):
         if value not in allowed:
             raise InvalidInputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
-        raise InvalidInputError(f"shard_size must be a whole number of at least 1, got {shard_size!r}.")
+    for name, count in counts.items():
+        as_count(name, count)
+    if prompt is not None and not isinstance(prompt, str):
+        raise InvalidInputError(f"prompt must be a text, got {prompt!r:.60}.")
 
 
 def _name_of(encoder: Any) -> str | None:

@@ -138,7 +138,7 @@ class Embed:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise InvalidInputError(f"workers must be a whole number of at least 1, got {workers!r}.")
         self._encode, self._workers, self._engine, self._progress = encode, workers, engine, progress
-        self.encoded = self.total = 0
+        self.encoded = self.total = self.batches = 0
         self.seconds = 0.0
 
     def settle(self, passages: Passages) -> None:
@@ -165,8 +165,18 @@ class Embed:
         for (tag, passages), vectors in ENGINES[self._engine](self._encode, tagged, self._workers, ordered=ordered):
             self.seconds += time.perf_counter() - started
             self._report(len(passages))
+            self.batches += bool(passages)
             yield tag, passages, vectors
             started = time.perf_counter()
+
+    def idle(self, batch: str, option: str) -> list[str]:
+        """What to say of workers that had nothing to do, as one takes a batch; nothing if there were none."""
+        if not 0 < self.batches < self._workers:
+            return []
+        return [
+            f"{self.batches} of {self._workers} workers had texts to encode, as one takes a {batch}. Make those "
+            f"smaller with {option}."
+        ]
 
     def __call__(self, passages: list[Passage]) -> Any:
         started = time.perf_counter()

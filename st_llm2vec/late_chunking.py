@@ -155,8 +155,8 @@ def _windows(
         fitting = [start for start in starts if start <= a < b <= start + reach]
         if not fitting:
             raise InvalidInputError(
-                f"chunks[{number}] is {document[first:last]!r:.60}, {max(b - a, 0)} tokens of its document; give 1 to "
-                f"{overlap}, with another chunk_size."
+                f"chunks[{number}] must have 1 to {overlap} tokens of its document, got {max(b - a, 0)}: "
+                f"{document[first:last]!r:.60}. Split it."
             )
         start = max(fitting, key=lambda start: _distance(start, start + reach, a, b, count))
         pooled.setdefault(start, []).append((number, len(head) + a - start, len(head) + b - start))

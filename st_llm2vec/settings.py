@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import InvalidCheckpointError, InvalidInputError
 from .templates import CHAT, TEMPLATES, Template
+from .types import gives_names
 
 DEFAULT_MAX_SEQ_LENGTH = 512
 # LLM2Vec's published checkpoints are adapters, and were evaluated with documents cut to this (parity section 3.10).
@@ -85,8 +86,8 @@ def as_texts(name: str, value: Iterable[Any]) -> list[str]:
     Raises:
         InvalidInputError: A single text, whose letters would be taken for texts, or an element that is no text.
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise InvalidInputError(f"{name} must be texts, such as a list of them, got {value!r:.80}.")
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable) or gives_names(value):
+        raise InvalidInputError(f"{name} must be texts, such as a list or column of them, got {value!r:.80}.")
     found = list(value)
     for i, text in enumerate(found):
         if not isinstance(text, str):

@@ -19,25 +19,18 @@ import numpy as np
 
 from .atomic import published
 from .errors import InvalidInputError, LLM2VecError
-from .ingestion import Passage, metadata_value
+from .ingestion import MANIFEST, Passage, is_shard_name, metadata_value
 from .readers import PAGE_BY_PAGE, has_half_characters, loaded, require_pyarrow
 from .vetting import read_json, require_shallow
 
-MANIFEST = "manifest.json"
 COLUMNS = ("id", "text", "embedding")  # of a shard, beside the metadata
 Schema = list[tuple[str, str, bool]]  # of the metadata: name, type, whether it comes in lists
-_NAME = re.compile(r"[0-9]{5,18}-[0-9a-f]{16}\.(parquet|npy)", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MOST_DIMENSIONS = 1 << 20
 _MOST_NAME = 4096
 # Vectors of texts that differ hardly shrink in a file. A small file of gigabytes of them is there to fill the memory.
 _MOST_BYTES, _MOST_RATIO = 1 << 31, 64
 _BLOCK = 1 << 24  # numbers that are looked at once
-
-
-def is_shard_name(name: object) -> bool:
-    """Whether a shard has this name; it is no path, so it leads nowhere else."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def is_there(path: Path) -> bool:

@@ -20,14 +20,12 @@ import numpy as np
 
 from .atomic import DRAFTS, published
 from .errors import InvalidInputError
-from .ingestion import Passage, Passages
+from .ingestion import MANIFEST, Passage, Passages, is_shard_name
 from .readers import require_pyarrow
 from .shard_files import (
-    MANIFEST,
     embeddings,
     entry_of,
     is_as_listed,
-    is_shard_name,
     is_there,
     read_manifest,
     require_vectors,
@@ -79,8 +77,8 @@ class Shards:
             shutil.rmtree(folder)
         else:
             name = next(name for name in setting if found[name] != setting[name])
-            what = "another model" if name == "fingerprint" else f"{name} {found[name]!r}, and not {setting[name]!r}"
-            raise InvalidInputError(f"{folder} holds vectors of {what}. Choose another folder, or remove it.")
+            what = "another model" if name == "fingerprint" else f"{name}={found[name]!r}, not {name}={setting[name]!r}"
+            raise InvalidInputError(f"{folder} holds vectors made with {what}. Choose another folder, or remove it.")
 
     def write(self, passages: Passages, embed: Embed, shard_size: int) -> list[dict[str, Any]]:
         """Write the shards that are not there yet, each as soon as it is encoded.

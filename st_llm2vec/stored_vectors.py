@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .errors import InvalidInputError
-from .ingestion import Passage, Passages, Report
-from .shard_files import MANIFEST, embeddings, is_as_listed, read_manifest, require_vectors, rows_of
+from .ingestion import MANIFEST, Passage, Passages, Report
+from .shard_files import embeddings, is_as_listed, read_manifest, require_vectors, rows_of
 
 Tag = TypeVar("Tag")
 
@@ -56,6 +56,8 @@ class StoredVectors:
         self.fingerprint: str = manifest["fingerprint"]
         self.model: str | None = manifest.get("model")
         self.dimension: int = entries[0]["dimension"]
+        self.normalized = bool(manifest.get("normalize"))
+        self.dtype, self.quantized = str(manifest.get("dtype")), bool(manifest.get("quantized"))
 
     def passages(self) -> Passages:
         """Return the passages, in a temporary database; close them.

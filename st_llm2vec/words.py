@@ -18,6 +18,7 @@ from .errors import InvalidInputError
 from .model import LLM2Vec
 from .modules import LLM2VecTransformer
 from .tokenization import TokenizedText
+from .types import gives_names
 
 Reading = Literal["same_token", "next_token"]
 
@@ -65,6 +66,8 @@ def encode_words(
     if isinstance(sentences, str):
         (vectors,) = encode_words(model, [sentences], prompt=prompt, reading=reading, lost=lost, batch_size=batch_size)
         return vectors
+    if gives_names(sentences):
+        raise InvalidInputError(f"sentences must be texts or lists of words, got a {type(sentences).__name__}.")
     if not isinstance(model[0], LLM2VecTransformer):
         raise InvalidInputError(
             f"model must be an encoder of st_llm2vec.load, got a {type(model).__name__} with {type(model[0]).__name__}."

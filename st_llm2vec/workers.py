@@ -22,6 +22,7 @@ from .errors import MissingExtraError, WorkerError
 Tag = TypeVar("Tag")
 _AHEAD = 2  # items that are under way or wait, for every worker
 _ATTEMPTS = 2
+_FAREWELL = 10.0  # seconds that a process has for its end
 
 
 class Work(Protocol):
@@ -83,6 +84,8 @@ def in_processes(
                 busy[ready].take()  # type: ignore[index]
     finally:
         for process in processes:
+            process.dismiss()
+        for process in processes:
             process.end()
 
 
@@ -140,9 +143,15 @@ class _Process:
             raise value
         task.result, task.done, task.item = value, True, None
 
-    def end(self) -> None:
+    def dismiss(self) -> None:
+        """Let it end by itself, so that it cleans up, or at once if nobody waits any more for what it does."""
         self.connection.close()
-        self._process.terminate()
+        if self.task:
+            self._process.terminate()
+
+    def end(self) -> None:
+        self._process.join(_FAREWELL)
+        self._process.kill()
         self._process.join()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,19 @@ class Doubled:
     Args:
         deadly: A folder. It dies over item 5 as often as there are files to take away.
         slow: A folder, where each item that is done has a file. Item 0 waits for that of item 3.
+        cleaned: A folder, where each worker that ends by itself leaves a file, as it cleans up after itself.
     """
 
     gpu = False
 
-    def __init__(self, deadly: Path | None = None, slow: Path | None = None) -> None:
-        self.deadly, self.slow = deadly, slow
+    def __init__(self, deadly: Path | None = None, slow: Path | None = None, cleaned: Path | None = None) -> None:
+        self.deadly, self.slow, self.cleaned = deadly, slow, cleaned
         self.number = -1
 
     def begin(self, number: int, count: int) -> None:
         self.number = number
+        if self.cleaned is not None:
+            Finalize(None, (self.cleaned / str(number)).touch, exitpriority=0)
 
     def __call__(self, item: int) -> tuple[int, int]:
         time.sleep(0.05 * (item % 3 == 0))  # so that later ones are done first

@@ -83,7 +83,7 @@ def test_an_encoder_without_a_fingerprint_is_told_by_its_class_and_name(corpus: 
     encode_corpus(encoder, corpus, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["fingerprint"], manifest["model"]) == ("FakeEncoder small", "models/small")
-    with pytest.raises(InvalidInputError, match="vectors of another model"):
+    with pytest.raises(InvalidInputError, match="vectors made with another model"):
         encode_corpus(FakeEncoder(), corpus, tmp_path / "out")
 
 
@@ -216,9 +216,9 @@ def test_a_shard_that_was_removed_or_cut_by_hand_is_made_again(corpus: Path, tmp
 @pytest.mark.parametrize(
     ("encoder", "options", "message"),
     [
-        (FakeEncoder("two"), {}, "vectors of another model"),
-        (FakeEncoder(), {"normalize": True}, "vectors of normalize False, and not True"),
-        (FakeEncoder(), {"format": "npy"}, "vectors of format 'parquet'"),
+        (FakeEncoder("two"), {}, "vectors made with another model"),
+        (FakeEncoder(), {"normalize": True}, "vectors made with normalize=False, not normalize=True"),
+        (FakeEncoder(), {"format": "npy"}, "vectors made with format='parquet'"),
     ],
 )
 def test_vectors_of_another_model_or_setting_stay(
@@ -289,6 +289,10 @@ def test_rows_of_a_program_and_data_sets(tmp_path: Path) -> None:
         assert table(tmp_path / name)["text"].to_pylist() == [row["text"] for row in ROWS]
     with pytest.raises(InvalidInputError, match="mapping of 'train'; give one"):
         encode_corpus(FakeEncoder(), DatasetDict(train=rows), tmp_path / "five")
+    with pytest.raises(InvalidInputError, match="a DataFrame of columns: give its rows"):
+        encode_corpus(FakeEncoder(), rows.to_pandas(), tmp_path / "five")
+    with pytest.raises(InvalidInputError, match="There is no text in an empty list"):
+        encode_corpus(FakeEncoder(), [], tmp_path / "five")
 
 
 def test_what_is_wrong_is_said_before_anything_is_encoded(corpus: Path, tmp_path: Path) -> None:
@@ -299,9 +303,17 @@ def test_what_is_wrong_is_said_before_anything_is_encoded(corpus: Path, tmp_path
         ([{"text": "a", "id": 1}], {}, "rows have a column 'id', which is what the output calls its own"),
         ([*ROWS, ROWS[3]], {"id_column": "key"}, "line 11: the id '3' is given already, in .*rows.jsonl, line 4"),
         (ROWS, {"task": "passage"}, "task must be one of document, query, got 'passage'"),
-        (ROWS, {"shard_size": 0}, "shard_size must be a whole number of at least 1, got 0"),
+        (ROWS, {"shard_size": 0}, "shard_size must be an integer of at least 1, got 0"),
+        (ROWS, {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        (ROWS, {"prompt": 3}, "prompt must be a text, got 3"),
+        (ROWS, {"normalize": "no"}, "normalize must be True or False, got 'no'"),
+        (ROWS, {"late_chunking": "no"}, "late_chunking must be True or False, got 'no'"),
+        (ROWS, {"metadata": "yeer"}, "no row has a column 'yeer'"),
         (ROWS, {"chunk_overlap": 5}, "chunk_overlap must be 0 without chunk_size"),
         (ROWS, {"chunk_size": 100}, "chunk_size must be from 1 to 19, .* got 100"),
+        (ROWS, {"chunk_size": 2.5}, "chunk_size must be from 1 to 19, .* got 2.5"),
+        (ROWS, {"chunk_size": "7"}, "chunk_size must be from 1 to 19, .* got '7'"),
+        (ROWS, {"chunk_size": 7, "chunk_overlap": 1.5}, "chunk_overlap must be at least 0 .* got 1.5"),
     ]:
         write(corpus, rows)
         with pytest.raises(InvalidInputError, match=message):

@@ -15,6 +15,7 @@ import pypdf
 import pytest
 from fake_encoder import FakeEncoder
 
+from st_llm2vec import encode_corpus
 from st_llm2vec.chunking import Chunker
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.ingestion import Passage, Reading, read_passages
@@ -320,6 +321,18 @@ def test_a_chunk_leaves_room_for_prompt_and_template() -> None:
 
 
 # -- finding files -----------------------------------------------------------------------------------------------------
+
+
+def test_vectors_of_encode_among_the_inputs_are_no_texts(here: Path) -> None:
+    """They were read as texts, with their vectors as metadata where what was wrong was to be skipped."""
+    rows = [{"text": "one", "year": 1}]
+    encode_corpus(FakeEncoder(), rows, "n/vectors")
+    Path("n/a.txt").write_text("one\n")
+    assert [p.id for p in read("n")] == ["n/a.txt:1"]
+    assert said("n")[1] == ["n/vectors was passed over: it holds vectors that encode wrote."]
+    with pytest.raises(InvalidInputError, match=r"n/vectors holds vectors that encode wrote.*--from-vectors"):
+        read("n/vectors")
+    assert [p.text for p in read("n/vectors/*.parquet")] == ["one"]
 
 
 def test_folders_globs_and_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

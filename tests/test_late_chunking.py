@@ -166,7 +166,7 @@ def test_a_corpus_is_encoded_once_and_a_document_that_changes_as_a_whole(tiny: A
     (folder / "a.md").write_text("# One\n" + DOCUMENT + " Changed.", encoding="utf-8")
     again = encode_corpus(tiny, folder, tmp_path / "out", **how)
     assert again.encoded == sum(row["id"].startswith(f"{folder}/a.md") for row in table(tmp_path / "out").to_pylist())
-    with pytest.raises(InvalidInputError, match="holds vectors of late_chunking True, and not None"):
+    with pytest.raises(InvalidInputError, match="holds vectors made with late_chunking=True, not late_chunking=None"):
         encode_corpus(tiny, folder, tmp_path / "out", chunk_size=32, shard_size=4)
 
 

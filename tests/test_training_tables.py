@@ -143,7 +143,7 @@ def test_lora_settings_of_another_type_are_refused(decoder: Path, settings: dict
     assert not any("lora_" in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("texts", ["a single text", ["a", None], [1, 2], 7, b"bytes"], ids=str)
+@pytest.mark.parametrize("texts", ["a single text", ["a", None], [1, 2], 7, b"bytes", {"text": "a"}], ids=str)
 def test_texts_to_train_on_are_texts(decoder: Path, texts: Any) -> None:
     """A single text was taken for a list of its letters, each a text to train on."""
     with pytest.raises(InvalidInputError, match="texts must be texts"):

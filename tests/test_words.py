@@ -202,6 +202,8 @@ def test_nothing_is_cut_or_left_out_silently(model: SentenceTransformer, tmp_pat
         encode_words(model, [long.split()], prompt="Find: ")
     with pytest.raises(InvalidInputError, match="Word '' of sentence 0 has no token"):
         encode_words(model, [["a", "", "b"]])
+    with pytest.raises(InvalidInputError, match="sentences must be texts or lists of words, got a dict"):
+        encode_words(model, {"text": ["a"]})
     with pytest.raises(InvalidInputError, match=r"sentences\[1\] must be a text or a list of words, got 3"):
         encode_words(model, ["a", 3])
     with pytest.raises(InvalidInputError, match=r"reading must be .*got 'before'"):

@@ -34,6 +34,12 @@ def test_results_come_in_order_from_every_process() -> None:
     assert numbers == {0, 1}
 
 
+def test_workers_that_are_done_clean_up_after_themselves(tmp_path: Path) -> None:
+    """They were terminated, and what their libraries had opened was said to leak, on every run."""
+    assert len(list(in_processes(Doubled(cleaned=tmp_path), ((i, i) for i in range(8)), 2))) == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_what_a_slow_worker_holds_up_is_bounded(tmp_path: Path, ordered: bool) -> None:
     read: list[int] = []
@@ -57,6 +63,11 @@ def test_shards_are_written_while_a_slow_worker_has_another(tmp_path: Path) -> N
     encoder = PatientEncoder(tmp_path / "out" / "00011-*.parquet")  # the last of twelve
     done = encode_corpus(encoder, rows, tmp_path / "out", shard_size=3, workers=2)
     assert done.shards == 12
+    assert not done.said
+    few = encode_corpus(FakeEncoder(), rows, tmp_path / "few", shard_size=36, workers=2)
+    assert few.said == (
+        "1 of 2 workers had texts to encode, as one takes a shard. Make those smaller with shard_size.",
+    )
     encode_corpus(FakeEncoder(), rows, tmp_path / "alone", shard_size=3)
     assert files(tmp_path / "out") == files(tmp_path / "alone")
 

@@ -19,6 +19,7 @@ from faiss_llm2vec.kinds import Vectors
 from faiss_llm2vec.manifest import Manifest
 from faiss_llm2vec.records import Documents
 from st_llm2vec.errors import InvalidInputError, StoreMismatchError
+from st_llm2vec.types import gives_names
 
 # No string in JSON has a bare line break, and metadata is flat: this stands between the objects of a list only.
 _BETWEEN = "},\n{"
@@ -72,8 +73,10 @@ def _json_objects(labels: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _strings(name: str, values: Any) -> list[str]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise InvalidInputError(f"{name} must be a list of strings, got {values!r:.80}.")
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or gives_names(values):
+        raise InvalidInputError(
+            f"{name} must be a list of strings, such as a column of a data frame, got {values!r:.80}."
+        )
     strings = list(values)
     for position, value in enumerate(strings):
         if not isinstance(value, str):

@@ -209,7 +209,8 @@ def check_same(path: Path, manifest: Manifest, model: Encoder | None, stated: st
             shown = "the model given" if given is None else f"the model given, {lasting_name(given)[0]!r},"
             raise StoreMismatchError(
                 f"{path} was made with {made_with} of {name} {ours!r}; {shown} has {name} {theirs!r}. Open it with "
-                f"the model it was made with, or make a new store for this one.{same}"
+                "the model it was made with, and with the dtype, quantize and max_seq_length of then; or make a new "
+                f"store for this one.{same}"
             )
 
 

@@ -30,8 +30,8 @@ def search_stores(
         options: As for `FaissStore.search`, but for `mmr`.
 
     Raises:
-        StoreMismatchError: The stores have different models or metrics.
-        InvalidInputError: No stores, or options whose scores say nothing across stores.
+        StoreMismatchError: The stores have different models, metrics or dimensions.
+        InvalidInputError: No stores, several queries, or options whose scores say nothing across stores.
 
     Example:
         >>> with FaissStore.create("notes", model) as notes, FaissStore.create("papers", model) as papers:
@@ -39,9 +39,11 @@ def search_stores(
         ...     [(store.path.name, hit.text) for store, hit in search_stores([notes, papers], "Who sleeps?", k=1)]
         [('notes', 'Bears hibernate.')]
     """
-    k, stores = inputs.whole("k", k), list(stores)
-    if not stores:
-        raise InvalidInputError("stores must be a list of at least one open FaissStore, got none.")
+    k = inputs.whole("k", k)
+    if not isinstance(stores, Sequence) or not stores or any(not isinstance(store, FaissStore) for store in stores):
+        raise InvalidInputError(f"stores must be a list of at least one open FaissStore, got {stores!r:.80}.")
+    if not isinstance(query, str):
+        inputs.one_vector(query)
     if options.get("mmr") is not None:
         raise InvalidInputError("mmr chooses among the documents of one store; leave it out for several.")
     if options.get("mode", "dense") != "dense" and options.get("rerank") is None:
@@ -49,8 +51,9 @@ def search_stores(
             f"mode={options['mode']!r} gives scores that mean something within one store only. Add rerank=, whose "
             "scores are the same everywhere, or search with mode='dense'."
         )
-    for name in ("fingerprint", "metric"):
+    for name in ("fingerprint", "metric", "dimension"):
         found = {store.stats()[name] for store in stores}
+        found -= {None} if name == "dimension" else set()  # of a store that is empty
         if len(found) > 1:
             raise StoreMismatchError(
                 f"the stores were made with different {name}s ({', '.join(sorted(map(repr, found)))}), so their scores "

@@ -33,7 +33,7 @@ WORD = r"(?u)\b[^\W\d_]{3,24}\b"  # that may be in a label: letters alone
 
 def explore(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="The page to write.")],
     color_by: Annotated[str | None, typer.Option(help="Field of the metadata that gives the colours.")] = None,
     where: Annotated[str | None, typer.Option(help="Filter on the metadata, as JSON.")] = None,
     method: Annotated[str, typer.Option(help="tsne keeps neighbours together; pca is fast.")] = "tsne",

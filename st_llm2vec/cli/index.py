@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..embedding import Embed, Encode
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
+from ..ingestion import Passages, read_passages
 from . import options
 from .inputs import BarOf, Engine, Files, OptionalInputs, WithEngine, Workers, reading_of, with_files
 from .options import given, note, note_all, open_model
 
 if TYPE_CHECKING:
-    from ..embedding import Embed
-    from ..ingestion import Passages
     from .updating import Update
 
 Kind = Annotated[
@@ -59,6 +59,9 @@ def index(
     batch_size: options.BatchSize = 32,
     workers: Workers = None,
     engine: WithEngine = Engine.local,
+    max_seq_length: options.MaxSeqLength = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     compile: options.Compile = False,
     device: options.Device = None,
 ) -> None:
@@ -84,15 +87,12 @@ def index(
     if from_vectors:
         _put_vectors(from_vectors, store, mode, settings, commit_every)
         return
-    if not inputs:
-        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
+    inputs = inputs or []
     reading = reading_of(inputs, files, exclude=store)
-    from ..embedding import Embed, Encode
-    from ..ingestion import read_passages
-
     named = _model_of(store, settings)  # before a model is loaded, which takes longer
     name = model or named or options.DEFAULT_MODEL
-    encoder = open_model(name, compile=compile, device=device)
+    how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
+    encoder = open_model(name, max_seq_length=max_seq_length, **how)
     encode = Encode(encoder, batch_size=batch_size)
     chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
     with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
@@ -107,6 +107,8 @@ def _require_one_purpose(said: list[str]) -> None:
         raise typer.BadParameter(f"it goes with a STORE only, not with {others[0]}", param_hint="'--delete'")
     if {"upsert", "sync"} <= set(said):
         raise typer.BadParameter("--sync replaces as --upsert does, and deletes; give one", param_hint="'--upsert'")
+    if not {"delete", "from-vectors", "inputs"} & set(said):
+        raise typer.BadParameter("give what to read, and then the store", param_hint="'INPUT... STORE'")
     if "from-vectors" in said and (others := [name for name in said if name not in _OF_VECTORS]):
         raise typer.BadParameter(f"it is encoded already: leave {others[0]} out", param_hint="'--from-vectors'")
 
@@ -138,6 +140,7 @@ def _put(
         update = Update(store, passages, mode, commit_every or BATCH)
         embed.total = update.plan()
         update.apply(embed)
+        note_all(embed.idle("commit", "--commit-every"))
         if store.stats()["kind"] != "flat":  # which has no index to build
             store.compact()
         rate = f"{embed.encoded / max(embed.seconds, 1e-9):.1f} texts/s"
@@ -153,6 +156,11 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
 
     with BarOf("texts") as progress:
         stored = StoredVectors(folder, progress)
+        if stored.normalized and (metric := _metric_of(path, settings)) != "cosine":
+            raise InvalidInputError(
+                f"{folder} was encoded with --normalize, and with metric {metric!r} lengths count, which queries and "
+                "further documents keep. Encode without it, or make a store with metric cosine."
+            )
         with (
             stored.passages() as passages,
             FaissStore.open_or_create(
@@ -165,6 +173,19 @@ def _put_vectors(folder: Path, path: Path, mode: str, settings: dict[str, Any], 
             update.apply(stored)
             done = f"{path}: {_counted(update)}; {len(store)} in all."
     note(done)
+    how = [f"--dtype {stored.dtype:.20}"] if stored.dtype != "float32" else []
+    if how := how + ["--quantize int8"] * stored.quantized:
+        note(f"Search it with {' '.join(how)}, as it was encoded.")
+
+
+def _metric_of(path: Path, settings: dict[str, Any]) -> str:
+    """The metric of a store that is there, or of the one that will be made."""
+    from faiss_llm2vec import FaissStore
+
+    if not _is_store(path):
+        return settings["metric"] or "cosine"
+    with FaissStore.open(path, mmap=True) as store:
+        return str(store.stats()["metric"])
 
 
 def _counted(update: Update) -> str:

@@ -39,6 +39,9 @@ def search(
         str | None, typer.Option(metavar="A,B", help="Fields of the metadata to show. Default: all; '' for none.")
     ] = None,
     as_json: options.AsJson = False,
+    max_seq_length: options.MaxSeqLength = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     device: options.Device = None,
 ) -> None:
     """Print the best answers to questions, best first, with their metadata.
@@ -60,10 +63,11 @@ def search(
         for unknown in unknown_fields(opened, [*fields_of(condition), *(wanted or [])]):
             note(unknown)
         matching = opened.count(condition)
-    with FaissStore.open(store, open_model(model, device=device) if model else None) as opened:
+    how = {"max_seq_length": max_seq_length, "dtype": dtype, "quantize": quantize, "device": device}
+    with FaissStore.open(store, open_model(model, **how) if model else None) as opened:
         if model is None:
             loading(opened.stats()["model"] or "the store's model")
-            opened.encoder(device=device)
+            opened.encoder(**how)
         mode = "hybrid" if hybrid else "dense"
         answers = opened.search_batch(questions, k, where=condition, mode=mode, rerank=rerank)
     if not matching:

@@ -21,6 +21,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What clients call the model. Default: the folder's name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    max_seq_length: options.MaxSeqLength = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     compile: options.Compile = False,
@@ -46,7 +47,8 @@ def serve(
             from faiss_llm2vec import FaissStore
 
             FaissStore.open(store).close()  # the same
-        encoder = open_model(model, dtype=dtype, quantize=quantize, compile=compile, device=device)
+        how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
+        encoder = open_model(model, max_seq_length=max_seq_length, **how)
         opened = FaissStore.open(store, encoder) if store else None
         served = name or Path(model).name
         app = create_app(encoder, served, store=opened, api_key=key)

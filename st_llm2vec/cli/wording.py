@@ -15,6 +15,7 @@ REWORDINGS = (
     ),
     (r"the store needs its model: FaissStore\.open\([^)]*\)\. Without one, give vectors\.", "name it with --model."),
     (r" If both give the same vectors, say so: fingerprint=.*", ""),
+    (r"with the dtype, quantize and max_seq_length of then", "with its --dtype, --quantize and --max-seq-length"),
     (r"Make one with FaissStore\.create\([^)]*\)\.?", "Make one with st-llm2vec index."),
     (r"Leave out txt\.", "Leave out --txt."),
     (r"\btext_columns\b", "--text-column"),

@@ -21,11 +21,13 @@ from ..chunking import Chunker, Piece
 from ..errors import InvalidInputError
 from ..readers import TABLES, TEXT_COLUMN, Table, has_half_characters, plain, text_of
 from ..readers.documents import DOCUMENTS, Document, heading_at, headings, read_text
+from ..types import gives_names
 from .passages import LATE, Passage, Passages, content_of
-from .sources import ENDINGS, STDIN, Reading, Report, Source, find
+from .sources import ENDINGS, MANIFEST, STDIN, Reading, Report, Source, find, is_shard_name
 
 __all__ = [
     "ENDINGS",
+    "MANIFEST",
     "STDIN",
     "Passage",
     "Passages",
@@ -34,6 +36,7 @@ __all__ = [
     "Report",
     "content_of",
     "find",
+    "is_shard_name",
     "metadata_value",
     "read_passages",
 ]
@@ -50,12 +53,17 @@ class Records:
         rows: Mappings of column names to values, or texts.
 
     Raises:
-        InvalidInputError: A mapping of several data sets, or something that has no rows.
+        InvalidInputError: A mapping of several data sets, a data frame, or something that has no rows.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any] | str]) -> None:
         if isinstance(rows, Mapping):
             raise InvalidInputError(f"inputs is a mapping of {', '.join(map(repr, rows))}; give one of them.")
+        if gives_names(rows):
+            raise InvalidInputError(
+                f"inputs must be paths or rows, got a {type(rows).__name__} of columns: give its rows as dicts, "
+                "df.to_dict('records') in pandas and df.to_dicts() in Polars."
+            )
         if not isinstance(rows, Iterable):
             raise InvalidInputError(f"inputs must be paths or rows, got {type(rows).__name__}.")
         self._rows = rows
@@ -100,7 +108,7 @@ def read_passages(
             inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)
             for source in find(inputs, reading, report, exclude):
                 reader.source(source)
-            said = ", ".join(map(str, inputs))
+            said = ", ".join(map(str, inputs)) or "an empty list"
         if not len(passages):
             because = f": {report.errors[0]}" if report.errors else "."
             raise InvalidInputError(f"There is no text in {said}{because}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from ..readers.documents import DOCUMENTS
 STDIN = "-"
 ENDINGS = tuple(dict.fromkeys([*TABLES, *DOCUMENTS]))
 POLICIES = ("stop", "skip")
+MANIFEST = "manifest.json"  # of the vectors that encode writes, beside its shards
+_SHARD = re.compile(r"[0-9]{5,18}-[0-9a-f]{16}\.(parquet|npy)", re.ASCII)
 _DATASET_NOTES = {"state.json", "dataset_info.json"}  # what `datasets` saves beside its rows
 _SHOWN = 20  # errors that are kept of those that were passed over
 
@@ -80,6 +83,11 @@ class Report:
     def note(self, text: str) -> None:
         """Something to say once the reading is over."""
         self.notes.append(text)
+
+
+def is_shard_name(name: object) -> bool:
+    """Whether a shard has this name; it is no path, so it leads nowhere else."""
+    return isinstance(name, str) and _SHARD.fullmatch(name) is not None
 
 
 def find(inputs: Iterable[str | Path], reading: Reading, report: Report, exclude: Path | None = None) -> list[Source]:
@@ -161,6 +169,9 @@ class _Finder:
             real = {name: os.path.realpath(os.path.join(place, name)) for name in (*folders, *files)}
             shown = [name for name in sorted(real) if not name.startswith(".") and real[name] != self._exclude]
             folders[:] = [name for name in folders if name in shown]
+            if MANIFEST in files and any(map(is_shard_name, files)):
+                self._skip_vectors(Path(place), folder)
+                continue
             notes = _DATASET_NOTES if set(files) >= _DATASET_NOTES else set()
             for name in shown:
                 path = Path(place, name)
@@ -176,6 +187,15 @@ class _Finder:
                 elif not path.is_dir() and name not in notes:
                     self.others["special files"] += 1
             folders[:] = sorted(folders)
+
+    def _skip_vectors(self, place: Path, folder: Path) -> None:
+        """Pass over texts that `encode` has written with their vectors: they were read from somewhere already."""
+        if place == folder:
+            raise InvalidInputError(
+                f"{place} holds vectors that encode wrote. Make a store of them with st-llm2vec index --from-vectors; "
+                f"to encode its texts again, give '{place}/*.parquet'."
+            )
+        self._report.note(f"{place} was passed over: it holds vectors that encode wrote.")
 
     def _unreadable(self, error: OSError) -> None:
         self._report(InvalidInputError(f"{error.filename} cannot be read ({error.strerror})."))

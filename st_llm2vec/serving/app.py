@@ -241,7 +241,10 @@ class _Server:
         chunks = [Chunk(document, stop - 1 - len(text), stop - 1) for text, stop in zip(texts, stops, strict=True)]
         tokens = len(document) // CHARACTERS_OF_A_TOKEN + 1
         assert self.batcher is not None
-        vectors = await self.batcher.run(lambda: encode_chunks(self.model, chunks, prompt=prompt or ""), tokens)
+        try:
+            vectors = await self.batcher.run(lambda: encode_chunks(self.model, chunks, prompt=prompt or ""), tokens)
+        except InvalidInputError as error:
+            raise Refusal(400, str(error).replace("chunks[", "input[", 1), "input") from error
         return Encoded(vectors, tokens)
 
     def require_few(self, texts: list[str], param: str = "input") -> None:

@@ -91,6 +91,7 @@ def test_what_cannot_be_shown_says_why_and_writes_nothing(command, store, tmp_pa
     assert (done.code, "there are no documents to show" in done.err) == (1, True)
     assert command("explore", store, "-o", page, "--method", "umap").code == 2
     assert command("explore", tmp_path / "nothing", "-o", page).code == 1
+    assert command("explore", store, "-o", tmp_path).code == 2  # a folder is no page
     assert not page.exists()
 
 

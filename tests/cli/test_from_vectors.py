@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,34 @@ def test_what_is_no_good_is_said_before_a_store_is_made(command: Command) -> Non
     with FaissStore.create("other", FakeEncoder("two")):
         pass
     assert "other was made with" in command("index", "--from-vectors", "vectors", "other").err
+
+
+@pytest.mark.parametrize("how", [("--dtype", "bfloat16"), ("--max-seq-length", "9"), ("--quantize", "int8")])
+def test_a_store_is_searched_and_added_to_as_it_was_encoded(
+    command: Command, encoder: Path, texts: Path, how: tuple[str, str]
+) -> None:
+    if how[0] == "--quantize":  # which is refused for weights at random
+        encoder = Path("llm2vec-tiny")
+    assert command("encode", texts, "vectors", "-m", encoder, "--device", "cpu", *how).code == 0
+    made = index(command)
+    assert made.code == 0, made.err
+    assert (f"Search it with {' '.join(how)}" in made.err) == (how[0] != "--max-seq-length")
+    other = command("search", "store", "lazy dogs", "--device", "cpu")
+    assert (other.code, "with its --dtype, --quantize and --max-seq-length" in other.err) == (1, True), other.err
+    found = command("search", "store", "seven wizards compress files", "-k", "1", "--json", "--device", "cpu", *how)
+    assert found.code == 0, found.err
+    assert json.loads(found.out)[0]["hits"][0]["text"] == "seven wizards compress files"
+    Path("more.txt").write_text("one more dog\n")
+    assert command("index", "more.txt", "store", "--device", "cpu", *how).code == 0
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_vectors_of_unit_length_are_no_part_of_a_store_where_length_counts(command: Command, there: bool) -> None:
+    encode(ROWS, normalize=True)
+    if there:
+        FaissStore.create("store", None, metric="dot", fingerprint="one").close()
+    done = index(command, *([] if there else ["--metric", "dot"]))
+    assert (done.code, "was encoded with --normalize" in done.err, "'dot'" in done.err) == (1, True, True)
+    assert Path("store").exists() == there
+    if not there:
+        assert index(command).code == 0

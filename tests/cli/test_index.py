@@ -297,6 +297,13 @@ def test_search_shows_metadata_and_says_why_nothing_was_found(run: Run, monkeypa
     assert found[0]["hits"][0]["metadata"] == {"year": 2001, "topic": "animals", "source": "a.jsonl"}
 
 
+def test_workers_without_work_are_told(run: Run) -> None:
+    run.rows({str(i): f"text {i}" for i in range(4)})
+    assert "--commit-every" in run(*INDEX, "--workers", "2").err
+    run.rows({str(i): f"other {i}" for i in range(4)})
+    assert "--commit-every" not in run(*INDEX, "--sync", "--workers", "2", "--commit-every", "2").err
+
+
 def test_quiet_says_errors_only(run: Run) -> None:
     run.rows({"1": "one"})
     for line in (("--quiet", *INDEX), (*INDEX, "--quiet")):

@@ -60,8 +60,15 @@ def test_what_cannot_be_compared_is_refused(halves, tmp_path, make_encoder):
     ):
         with pytest.raises(InvalidInputError, match=message):
             search_stores([first, second], "text 7", **options)
-    with pytest.raises(InvalidInputError, match="at least one"):
-        search_stores([], "text 7")
+    for stores in ([], first, ["a"], [first, None], "ab"):
+        with pytest.raises(InvalidInputError, match="at least one open FaissStore"):
+            search_stores(stores, "text 7")
+    for query in (["text 7", "text 8"], np.ones((2, 16)), 5, None):
+        with pytest.raises(InvalidInputError, match=r"vectors? must be"):
+            search_stores([first], query)
+    cut = FaissStore.create(tmp_path / "cut", make_encoder(), truncate_dim=8)
+    with cut, pytest.raises(StoreMismatchError, match="different dimensions"):
+        search_stores([first, cut], "text 7")
     with pytest.raises(InvalidInputError, match="must have text"):
         search_stores([first], " ")
     for name, options in (("fingerprint", {"model": make_encoder(fingerprint="x")}), ("metric", {"metric": "l2"})):

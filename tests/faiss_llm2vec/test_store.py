@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import faiss
 import numpy as np
+import pandas
 import pytest
 
 import faiss_llm2vec
@@ -517,6 +518,9 @@ BAD = {
     "effort": (lambda s: s.search("a", effort=0), "effort=0"),
     "fetch_k": (lambda s: s.search("a", mmr=0.5, fetch_k=-1), "fetch_k=-1"),
     "empty query": (lambda s: s.search(" "), "must have text"),
+    "texts of a mapping": (lambda s: s.add({"a": "b"}), "must be a list of strings"),
+    "texts of a data frame": (lambda s: s.add(pandas.DataFrame({"text": ["a"]})), "must be a list of strings"),
+    "ids of a data frame": (lambda s: s.delete(pandas.DataFrame({"kept": ["a"]})), "must be a list of strings"),
     "empty query in a batch": (lambda s: s.search(["a", ""]), "must have text"),
     "query of another dimension": (lambda s: s.search([1.0, 2.0]), "dimension 16, got 2"),
     "NaN query": (lambda s: s.search([float("nan")] * 16), "NaN"),
