@@ -24,6 +24,8 @@ COLLECTION, BATCH = "passages", 1000
 def put(shards: Path, client: QdrantClient) -> int:
     """Put every row of the shards, and return how many there are."""
     manifest = json.loads((shards / "manifest.json").read_text())
+    if manifest["format"] != "parquet":
+        raise SystemExit(f"{shards} has no .parquet shards: encode it without --to npy.")
     size = manifest["shards"][0]["dimension"]
     if not client.collection_exists(COLLECTION):
         cosine = models.VectorParams(size=size, distance=models.Distance.COSINE)
