@@ -15,6 +15,7 @@ from .readers import TEXT_COLUMN
 from .settings import as_count, as_flag
 from .shard_files import COLUMNS
 from .shards import FORMATS, Shards, manifest_of
+from .workers import require_engine
 
 SHARD_SIZE = 8192  # texts of a shard
 TASKS = ("document", "query")
@@ -113,6 +114,7 @@ def encode_corpus(
         (2, 256)
     """
     _check_options(task, format, {"shard_size": shard_size, "batch_size": batch_size}, prompt)
+    require_engine(engine)
     normalize, late_chunking = as_flag("normalize", normalize), as_flag("late_chunking", late_chunking)
     kept = None if metadata is None else _names(metadata)
     reading = reading or Reading(_names(text_column), id_column, kept, on_error=on_error)

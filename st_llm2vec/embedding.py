@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from .chunking import Chunker
 from .errors import InvalidInputError
 from .ingestion import Passage, Passages
-from .workers import ENGINES
+from .workers import ENGINES, require_engine
 
 BLOCK = 512  # passages that are encoded at once, between two reports of progress
 _SETTLED_TOKENS = 8192  # from here on an encoder is brought into the state in which it stays
@@ -128,13 +128,13 @@ class Embed:
 
     Raises:
         InvalidInputError: There is no such engine, or workers is no whole number of at least 1.
+        MissingExtraError: The engine is not installed.
     """
 
     def __init__(
         self, encode: Encode, *, workers: int = 1, engine: str = "local", progress: Progress | None = None
     ) -> None:
-        if engine not in ENGINES:
-            raise InvalidInputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+        require_engine(engine)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise InvalidInputError(f"workers must be a whole number of at least 1, got {workers!r}.")
         self._encode, self._workers, self._engine, self._progress = encode, workers, engine, progress

@@ -17,7 +17,7 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
-from .errors import MissingExtraError, WorkerError
+from .errors import InvalidInputError, MissingExtraError, WorkerError
 
 Tag = TypeVar("Tag")
 _AHEAD = 2  # items that are under way or wait, for every worker
@@ -178,10 +178,7 @@ def on_ray(
         MissingExtraError: Ray is not installed.
         WorkerError: An actor died over an item, and so did the one that took its place.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError('engine="ray" needs Ray. Install it with: pip install "st-llm2vec[ray]"') from error
+    ray = _require_ray()
     if not ray.is_initialized():
         try:
             ray.init(address="auto", log_to_driver=False)
@@ -226,6 +223,22 @@ class _Actor:
 
     def work(self, item: Any) -> Any:
         return self._function(item)
+
+
+def _require_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError('engine="ray" needs Ray. Install it with: pip install "st-llm2vec[ray]"') from error
+    return ray
+
+
+def require_engine(engine: str) -> None:
+    """Raise an error unless there is such an engine, and what it needs is installed."""
+    if engine not in ENGINES:
+        raise InvalidInputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+    if engine == "ray":
+        _require_ray()
 
 
 ENGINES: dict[str, Callable[..., Iterator[tuple[Any, Any]]]] = {"local": in_processes, "ray": on_ray}

@@ -13,6 +13,7 @@ from test_corpus import files, table
 
 import st_llm2vec
 from st_llm2vec import encode_corpus
+from st_llm2vec.cli import main
 from st_llm2vec.errors import InvalidInputError, MissingExtraError, WorkerError
 from st_llm2vec.workers import in_processes
 
@@ -114,7 +115,9 @@ def test_workers_go_on_with_what_a_killed_run_left(tmp_path: Path) -> None:
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_workers_and_engines_that_there_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_and_engines_that_there_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     for options, error, message in [
         ({"workers": 0}, InvalidInputError, "workers must be a whole number of at least 1, got 0"),
@@ -123,3 +126,10 @@ def test_workers_and_engines_that_there_are_not(tmp_path: Path, monkeypatch: pyt
     ]:
         with pytest.raises(error, match=message):
             encode_corpus(FakeEncoder(), [{"text": "a"}], tmp_path / "out", **options)
+    with pytest.raises(MissingExtraError):
+        encode_corpus("nowhere", [{"text": "a"}], tmp_path / "out", engine="ray")  # before the model is looked for
+    texts = tmp_path / "a.txt"
+    texts.write_text("a\n")
+    for command in ("encode", "index"):
+        assert main([command, str(texts), str(tmp_path / "out"), "-m", "nowhere", "--engine", "ray"]) == 1
+        assert 'pip install "st-llm2vec[ray]"' in capsys.readouterr().err

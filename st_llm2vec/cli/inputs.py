@@ -51,8 +51,19 @@ class Engine(str, Enum):
     ray = "ray"
 
 
+def _there(engine: Engine) -> Engine:
+    """The engine, if it is installed: before the model is loaded, which takes longer."""
+    from ..workers import require_engine
+
+    require_engine(engine.value)
+    return engine
+
+
 WithEngine = Annotated[
-    Engine, typer.Option("--engine", help="Workers are processes of this machine, or actors of a Ray cluster.")
+    Engine,
+    typer.Option(
+        "--engine", callback=_there, help="Workers are processes of this machine, or actors of a Ray cluster."
+    ),
 ]
 
 
