@@ -302,8 +302,8 @@ def _make(name: str, place: Path, make: Callable[[Path], None]) -> None:
         raise
     except (OSError, SafetensorError) as error:
         raise CacheError(
-            f"{name!r} could not be written to {place.parent}: {error}. Nothing was left there. Free some space, or "
-            "set ST_LLM2VEC_HOME to a folder with room for it."
+            f"{name!r} could not be written to {place.parent}: {error}. Nothing was left there. Free some space "
+            "(st-llm2vec models --sizes says what is kept), or set ST_LLM2VEC_HOME to a folder with room for it."
         ) from error
 
 

@@ -1,19 +1,30 @@
-"""Files and folders that appear complete or not at all: written beside their place, flushed, then renamed into it."""
+"""Files and folders that appear complete or not at all: written beside their place, flushed, then renamed into it.
+
+And the lock of one writer at a time.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import LLM2VecError
+from .errors import InvalidInputError, LLM2VecError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DRAFTS = ".draft-*"  # folders beside a target, which a process that was killed leaves
 _PREFIX = DRAFTS[:-1]
+_LOCK_FLAGS = (
+    os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+)
 
 
 @contextmanager
@@ -63,6 +74,110 @@ def published_folder(target: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
         for file in left:
             file.unlink()
         sync_folder(target)
+
+
+@contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Keep every other run from writing `target` until the block ends, or this process does.
+
+    The lock is a hidden file beside it, which is removed in the end.
+
+    Raises:
+        InvalidInputError: Another run is writing it, or there is no place for the lock.
+    """
+    target = target.absolute()
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock.acquire(path)
+    except BlockingIOError:
+        raise InvalidInputError(
+            f"Another run is writing {target}. Wait for its end, or choose another output."
+        ) from None
+    except OSError as error:
+        raise InvalidInputError(f"{target} cannot be written: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps an open file
+            path.unlink()  # while it is held: who has opened it sees that it is gone
+        lock.release()
+
+
+class Lock:
+    """A held lock: a file that the system unlocks when its process ends, however it ends.
+
+    filelock does not serve here, for two properties that tests/faiss_llm2vec/test_sharing.py proves. A process that is
+    forked shares the lock of its parent, and both go on writing, in turns (`test_parent_and_child_write_in_turns...`);
+    filelock 4 closes the descriptor in the child and raises "was inherited across fork". And a file that was replaced
+    is noticed (`test_a_writer_does_not_touch_a_folder_that_took_the_place...`); filelock goes on saying that it is
+    held, while another writer takes the new file.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._identity = _identity(os.fstat(descriptor))
+        self._process = os.getpid()
+
+    @classmethod
+    def acquire(cls, path: Path) -> Self:
+        """Lock the file at `path`, made if there is none.
+
+        Raises:
+            BlockingIOError: Another has it.
+            OSError: It cannot be made, or locked.
+        """
+        while True:
+            descriptor = os.open(path, _LOCK_FLAGS, 0o666)
+            lock = cls(path, descriptor)
+            try:
+                lock._take()
+                if lock.in_place():
+                    return lock
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # the file was replaced between opening and locking it
+
+    def hold(self) -> None:
+        """Make sure that a lock that was shared by a fork is still held by one of the family."""
+        if sys.platform != "win32":
+            self._take()
+
+    def in_place(self) -> bool:
+        """Whether the file at the path is still the one that is locked."""
+        try:
+            return _identity(os.lstat(self._path)) == self._identity
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Free the lock; in a forked process, leave it to the one that took it."""
+        if self._process == os.getpid() and sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # closing alone would leave it with those who were forked
+        os.close(self._descriptor)
+
+    def _take(self) -> None:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(self._descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise
+            raise BlockingIOError(error.errno, f"{self._path} is locked") from None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

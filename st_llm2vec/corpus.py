@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic import only_writer
 from .embedding import Embed, Encode, Progress
 from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
@@ -104,8 +105,8 @@ def encode_corpus(
         Counts, and what was passed over.
 
     Raises:
-        InvalidInputError: Something cannot be read, or the output is that of another model or setting. Nothing was
-            encoded.
+        InvalidInputError: Something cannot be read, the output is that of another model or setting, or another run
+            is writing it. Nothing was encoded.
         WorkerError: A worker died, and so did the one that was given its shard. Shards that were done are kept.
 
     Example:
@@ -135,19 +136,20 @@ def encode_corpus(
     }
     about = dict(zip(("model", "revision"), lasting_name(called) if called else (None, None), strict=True))
     parts = target.with_name(f".{target.name}.parts") if single else target
-    folder = Shards(parts, setting, about, working=bool(single))
-    encode = Encode(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size)
-    embed = Embed(encode, workers=workers, engine=engine, progress=progress)
-    chunker = encode.chunker(chunk_size, chunk_overlap, split_rows=chunk_size is not None, late=late_chunking)
-    with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
-        _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
-        embed.settle(passages)
-        entries = folder.write(passages, embed, shard_size)
-        if single:
-            folder.join(entries, target)
-        else:
-            folder.finish(entries)
-        return _summary(target, passages, embed, entries)
+    with only_writer(target):
+        folder = Shards(parts, setting, about, working=bool(single))
+        encode = Encode(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size)
+        embed = Embed(encode, workers=workers, engine=engine, progress=progress)
+        chunker = encode.chunker(chunk_size, chunk_overlap, split_rows=chunk_size is not None, late=late_chunking)
+        with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
+            _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
+            embed.settle(passages)
+            entries = folder.write(passages, embed, shard_size)
+            if single:
+                folder.join(entries, target)
+            else:
+                folder.finish(entries)
+            return _summary(target, passages, embed, entries)
 
 
 def check_output(target: Path) -> str | None:

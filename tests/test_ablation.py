@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import st_llm2vec
+from st_llm2vec.atomic import only_writer
 from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.evaluation.files import Source
 from st_llm2vec.evaluation.tasks import Found, find
@@ -129,6 +130,8 @@ def test_cells_of_other_settings_are_refused(decoder: str, recipe: Recipe, tasks
         "r",
         "masked tokens",
     ]
+    with only_writer(tmp_path / "out"), pytest.raises(InvalidInputError, match="Another run is writing"):
+        run_ablation(ablation)
     with pytest.raises(InvalidInputError, match="made with other settings"):
         run_ablation(replace(ablation, dtype="bfloat16"))
     with pytest.raises(InvalidInputError, match="no cell yet"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -417,6 +418,34 @@ def test_a_users_file_that_cannot_be_used_is_named(home: Path, content: str) -> 
     aliases.config_file().write_text(content)
     with pytest.raises(InvalidInputError, match=r"aliases\.json cannot be used"):
         SentenceTransformer("x")
+
+
+def test_superseded_builds_are_told_and_removed(home: Path, decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    aliases.config_file().parent.mkdir(parents=True)
+
+    def means(**meaning: Any) -> SentenceTransformer:
+        aliases.config_file().write_text(json.dumps({"mine": {"model": str(decoder), **meaning}}))
+        return SentenceTransformer("mine", device="cpu")
+
+    old = means()
+    assert main(["models"]) == 0
+    assert "stand for something else" not in capsys.readouterr().err
+    before = old.encode(TEXTS)
+    new = means(prompts={"query": "find: "}).encode_query(TEXTS)
+    place = home / "models" / "mine"
+    (place / ".draft-of-another").mkdir()
+    assert len(list(place.iterdir())) == 3
+    assert main(["models"]) == 0
+    assert re.search(r"[0-9.]+ MB are builds of names .*models remove --superseded", capsys.readouterr().err)
+    assert main(["models", "remove", "llm2vec-mistral", "--superseded"]) == 1
+    assert main(["models", "remove"]) == 2
+    assert len(list(place.iterdir())) == 3
+    assert main(["models", "remove", "--superseded"]) == 0
+    assert {folder.name for folder in place.iterdir()} == {aliases.find("mine").digest, ".draft-of-another"}
+    assert np.array_equal(old.encode(TEXTS), before)  # open, and still there for it
+    assert np.array_equal(SentenceTransformer("mine", device="cpu").encode_query(TEXTS), new)
+    assert main(["models", "remove", "--superseded"]) == 0
+    assert "Superseded builds: 0.0 MB deleted" in capsys.readouterr().err
 
 
 def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

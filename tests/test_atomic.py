@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from st_llm2vec import atomic
-from st_llm2vec.atomic import published, published_folder
-from st_llm2vec.errors import CacheError
+from st_llm2vec.atomic import Lock, only_writer, published, published_folder
+from st_llm2vec.errors import CacheError, InvalidInputError
 
 
 def write(place: Path, content: str = "new") -> None:
@@ -132,3 +132,50 @@ def test_a_process_that_is_killed_leaves_a_draft_that_can_be_known(tmp_path: Pat
     assert not (tmp_path / "a.npy").exists()
     (left,) = tmp_path.glob(atomic.DRAFTS)
     assert [file.name for file in left.iterdir()] == ["a.npy"]
+
+
+HOLD = """
+import sys, pathlib
+from st_llm2vec.atomic import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_killed_locks_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "vectors.npy"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InvalidInputError, match=r"Another run .*vectors\.npy\. Wait"), only_writer(target):
+            pass
+        process.kill()
+    with only_writer(target):
+        assert not target.exists()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_lock_that_is_removed_while_another_opens_it_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, take, removed = tmp_path / ".vectors.lock", Lock._take, []
+
+    def late(lock: Lock) -> None:
+        if not removed:
+            removed.append(path.unlink())
+        take(lock)
+
+    monkeypatch.setattr(Lock, "_take", late)
+    with only_writer(tmp_path / "vectors"):
+        assert path.exists()
+        with pytest.raises(BlockingIOError):
+            Lock.acquire(path)
+
+
+def test_an_output_without_a_place_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInputError, match="cannot be written"), only_writer(tmp_path / "file" / "out"):
+        pass

@@ -295,6 +295,20 @@ def test_rows_of_a_program_and_data_sets(tmp_path: Path) -> None:
         encode_corpus(FakeEncoder(), [], tmp_path / "five")
 
 
+@pytest.mark.parametrize("name", ["vectors", "vectors.npy", "vectors.parquet"])
+def test_one_run_at_a_time_writes_an_output(tmp_path: Path, name: str) -> None:
+    output, encoder = tmp_path / name, FakeEncoder()
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "bears"}
+        with pytest.raises(InvalidInputError, match=f"Another run is writing .*{name}"):
+            encode_corpus(FakeEncoder(), [{"text": "banks"}], output)
+        assert encode_corpus(FakeEncoder(), [{"text": "banks"}], tmp_path / "other").texts == 1
+
+    assert encode_corpus(encoder, rows(), output).texts == 1
+    assert encode_corpus(encoder, [{"text": "bears"}], output).texts == 1
+
+
 def test_what_is_wrong_is_said_before_anything_is_encoded(corpus: Path, tmp_path: Path) -> None:
     encoder = FakeEncoder()
     for rows, options, message in [

@@ -354,3 +354,18 @@ def test_the_presets_of_the_modules_are_arguments_of_the_hosts_trainer(tmp_path:
         assert (told.per_device_train_batch_size, told.learning_rate, told.max_steps) == (batch, rate, 1000)
         assert (told.lr_scheduler_type, told.seed) == ("linear", 42)
     assert (simcse.SCALE, simcse.DROPOUT, supervised.SCALE, told.warmup_steps) == (20.0, 0.3, 50.0, 300)
+
+
+def test_one_run_at_a_time_trains_into_an_output(bos_decoder: Path, tmp_path: Path) -> None:
+    told = TrainingSettings("simcse", str(bos_decoder), {"texts": TEXTS}, str(tmp_path / "out"), **SHORT)
+    tried = []
+
+    def again(line: str) -> None:
+        for resume in (False, True) if line.startswith("step 1 ") else ():
+            with pytest.raises(InvalidInputError, match=r"Another run is writing .*out"):
+                train_stage(told, resume=resume)
+            tried.append(resume)
+
+    assert train_stage(told, log=again).steps == 3
+    assert tried == [False, True]
+    assert train_stage(told, resume=True).steps == 3

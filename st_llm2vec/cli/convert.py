@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import aliases
-from ..atomic import published
+from ..atomic import only_writer, published
 from ..cards import how_to_open
 from ..settings import NAMES, EncoderSettings
 from . import options
@@ -45,9 +45,6 @@ def convert(
     """
     if (folder is None) == (output is None):
         raise typer.BadParameter("give it once, as the second argument or with -o", param_hint="OUTPUT")
-    target = Path(folder or output or "")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already and was left as it is. Choose another folder.")
     asked: dict[str, Any] = {
         "adapter": adapter,
         "base": base,
@@ -58,6 +55,13 @@ def convert(
         "token": token,
         **{name: getattr(settings, name) for name in NAMES},
     }
+    with only_writer(target := Path(folder or output or "")):
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise FileExistsError(f"{target} exists already and was left as it is. Choose another folder.")
+        _convert(model, target, asked)
+
+
+def _convert(model: str, target: Path, asked: dict[str, Any]) -> None:
     alias = aliases.find(model)
     if alias and not alias.is_encoder and all(value is None for value in asked.values()):
         _write(model, alias, target)

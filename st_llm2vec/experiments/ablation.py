@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..atomic import only_writer
 from ..backend.equivalence import PROBES
 from ..errors import InvalidInputError
 from ..evaluation.baselines import static_model
@@ -193,8 +194,13 @@ def run_ablation(ablation: Ablation, log: Callable[[str], None] = lambda line: N
     """Train and score every cell that is not there yet.
 
     Raises:
-        InvalidInputError: A cell in the output was made with other settings.
+        InvalidInputError: A cell in the output was made with other settings, or another run is writing the output.
     """
+    with only_writer(ablation.output):
+        _run(ablation, log)
+
+
+def _run(ablation: Ablation, log: Callable[[str], None]) -> None:
     examples = {task.name: task.kind.read(task.source) for task in ablation.tasks}
     todo = {cell: missing for cell in ablation.cells() if (missing := ablation.missing(cell))}
     log(f"{len(todo)} of {len(ablation.cells())} cells to do.")

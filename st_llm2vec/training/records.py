@@ -69,7 +69,7 @@ class Run:
     def __init__(self, output: Path, settings: TrainingSettings, *, resume: bool) -> None:
         if not resume and output.exists() and (output.is_file() or any(output.iterdir())):
             raise FileExistsError(f"{output} exists already. Continue its run with --resume, or choose another folder.")
-        self.output, self.settings = output, settings
+        self.output, self.settings, self.resume = output, settings, resume
         self.checkpoints = output / "checkpoints"
         self.data: dict[str, Any] = {}
         self.evaluation: str | None = None

@@ -10,6 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..atomic import only_writer
 from ..errors import InvalidInputError
 from ..loading import load
 from ..model import LLM2Vec
@@ -59,7 +61,8 @@ def train_stage(
         Where the encoder lies, and its scores.
 
     Raises:
-        InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume.
+        InvalidInputError: Settings or rows that cannot be used, or that are not those of the run to resume; or another
+            run is writing the output.
         FileExistsError: The output has something in it, and resume was not asked for.
 
     Example:
@@ -68,10 +71,21 @@ def train_stage(
         1
     """
     settings.require_complete()
-    log = log or (lambda line: None)
-    objective, output = OBJECTIVES[settings.objective], Path(settings["output"])
     processes = PartialState(cpu=bool(settings["cpu"]))
-    run = Run(output, settings, resume=resume)
+    with only_writer(Path(settings["output"])) if processes.is_main_process else nullcontext():
+        run = Run(Path(settings["output"]), settings, resume=resume)
+        return _stage(run, processes, log or (lambda line: None), evaluator, callbacks)
+
+
+def _stage(
+    run: Run,
+    processes: PartialState,
+    log: Log,
+    evaluator: SentenceEvaluator | None,
+    callbacks: Sequence[TrainerCallback],
+) -> Result:
+    settings, output, resume = run.settings, run.output, run.resume
+    objective = OBJECTIVES[settings.objective]
     sources, scoring = _read(settings, evaluator)
     run.take_data({name: source.record() for name, source in sources.items()}, scoring.sha256)
     if run.finished:

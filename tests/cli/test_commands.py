@@ -14,6 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_llm2vec import aliases
+from st_llm2vec.atomic import only_writer
 from st_llm2vec.cli.models import kept
 
 from .conftest import SENTENCES, Command, write_jsonl
@@ -115,6 +116,11 @@ def test_a_kept_name_is_sized_converted_and_removed(
 
 def test_convert_writes_a_folder_once(command: Command, decoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
+    with only_writer(folder):
+        busy = command("convert", decoder, folder)
+    assert busy.code == 1
+    assert f"Another run is writing {folder}" in busy.err
+    assert not folder.exists()
     done = command("convert", decoder, folder, "--pooling-mode", "last_token", "--device", "cpu")
     assert done.code == 0, done.err
     assert "last_token pooling, 3 layers audited" in done.err

@@ -410,7 +410,7 @@ MUTANTS: list[Mutant] = [
         ("self._lock.hold()", "pass", f"{_SHARING} -k child"),
     ),
     *_rows(
-        "integrations/faiss_llm2vec/lock.py",
+        "st_llm2vec/atomic.py",
         ("if lock.in_place():", "if True:", f"{_SHARING} -k taken_again"),
         (
             'if self._process == os.getpid() and sys.platform != "win32":',
