@@ -173,6 +173,11 @@ def test_html_is_decoded_as_browsers_do(here: Path, content: bytes) -> None:
     assert read("a.html")[0].text == "“café”"
 
 
+def test_bytes_without_a_character_in_latin_1_lose_no_page(here: Path) -> None:
+    Path("a.html").write_bytes(b"<meta charset=iso-8859-1><p>a\x81b \x93c\x94</p>")
+    assert read("a.html")[0].text == "a\x81b “c”"
+
+
 RULES = [
     ("---\n\n# One\nfirst\n\n---\n# Two\nsecond\n", {}),
     ("---\n- first\n---\nsecond\n", {}),
@@ -333,6 +338,15 @@ def test_vectors_of_encode_among_the_inputs_are_no_texts(here: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"n/vectors holds vectors that encode wrote.*--from-vectors"):
         read("n/vectors")
     assert [p.text for p in read("n/vectors/*.parquet")] == ["one"]
+    assert said("n/*") == (["one"], ["n/vectors was passed over: it holds vectors that encode wrote."])
+
+
+@pytest.mark.parametrize("output", ["n/vectors", "n/vectors.parquet"])
+def test_an_output_that_a_glob_matches_is_not_read(here: Path, output: str) -> None:
+    for _ in range(2):
+        Path("n").mkdir(exist_ok=True)
+        Path("n/a.txt").write_text("one\n")
+        assert encode_corpus(FakeEncoder(), "n/*", output).texts == 1
 
 
 def test_folders_globs_and_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from pathlib import Path
 
 
@@ -12,6 +13,8 @@ def release_weight_files() -> None:
 
     Pages that were written to stay, the others come back when they are read (Linux; nothing elsewhere).
     """
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         for line in Path("/proc/self/maps").read_text().splitlines():
@@ -23,6 +26,8 @@ def release_weight_files() -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what a training step frees: the next one would fetch gigabytes anew, page by page (mallopt(3))."""
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from .terminal import escaped
@@ -37,7 +38,8 @@ def print_table(
     widths = dict(enumerate([*words[:-1], lengths[-1]]))  # at least
     if wide is not None:
         widths[wide] = min(lengths[wide], _WIDE)
-    kept = list(optional)
+    narrow = console.is_terminal or "COLUMNS" in os.environ  # a file has room
+    kept = list(optional) if narrow else []
     while kept and _line(widths) > console.width:
         del widths[kept.pop()]
     console.width = max(console.width, _line(widths))

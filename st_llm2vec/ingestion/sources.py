@@ -135,8 +135,10 @@ class _Finder:
             raise FileNotFoundError(f"There is no file {given}.")
         before = self._seen
         for path in paths:
+            if os.path.realpath(path) == self._exclude:  # which a glob matches, too
+                continue
             if os.path.isdir(path):
-                self._walk(Path(path))
+                self._walk(Path(path), named=name == path)
             elif name == path and self._ending(path) is None:
                 ending = Path(path).suffix
                 raise InvalidInputError(f"{path} ends in {ending!r}. Give a file that ends in {', '.join(ENDINGS)}.")
@@ -163,14 +165,14 @@ class _Finder:
         else:
             self.found.setdefault(os.path.realpath(path), Source(path, path.as_posix(), ending))
 
-    def _walk(self, folder: Path) -> None:
+    def _walk(self, folder: Path, *, named: bool) -> None:
         root = os.path.realpath(folder)
         for place, folders, files in os.walk(folder, onerror=self._unreadable):
             real = {name: os.path.realpath(os.path.join(place, name)) for name in (*folders, *files)}
             shown = [name for name in sorted(real) if not name.startswith(".") and real[name] != self._exclude]
             folders[:] = [name for name in folders if name in shown]
             if MANIFEST in files and any(map(is_shard_name, files)):
-                self._skip_vectors(Path(place), folder)
+                self._skip_vectors(Path(place), named=named and Path(place) == folder)
                 continue
             notes = _DATASET_NOTES if set(files) >= _DATASET_NOTES else set()
             for name in shown:
@@ -188,12 +190,12 @@ class _Finder:
                     self.others["special files"] += 1
             folders[:] = sorted(folders)
 
-    def _skip_vectors(self, place: Path, folder: Path) -> None:
+    def _skip_vectors(self, place: Path, *, named: bool) -> None:
         """Pass over texts that `encode` has written with their vectors: they were read from somewhere already."""
-        if place == folder:
+        if named:
             raise InvalidInputError(
                 f"{place} holds vectors that encode wrote. Make a store of them with st-llm2vec index --from-vectors; "
-                f"to encode its texts again, give '{place}/*.parquet'."
+                "to encode its texts again, give what it was made of."
             )
         self._report.note(f"{place} was passed over: it holds vectors that encode wrote.")
 

@@ -148,6 +148,7 @@ _LINES = {"address", "article", "aside", "blockquote", "dd", "div", "dl", "dt", 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Python's names of encodings that a page gives, and what browsers read it as.
 _AS_BROWSERS = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"}
+_NO_CHARACTER = {0xDC00 + byte: byte for byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D)}  # in cp1252; browsers go on
 _CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?([\w:.-]+)", re.IGNORECASE)
 
 
@@ -211,6 +212,8 @@ def _decoded_page(content: bytes) -> str:
         name = codecs.lookup(name).name
     name = "utf-16" if content.startswith(_UTF16_MARKS) else _AS_BROWSERS.get(name, name)
     try:
+        if name == "cp1252":
+            return content.decode(name, "surrogateescape").translate(_NO_CHARACTER)
         return decoded(content) if name == "utf-8" else content.decode(name)
     except (LookupError, UnicodeError) as error:
         raise InvalidInputError(f"it says that it is {name}, and is not ({error}). Save the file as UTF-8.") from error

@@ -24,7 +24,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .. import __version__
 from ..backend.deciding import PREPACK_TOKENS, expect
-from ..chunking import has_token
 from ..errors import InvalidInputError, StoreError
 from ..late_chunking import Chunk, encode_chunks
 from ..model import LLM2Vec
@@ -232,9 +231,6 @@ class _Server:
     async def encode_late(self, texts: list[str], prompt_name: str | None) -> Encoded:
         """Chunks of one document, which is these texts with a blank between two."""
         self.require_few(texts)
-        if empty := [i for i, text in enumerate(texts) if not has_token(self.model.tokenizer, text)]:
-            message = f"input[{empty[0]}] must have a token, got {texts[empty[0]]!r:.60}: late_chunking needs one."
-            raise Refusal(400, message, "input")
         prompt, _ = _prompt(self.model, prompt_name)
         document = " ".join(texts)
         stops = list(accumulate(len(text) + 1 for text in texts))
@@ -244,7 +240,8 @@ class _Server:
         try:
             vectors = await self.batcher.run(lambda: encode_chunks(self.model, chunks, prompt=prompt or ""), tokens)
         except InvalidInputError as error:
-            raise Refusal(400, str(error).replace("chunks[", "input[", 1), "input") from error
+            param = "input" if str(error).startswith("chunks[") else "late_chunking"
+            raise Refusal(400, str(error).replace("chunks[", "input[", 1), param) from error
         return Encoded(vectors, tokens)
 
     def require_few(self, texts: list[str], param: str = "input") -> None:

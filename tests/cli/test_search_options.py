@@ -59,6 +59,10 @@ def test_ids_are_whole_and_fields_without_room_are_named(
     assert key in found.out
     assert all(escaped(name) in found.out.splitlines()[2] for name in fields)
     assert "no room" not in found.err
+    monkeypatch.delenv("COLUMNS")  # a file, which has room
+    found = command("search", tmp_path / "s", "the fox")
+    assert all(escaped(name) in found.out.splitlines()[2] for name in fields)
+    assert "no room" not in found.err
     monkeypatch.setenv("COLUMNS", "20")
     assert key in command("search", tmp_path / "s", "the fox").out
     found = command("search", tmp_path / "s", "the fox", "--where", '{"score": 8}')

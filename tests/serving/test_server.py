@@ -99,14 +99,15 @@ def test_chunks_of_a_document_are_read_together(client: TestClient, model: st_ll
         np.testing.assert_allclose(found, encode_chunks(model, chunks, prompt=prompt), atol=1e-5)
     assert np.abs(found - vectors(client, input=TEXTS[:2], model=name)).max() > 1e-3
     for bad, message in [
-        (["a", ""], "input[1] must have a token, got '': late_chunking needs one."),
-        (["a b", " \n ", "c"], "input[1] must have a token"),
-        ([""], "input[0] must have a token"),
+        (["a", ""], "input[1] is '', characters 2 to 2"),
+        (["a b", " \n ", "c"], "with no token, and so no vector."),
+        ([""], "input[0] is ''"),
         (["a", "a " * 990], "input[1] must have 1 to "),
     ]:
         refused = client.post("/v1/embeddings", json={"model": "tiny", "input": bad, "late_chunking": True})
         assert refused.status_code == 400
         assert message in refused.json()["error"]["message"]
+        assert refused.json()["error"]["param"] == "input"
 
 
 @pytest.mark.parametrize("body", [{"model": "tiny:query"}, {"prompt_name": "query"}])
