@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from .atomic import only_writer
 from .embedding import Embed, Encode, Progress
 from .encoders import lasting_name, open_encoder
 from .errors import InvalidInputError
-from .ingestion import ENDINGS, Passages, Reading, Records, read_passages
+from .ingestion import ENDINGS, Passages, Reading, Records, read_texts, split
 from .readers import TEXT_COLUMN
 from .settings import as_count, as_flag
 from .shard_files import COLUMNS
@@ -53,7 +54,7 @@ class CorpusSummary:
 
 def encode_corpus(
     model: Any,
-    inputs: str | Path | Iterable[Any],
+    inputs: str | Path | Iterable[Any] | Passages,
     output: str | Path,
     *,
     format: str = "parquet",
@@ -79,7 +80,7 @@ def encode_corpus(
     Args:
         model: An encoder, or its name.
         inputs: Files, folders and globs (.txt, .md, .html, .pdf, .json, .jsonl, .csv, .tsv, .parquet, .arrow), or rows:
-            a data set of `datasets`, any iterable of dicts, or `Records` of texts.
+            a data set of `datasets`, any iterable of dicts, or `Records` of texts; or what `read_corpus` has read.
         output: A folder, new or of an earlier run; or one file that ends in .parquet or .npy (vectors only).
         format: Of the shards: "parquet" (id, text, metadata, embedding) or "npy" (with a .jsonl beside each).
         text_column: Column of the text; of several, the first that a row has.
@@ -121,42 +122,62 @@ def encode_corpus(
     reading = reading or Reading(_names(text_column), id_column, kept, on_error=on_error)
     target = Path(output)
     single = check_output(target)
-    encoder: Any = open_encoder(model)
-    called = model if isinstance(model, str) else _name_of(encoder)
-    by_name = f"{type(encoder).__name__} {Path(called or '').name}".strip()  # as a store tells it from others, too
-    setting = {
-        "fingerprint": getattr(encoder, "fingerprint", None) or by_name,
-        "task": task,
-        "prompt": prompt,
-        "normalize": normalize,
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "quantized": bool(getattr(getattr(encoder[0], "model", None), "is_quantized", False)),
-        "format": single or format,
-        "late_chunking": late_chunking or None,  # as in a manifest that does not know of it
-    }
-    about = dict(zip(("model", "revision"), lasting_name(called) if called else (None, None), strict=True))
-    parts = target.with_name(f".{target.name}.parts") if single else target
-    with only_writer(target):
-        folder = Shards(parts, setting, about, working=bool(single))
+    with only_writer(target), read_corpus(inputs, reading, target) as passages:
+        encoder: Any = open_encoder(model)  # after the texts were checked, as it takes longer
         encode = Encode(encoder, task=task, prompt=prompt, normalize=normalize, batch_size=batch_size)
         embed = Embed(encode, workers=workers, engine=engine, progress=progress)
-        chunker = encode.chunker(chunk_size, chunk_overlap, split_rows=chunk_size is not None, late=late_chunking)
-        with read_passages(_sources(inputs), reading, chunker, exclude=target) as passages:
-            _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
-            embed.settle(passages)
-            entries = folder.write(passages, embed, shard_size)
-            if single:
-                folder.join(entries, target)
-            else:
-                folder.finish(entries)
-            return _summary(target, passages, embed, entries)
+        called = model if isinstance(model, str) else _name_of(encoder)
+        by_name = f"{type(encoder).__name__} {Path(called or '').name}".strip()  # as a store tells it from others, too
+        setting = {
+            "fingerprint": getattr(encoder, "fingerprint", None) or by_name,
+            "task": task,
+            "prompt": prompt,
+            "normalize": normalize,
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "quantized": bool(getattr(getattr(encoder[0], "model", None), "is_quantized", False)),
+            "format": single or format,
+            "late_chunking": late_chunking or None,  # as in a manifest that does not know of it
+        }
+        about = dict(zip(("model", "revision"), lasting_name(called) if called else (None, None), strict=True))
+        parts = target.with_name(f".{target.name}.parts") if single else target
+        folder = Shards(parts, setting, about, working=bool(single))
+        split(
+            passages, encode.chunker(chunk_size, chunk_overlap, split_rows=chunk_size is not None, late=late_chunking)
+        )
+        _check_passages(passages, single, overlap_alone=bool(chunk_overlap) and chunk_size is None)
+        embed.settle(passages)
+        entries = folder.write(passages, embed, shard_size)
+        if single:
+            folder.join(entries, target)
+        else:
+            folder.finish(entries)
+        return _summary(target, passages, embed, entries)
+
+
+def read_corpus(inputs: Any, reading: Reading, target: Path) -> Passages:
+    """Read and check what `encode_corpus` takes, in its place: all that needs no encoder; close it.
+
+    Raises:
+        InvalidInputError: Something cannot be read, or a column is what the output calls its own.
+    """
+    if isinstance(inputs, Passages):
+        return inputs  # it was here before
+    with ExitStack() as stack:
+        passages = stack.enter_context(read_texts(_sources(inputs), reading, exclude=target))
+        if taken := [name for name in COLUMNS if name in passages.columns]:
+            raise InvalidInputError(
+                f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "
+                "(metadata), or say that it is the id (id_column)."
+            )
+        stack.pop_all()
+    return passages
 
 
 def check_output(target: Path) -> str | None:
     """Return the format of an output that is one file; None of a folder.
 
     Raises:
-        InvalidInputError: It cannot be written, or is somebody else's.
+        InvalidInputError: It cannot be written, is somebody else's, or another run is writing it.
     """
     ending = target.suffix.lower()
     if (single := ending[1:] if ending[1:] in FORMATS else None) and target.is_dir():
@@ -165,7 +186,8 @@ def check_output(target: Path) -> str | None:
         raise InvalidInputError(f"output must be a folder, or a file that ends in .parquet or .npy, got {target}.")
     if single is None:
         manifest_of(target)
-    return single
+    with only_writer(target):  # said before anything is read
+        return single
 
 
 def _summary(target: Path, passages: Passages, embed: Embed, entries: list[dict[str, Any]]) -> CorpusSummary:
@@ -212,11 +234,6 @@ def _sources(inputs: Any) -> Any:
 def _check_passages(passages: Passages, single: str | None, overlap_alone: bool) -> None:
     if overlap_alone and "chunk" not in passages.fields:
         raise InvalidInputError("chunk_overlap must be 0 without chunk_size: no text is split here.")
-    if taken := [name for name in COLUMNS if name in passages.fields]:
-        raise InvalidInputError(
-            f"rows have a column {taken[0]!r}, which is what the output calls its own. Choose the columns to keep "
-            "(metadata), or say that it is the id (id_column)."
-        )
     if single == "npy" and (passages.report.skipped or "chunk" in passages.fields):
         raise InvalidInputError(
             "a .npy file holds vectors only, and with chunks or skipped rows nobody knows whose they are. Give an "

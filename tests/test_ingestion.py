@@ -18,7 +18,7 @@ from fake_encoder import FakeEncoder
 from st_llm2vec import encode_corpus
 from st_llm2vec.chunking import Chunker
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.ingestion import Passage, Reading, read_passages
+from st_llm2vec.ingestion import Passage, Passages, Reading, read_texts, split
 from st_llm2vec.readers import TABLES, Table, delimited
 
 SKIP = Reading(on_error="skip")
@@ -26,6 +26,12 @@ SKIP = Reading(on_error="skip")
 
 def chunker(size: int | None = None, overlap: int = 0) -> Chunker:
     return Chunker(FakeEncoder(max_seq_length=1000), size, overlap)
+
+
+def read_passages(inputs: Any, reading: Reading, chunker: Chunker, **options: Any) -> Passages:
+    passages = read_texts(inputs, reading, **options)
+    split(passages, chunker)
+    return passages
 
 
 def read(*inputs: str | Path, reading: Reading | None = None, size: int | None = None, **options: Any) -> list[Passage]:
@@ -556,3 +562,18 @@ def test_what_has_nothing_to_do_with_the_inputs_is_not_ignored(here: Path, readi
     Path("a.md").write_text("text")
     with pytest.raises(InvalidInputError, match=message):
         read("a.md", reading=reading)
+
+
+def test_what_needs_no_tokenizer_is_checked_before_there_is_one(here: Path) -> None:
+    Path("a.jsonl").write_text('{"text": "bears", "id": 1}\n{"text": "banks", "id": 1}\n')
+    Path("empty.md").write_text("   \n")
+    with pytest.raises(InvalidInputError, match=r"line 2: the id '1' is given already, in a\.jsonl"):
+        read_texts(["a.jsonl"], Reading(id_column="id"))
+    with pytest.raises(InvalidInputError, match="no row has a column 'yeer'"):
+        read_texts(["a.jsonl"], Reading(metadata=("yeer",)))
+    with pytest.raises(InvalidInputError, match=r"empty\.md has no text"):
+        read_texts(["empty.md"], Reading())
+    with read_texts(["a.jsonl", "empty.md"], Reading(id_column="id", on_error="skip")) as passages:
+        assert (passages.texts, len(passages), passages.report.skipped) == (1, 0, 2)
+        split(passages, chunker())
+        assert (passages.texts, len(passages)) == (0, 1)

@@ -10,7 +10,7 @@ import typer
 
 from . import options
 from .inputs import BarOf, Engine, Files, Inputs, WithEngine, Workers, reading_of, with_files
-from .options import note, note_all, open_model
+from .options import check_model, note, note_all, open_model
 
 if TYPE_CHECKING:
     from ..corpus import CorpusSummary
@@ -68,7 +68,7 @@ def encode(
       st-llm2vec encode notes/ 'papers/**/*.pdf' vectors/ --dtype bfloat16 --compile
       st-llm2vec encode papers/ vectors/ --chunk-size 64 --late-chunking --workers 4
     """
-    from ..corpus import SHARD_SIZE, check_output, encode_corpus
+    from ..corpus import SHARD_SIZE, check_output, encode_corpus, read_corpus
 
     if to is not None and output.suffix.lower() in (".npy", ".parquet"):
         raise typer.BadParameter(f"{output} says by its ending what it is; give --to with a folder.", param_hint="--to")
@@ -76,16 +76,16 @@ def encode(
         raise typer.BadParameter(
             "--prompt takes the place of the prompt that --as chooses; give one.", param_hint="--as"
         )
-    reading = reading_of(inputs, files, exclude=output)
-    check_output(output)  # before the model, which takes longer
+    reading = reading_of(files)
+    check_output(output)
+    check_model(model)
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
-    encoder = open_model(model, max_seq_length=max_seq_length, **how)
-    with BarOf("texts") as progress:
+    with read_corpus(inputs, reading, output) as texts, BarOf("texts") as progress:
+        encoder = open_model(model, max_seq_length=max_seq_length, **how)  # last, as it takes longest
         done = encode_corpus(
             encoder,
-            inputs,
+            texts,
             output,
-            reading=reading,
             format=(to or Format.parquet).value,
             task=(task or Task.document).value,
             prompt=prompt,

@@ -85,7 +85,8 @@ def evaluate(
 
     names = listed(tasks)
     which: dict[str, Any] = {"split": split, "kind": kind, "columns": _columns(column or [])}
-    find(data, names, **which)  # what is wrong with them is said before a model is loaded
+    for task in find(data, names, **which):  # what is wrong with them is said before a model is loaded
+        task.kind.read(task.source)
     opened = _opened(models, prompt_eol, dtype, device)
     report = evaluate_tasks(opened, names, data, **which, baselines=baselines or static_floor, on_score=_tell)
     if as_json:

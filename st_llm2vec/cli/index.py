@@ -9,10 +9,10 @@ import typer
 
 from ..embedding import Embed, Encode
 from ..errors import InvalidInputError, StoreExistsError, StoreNotFoundError
-from ..ingestion import Passages, read_passages
+from ..ingestion import Passages, read_texts, split
 from . import options
 from .inputs import BarOf, Engine, Files, OptionalInputs, WithEngine, Workers, reading_of, with_files
-from .options import given, note, note_all, open_model
+from .options import check_model, given, note, note_all, open_model
 
 if TYPE_CHECKING:
     from .updating import Update
@@ -87,15 +87,15 @@ def index(
     if from_vectors:
         _put_vectors(from_vectors, store, mode, settings, commit_every)
         return
-    inputs = inputs or []
-    reading = reading_of(inputs, files, exclude=store)
-    named = _model_of(store, settings)  # before a model is loaded, which takes longer
+    reading = reading_of(files)
+    named = _model_of(store, settings)
     name = model or named or options.DEFAULT_MODEL
+    check_model(name)
     how = {"dtype": dtype, "quantize": quantize, "compile": compile, "device": device}
-    encoder = open_model(name, max_seq_length=max_seq_length, **how)
-    encode = Encode(encoder, batch_size=batch_size)
-    chunker = encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking)
-    with read_passages(inputs, reading, chunker, exclude=store) as passages, BarOf("texts") as progress:
+    with read_texts(inputs or [], reading, exclude=store) as passages, BarOf("texts") as progress:
+        encoder = open_model(name, max_seq_length=max_seq_length, **how)  # last, as it takes longest
+        encode = Encode(encoder, batch_size=batch_size)
+        split(passages, encode.chunker(files.chunk_size, files.chunk_overlap or 0, late=files.late_chunking))
         embed = Embed(encode, workers=workers or 1, engine=engine.value, progress=progress)
         done = _put(passages, store, embed, encoder, name, mode, settings, commit_every)
     note(done)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,9 +110,9 @@ def with_files(command: options.Command) -> options.Command:
     return options.in_place_of("files", list(found.values()), lambda said: Files(**said))(command)
 
 
-def reading_of(inputs: list[str], files: Files, exclude: Path) -> Reading:
-    """How inputs are read, once it is known that they are there: before the model, which takes longer to load."""
-    from ..ingestion import ENDINGS, Reading, Report, find
+def reading_of(files: Files) -> Reading:
+    """How inputs are read."""
+    from ..ingestion import ENDINGS, Reading
     from ..readers import TEXT_COLUMN
 
     ending = None if files.input_format is None else f".{files.input_format.lower().lstrip('.')}"
@@ -123,7 +122,7 @@ def reading_of(inputs: list[str], files: Files, exclude: Path) -> Reading:
     columns = options.listed(files.text_column)
     if files.text_column is not None and not columns:
         raise typer.BadParameter(f"must name a column, got {files.text_column!r}", param_hint="'--text-column'")
-    reading = Reading(
+    return Reading(
         text_columns=columns or (TEXT_COLUMN,),
         id_column=files.id_column,
         metadata=None if files.metadata is None else options.listed(files.metadata),
@@ -131,8 +130,6 @@ def reading_of(inputs: list[str], files: Files, exclude: Path) -> Reading:
         ending=ending,
         on_error=files.on_error.value,
     )
-    find(inputs, reading, Report(reading.on_error), exclude)
-    return reading
 
 
 class BarOf:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,9 +107,22 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
     """`st_llm2vec.load`, with a word on stderr because it may take a while."""
     from .. import load
 
-    try:
+    with _meant(name):
         loading(name)
         return load(name, **options)
+
+
+def check_model(name: str) -> None:
+    """Raise an error for a name of our kind that is not known; others are asked for when the model is opened."""
+    with _meant(name):
+        aliases.find(name)
+
+
+@contextmanager
+def _meant(name: str) -> Iterator[None]:
+    """Say which name was meant where there is no such model."""
+    try:
+        yield
     except ModelNotFoundError as error:
         if close := get_close_matches(name, aliases.known(), 1):
             raise ModelNotFoundError(f"Did you mean {close[0]!r}? {error}") from error

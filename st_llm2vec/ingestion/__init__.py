@@ -2,28 +2,27 @@
 
 sources.py     which files the inputs name
 passages.py    what was read, in a temporary database on the disk
+splitting.py   texts to passages, which needs the tokenizer of an encoder
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..chunking import Chunker, Piece
 from ..errors import InvalidInputError
 from ..readers import TABLES, TEXT_COLUMN, Table, has_half_characters, plain, text_of
-from ..readers.documents import DOCUMENTS, Document, heading_at, headings, read_text
+from ..readers.documents import DOCUMENTS, Document, read_text
 from ..types import gives_names
-from .passages import LATE, Passage, Passages, content_of
+from .passages import Passage, Passages, Text, content_of
 from .sources import ENDINGS, MANIFEST, STDIN, Reading, Report, Source, find, is_shard_name
+from .splitting import no_text, split
 
 __all__ = [
     "ENDINGS",
@@ -38,11 +37,11 @@ __all__ = [
     "find",
     "is_shard_name",
     "metadata_value",
-    "read_passages",
+    "read_texts",
+    "split",
 ]
 
 _OF_CHUNKS = ("source", "chunk", "heading")  # fields that a chunk of a document has
-_BETWEEN_PAGES = "\n\n"  # where a document is read as one
 _UNITS = {".parquet": "row", ".arrow": "row", ".json": "item"}
 
 
@@ -79,44 +78,35 @@ class Records:
                 report(InvalidInputError(f"row {number} is a {type(row).__name__}; give texts or dicts."))
 
 
-def read_passages(
-    inputs: Iterable[str | Path] | Records, reading: Reading, chunker: Chunker, *, exclude: Path | None = None
-) -> Passages:
-    """Read, split and check inputs as a whole.
+def read_texts(inputs: Iterable[str | Path] | Records, reading: Reading, *, exclude: Path | None = None) -> Passages:
+    """Read inputs as a whole, and check all that can be checked without an encoder.
 
     Args:
         inputs: Files, folders, globs and "-" for standard input; or rows.
         reading: How they are read.
-        chunker: Splits texts that are too long.
         exclude: A folder or file that is not looked into: the output.
 
     Returns:
-        The passages; close them.
+        Passages that `split` is to make; close them.
 
     Raises:
         InvalidInputError: Something cannot be read or indexed, and is not to be passed over; or there is no text.
         OSError: There is no room for the texts in the system's temporary folder.
     """
     report = Report(reading.on_error)
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs if isinstance(inputs, Records) else list(inputs)
+    origin = "the rows" if isinstance(inputs, Records) else ", ".join(map(str, inputs)) or "an empty list"
     with ExitStack() as stack:
-        passages = stack.enter_context(Passages(report))
-        reader = _Reader(reading, chunker, passages)
+        passages = stack.enter_context(Passages(report, origin))
+        reader = _Reader(reading, passages)
         if isinstance(inputs, Records):
             reader.rows("", "row", inputs.numbered(report))
-            said = "the rows"
         else:
-            inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)
             for source in find(inputs, reading, report, exclude):
                 reader.source(source)
-            said = ", ".join(map(str, inputs)) or "an empty list"
-        if not len(passages):
-            because = f": {report.errors[0]}" if report.errors else "."
-            raise InvalidInputError(f"There is no text in {said}{because}")
+        if not passages.texts:
+            raise no_text(passages)
         _refuse_ignored(reading, reader)
-        for name, count in reader.taken.items():
-            report.note(f"The {name!r} of {count} documents was left out: chunks have one of their own. Rename it.")
-        for name in passages.mixed:
-            report.note(f"The column {name!r} has values of several types; all are kept as texts.")
         stack.pop_all()
     return passages
 
@@ -136,14 +126,13 @@ def _refuse_ignored(reading: Reading, reader: _Reader) -> None:
 
 
 class _Reader:
-    """Turns sources into passages."""
+    """Turns sources into texts."""
 
-    def __init__(self, reading: Reading, chunker: Chunker, passages: Passages) -> None:
-        self._reading, self._chunker, self._passages = reading, chunker, passages
+    def __init__(self, reading: Reading, passages: Passages) -> None:
+        self._reading, self._passages = reading, passages
         self._report = passages.report
         self._texts = frozenset((*reading.text_columns, *filter(None, [reading.id_column])))
         self.seen: set[str] = set()  # columns
-        self.taken: Counter[str] = Counter()  # what documents call as their chunks call something else
         self.tables = self.whole = 0  # inputs with rows, and .txt files that are documents
 
     def source(self, source: Source) -> None:
@@ -167,7 +156,7 @@ class _Reader:
                 self._report(InvalidInputError(f"{source.name} cannot be read ({error.strerror})."))
 
     def rows(self, name: str, unit: str, numbered: Iterator[tuple[int, dict[str, Any]]]) -> None:
-        """Add a passage for every row, or several where its text is too long."""
+        """Put the text of every row."""
         self.tables += 1
         number, skipped = 0, self._report.skipped
         for number, row in numbered:
@@ -179,32 +168,9 @@ class _Reader:
                 continue
             if name:
                 fields.setdefault("source", name)
-            chunker = self._chunker
-            pieces = [Piece(0, text)]
-            if not chunker.split_rows:
-                self._passages.cut += not chunker.fits(text, chunker.room)
-            else:
-                pieces = chunker.split(text, document=False)
-            passages = [Passage(id, pieces[0].text, fields, start=pieces[0].start)]
-            if len(pieces) > 1:
-                self.taken.update(name for name in ("chunk",) if name in fields)
-                passages = [
-                    Passage(f"{id}#{k}", piece, {**fields, "chunk": k}, start=start)
-                    for k, (start, piece) in enumerate(pieces, 1)
-                ]
-            self._add(passages, text, id, place)
+            self._passages.put(Text(id, place, [(None, text)], fields))
         if not number and skipped == self._report.skipped:
             self._report.note(f"{name or 'The input'} has no rows.")
-
-    def _add(self, passages: list[Passage], document: str, parent: str, place: str) -> None:
-        """Add the passages of a row or document, for late chunking with what they are read in."""
-        if self._chunker.late:
-            digest = hashlib.sha256(f"{self._chunker.size_of(document=True)} {document}".encode()).hexdigest()[:16]
-            passages = [
-                passage._replace(document=document, metadata={**passage.metadata, LATE: f"{digest}:{passage.start}"})
-                for passage in passages
-            ]
-        self._passages.add(passages, parent, place)
 
     def _row(self, row: dict[str, Any], place: str, id: str) -> tuple[str, str, dict[str, Any]]:
         reading = self._reading
@@ -212,18 +178,11 @@ class _Reader:
         text = text_of(row, reading.text_columns, place)
         if not text.strip():
             raise InvalidInputError(f"{place}: the text is empty.")
-        if not self._chunker.has_token(text):
-            raise InvalidInputError(f"{place}: the text {text!a:.60} has no token, and so no vector.")
         if (column := reading.id_column) is not None:
             id = _id(row, column, place)
         taken = {*reading.text_columns, reading.id_column}
         names = [name for name in row if name not in taken] if reading.metadata is None else reading.metadata
-        self._refuse_late(names, place)
         return id, text, {name: metadata_value(name, row[name], place) for name in names if row.get(name) is not None}
-
-    def _refuse_late(self, names: Iterable[str], place: str) -> None:
-        if self._chunker.late and LATE in names:
-            raise InvalidInputError(f"{place}: a column is called {LATE!r}, which late_chunking calls its own.")
 
     def _document(self, source: Source) -> None:
         name, report = source.name, self._report
@@ -237,21 +196,11 @@ class _Reader:
         except InvalidInputError as error:
             report(error)
             return
-        passages: list[Passage] = []
-        before = 0  # characters of the pages before
-        for page in document.pages:
-            found = headings(page.text) if document.marked else []
-            for start, text in self._chunker.split(page.text, document=True, marked=document.marked):
-                fields = {**base, "chunk": len(passages) + 1}
-                fields |= {"page": page.number} if page.number else {}
-                if heading := heading_at(found, start, start + len(text)):
-                    fields["heading"] = heading
-                passages.append(Passage(f"{name}#{fields['chunk']}", text, fields, start=before + start))
-            before += len(page.text) + len(_BETWEEN_PAGES)
         if document.empty:
             report.note(f"{name}: {document.empty} pages have no text.")
-        if passages:
-            self._add(passages, _BETWEEN_PAGES.join(page.text for page in document.pages), name, name)
+        if any(page.text.strip() for page in document.pages):
+            pages = [(page.number, page.text) for page in document.pages]
+            self._passages.put(Text(name, name, pages, base, document=True, marked=document.marked))
         else:
             report(InvalidInputError(f"{name} has no text."))
 
@@ -259,8 +208,7 @@ class _Reader:
         self.seen.update(document.fields)
         chosen = self._reading.metadata
         own = {key: value for key, value in document.fields.items() if chosen is None or key in chosen}
-        self._refuse_late(own, name)
-        self.taken.update(key for key in own if key in _OF_CHUNKS)
+        self._passages.taken.update(key for key in own if key in _OF_CHUNKS)
         own = {key: value for key, value in own.items() if key not in _OF_CHUNKS}
         fields = {**own, "source": name, "title": document.title}
         return {key: metadata_value(key, value, name) for key, value in fields.items()}

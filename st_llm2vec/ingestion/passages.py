@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from .sources import Report
 LATE = "late_chunk"  # field of the metadata: a hash of the document that a late chunk is read in, and its place there
 _INSERT = "INSERT INTO passages (id, parent, place, text, metadata, document, start) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT n, id, text, metadata, document, start FROM passages WHERE n > ? ORDER BY n LIMIT ?"
+_AT_ONCE = 32  # texts in memory
 _KINDS = {str: "text", bool: "bool", int: "integer", float: "number"}
 
 
@@ -49,13 +51,44 @@ def content_of(text: str, metadata: Mapping[str, Any]) -> str:
     return f"{metadata[LATE]} {text}" if metadata.get(LATE) else text
 
 
-class Passages:
-    """Checked passages, in a temporary database. Made by `read_passages`; use it in a `with` block."""
+class Text(NamedTuple):
+    """A row or a document as it was read, before it is split into passages.
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.fields: dict[str, set[str]] = {}  # of the metadata: the types of their values
-        self.cut = 0  # texts that are longer than what the encoder reads
+    Attributes:
+        name: The id of the row, or the name of the document.
+        place: Where it is, for errors.
+        pages: Their numbers, if they have any, and texts; a row is one page.
+        metadata: What is known about it.
+        document: It is a document rather than a row.
+        marked: Its headings are marked as in Markdown.
+    """
+
+    name: str
+    place: str
+    pages: list[tuple[int | None, str]]
+    metadata: dict[str, Any]
+    document: bool = False
+    marked: bool = False
+
+
+class Passages:
+    """Checked passages, in a temporary database. Made by `read_texts` and `split`; use it in a `with` block.
+
+    Attributes:
+        origin: What was read, for errors.
+        report: What was passed over, and what else should be known.
+        columns: Of the metadata, as they were read.
+        fields: Of the metadata of passages, with the types of their values.
+        cut: Texts that are longer than what the encoder reads.
+        taken: Fields of documents that their chunks call something else, with their counts.
+    """
+
+    def __init__(self, report: Report, origin: str = "") -> None:
+        self.report, self.origin = report, origin
+        self.columns: set[str] = set()
+        self.fields: dict[str, set[str]] = {}
+        self.cut = 0
+        self.taken: Counter[str] = Counter()
         self.sql = sqlite3.connect("")
         self.sql.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
@@ -63,6 +96,7 @@ class Passages:
             " place TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL,"
             " document INTEGER, start INTEGER NOT NULL);"
             "CREATE TABLE documents (n INTEGER PRIMARY KEY, text TEXT NOT NULL);"
+            "CREATE TABLE texts (n INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, content TEXT NOT NULL);"
         )
 
     def __enter__(self) -> Passages:
@@ -93,6 +127,32 @@ class Passages:
         kinds = _kinds(self.fields[name])
         return (kinds.pop() if len(kinds) == 1 else "text"), "list" in self.fields[name]
 
+    def put(self, text: Text) -> None:
+        """Keep a text until it is split; report the id of a row that was there before."""
+        row = (None if text.document else text.name, text.place, json.dumps(text, ensure_ascii=False))
+        try:
+            self.sql.execute("INSERT INTO texts (id, place, content) VALUES (?, ?, ?)", row)
+        except sqlite3.IntegrityError:
+            (before,) = self.sql.execute("SELECT place FROM texts WHERE id = ?", row[:1]).fetchone()
+            self.report(_given_already(text.place, text.name, before))
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
+        else:
+            self.columns.update(text.metadata)
+
+    @property
+    def texts(self) -> int:
+        """How many texts are to be split."""
+        count: int = self.sql.execute("SELECT count(*) FROM texts").fetchone()[0]
+        return count
+
+    def taken_out(self) -> Iterator[Text]:
+        """The texts that were put, in their order; each is gone once the next is asked for."""
+        while rows := self.sql.execute("SELECT n, content FROM texts ORDER BY n LIMIT ?", (_AT_ONCE,)).fetchall():
+            self.sql.execute("DELETE FROM texts WHERE n <= ?", (rows[-1][0],))
+            for _, content in rows:
+                yield Text(*json.loads(content))
+
     def add(self, passages: list[Passage], parent: str, place: str) -> None:
         """Add the passages of one row or document, all or none; report an id that was there before."""
         first = read_in = None
@@ -106,10 +166,10 @@ class Passages:
                 (before,) = self.sql.execute("SELECT place FROM passages WHERE id = ?", (id,)).fetchone()
                 if first is not None:
                     self.sql.execute("DELETE FROM passages WHERE n >= ?", (first,))
-                self.report(InvalidInputError(f"{place}: the id {id!r} is given already, in {before}."))
+                self.report(_given_already(place, id, before))
                 return
             except sqlite3.OperationalError as error:
-                raise OSError(f"no room for the texts in {tempfile.gettempdir()}: {error}. Set TMPDIR.") from error
+                raise _no_room(error) from error
             first = n if first is None else first
         for passage in passages:
             for name, value in passage.metadata.items():
@@ -135,6 +195,14 @@ class Passages:
         """Those of the ids that passages have."""
         # One by one: the JSON of some versions of SQLite ends a text at a NUL.
         return {id for id in ids if self.sql.execute("SELECT 1 FROM passages WHERE id = ?", (id,)).fetchone()}
+
+
+def _given_already(place: str, id: str, before: str) -> InvalidInputError:
+    return InvalidInputError(f"{place}: the id {id!r} is given already, in {before}.")
+
+
+def _no_room(error: Exception) -> OSError:
+    return OSError(f"no room for the texts in {tempfile.gettempdir()}: {error}. Set TMPDIR.")
 
 
 def _types(value: Any) -> set[str]:

@@ -20,6 +20,7 @@ from fake_encoder import FakeEncoder
 
 from faiss_llm2vec import FaissStore
 from st_llm2vec import cli
+from st_llm2vec.atomic import only_writer
 from st_llm2vec.cli import encode, index, search
 from st_llm2vec.cli.inputs import Files, reading_of
 from st_llm2vec.cli.wording import options_of, reworded
@@ -309,3 +310,34 @@ def test_errors_have_no_words_of_python(
     done = command(*line.split())
     assert done.code in (1, 2)
     assert not (found := PYTHON.search(done.err)), (found, done.err)
+
+
+def test_what_needs_no_model_is_said_before_one_is_loaded(command: Command, tmp_path: Path) -> None:
+    """There is no such model, which is said where nothing else is wrong."""
+    absent = "nowhere/no-model"
+    files = {
+        "good.jsonl": '{"text": "bears"}\n',
+        "bad.jsonl": '{"text": "bears"}\n{"text": 5}\n',
+        "twice.csv": "text,key\nbears,1\nbanks,1\n",
+        "own.csv": "text,embedding\nbears,1\n",
+        "pairs.csv": "sentence1,sentence2,score\nbears,banks,1\nbears,banks,much\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    for name, options, said in (
+        ("bad.jsonl", (), "bad.jsonl, line 2: 'text' is 5"),
+        ("twice.csv", ("--id-column", "key"), "line 3: the id '1' is given already"),
+        ("twice.csv", ("--metadata", "yeer"), "no row has a column 'yeer'"),
+        ("good.jsonl", (), absent),
+    ):
+        for line in ("encode", "index"):
+            done = command(line, tmp_path / name, tmp_path / "out", "-m", absent, *options)
+            assert done.code == 1
+            assert said in done.err, done.err
+            assert (absent in done.err) == (said == absent)
+    assert "a column 'embedding'" in command("encode", tmp_path / "own.csv", tmp_path / "out", "-m", absent).err
+    assert "line 3" in command("eval", absent, "--data", tmp_path / "pairs.csv").err
+    assert "knows" in command("encode", tmp_path / "bad.jsonl", tmp_path / "out", "-m", "llm2vec-nothing").err
+    with only_writer(tmp_path / "out"):
+        assert "Another run" in command("encode", tmp_path / "bad.jsonl", tmp_path / "out", "-m", absent).err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
