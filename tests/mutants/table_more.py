@@ -658,7 +658,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_rows(
-        "st_llm2vec/ingestion/__init__.py",
+        "st_llm2vec/ingestion/splitting.py",
         (
             "passage._replace(document=document,",
             "passage._replace(document=passage.text, start=0,",
