@@ -85,7 +85,7 @@ def only_writer(target: Path) -> Iterator[None]:
     Raises:
         InvalidInputError: Another run is writing it, or there is no place for the lock.
     """
-    target = target.absolute()
+    target = target.resolve()  # one lock for all its names
     path = target.with_name(f".{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

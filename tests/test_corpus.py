@@ -298,11 +298,13 @@ def test_rows_of_a_program_and_data_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vectors", "vectors.npy", "vectors.parquet"])
 def test_one_run_at_a_time_writes_an_output(tmp_path: Path, name: str) -> None:
     output, encoder = tmp_path / name, FakeEncoder()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
 
     def rows() -> Iterator[dict[str, str]]:
         yield {"text": "bears"}
-        with pytest.raises(InvalidInputError, match=f"Another run is writing .*{name}"):
-            encode_corpus(FakeEncoder(), [{"text": "banks"}], output)
+        for same in (output, tmp_path / "link" / name):
+            with pytest.raises(InvalidInputError, match=f"Another run is writing .*{name}"):
+                encode_corpus(FakeEncoder(), [{"text": "banks"}], same)
         assert encode_corpus(FakeEncoder(), [{"text": "banks"}], tmp_path / "other").texts == 1
 
     assert encode_corpus(encoder, rows(), output).texts == 1

@@ -61,7 +61,8 @@ def _row(text: Text, chunker: Chunker, passages: Passages) -> list[Passage]:
         pieces = chunker.split(content, document=False)
     if len(pieces) == 1:
         return [Passage(text.name, pieces[0].text, text.metadata, start=pieces[0].start)]
-    passages.taken.update(name for name in ("chunk",) if name in text.metadata)
+    if "chunk" in text.metadata:
+        passages.taken["chunk"] += 1
     return [
         Passage(f"{text.name}#{k}", piece, {**text.metadata, "chunk": k}, start=start)
         for k, (start, piece) in enumerate(pieces, 1)
