@@ -298,11 +298,12 @@ def test_rows_of_a_program_and_data_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["vectors", "vectors.npy", "vectors.parquet"])
 def test_one_run_at_a_time_writes_an_output(tmp_path: Path, name: str) -> None:
     output, encoder = tmp_path / name, FakeEncoder()
-    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    link = tmp_path / f"link-to-{name}"
+    link.symlink_to(output)
 
     def rows() -> Iterator[dict[str, str]]:
         yield {"text": "bears"}
-        for same in (output, tmp_path / "link" / name):
+        for same in (output, link):
             with pytest.raises(InvalidInputError, match=f"Another run is writing .*{name}"):
                 encode_corpus(FakeEncoder(), [{"text": "banks"}], same)
         assert encode_corpus(FakeEncoder(), [{"text": "banks"}], tmp_path / "other").texts == 1
