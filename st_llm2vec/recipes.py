@@ -219,8 +219,15 @@ class TrainingSettings:
         _prompt, str, "Before each positive and negative; saved as the document prompt.", PROMPTED
     )
     teacher: str | None = _row(_text, str, "Any sentence-transformers model, whose vectors are learned.", ("distill",))
+    teacher_dim: int | None = _row(
+        _from(1), int, "First dimensions of the teacher, if trained with Matryoshka; default: all.", ("distill",)
+    )
+    teacher_dtype: str | None = _row(_of(DTYPES), str, "That the teacher computes in.", ("distill",))
     distance: str | None = _row(
-        _of(DISTANCES), str, f"Of projected vectors to the teacher's: {', '.join(DISTANCES)}.", ("distill",)
+        _of(DISTANCES),
+        str,
+        f"Of vectors to the teacher's, projected if the widths differ: {', '.join(DISTANCES)}.",
+        ("distill",),
     )
     contrast_weight: float | None = _row(
         _not_negative, float, "Of contrast with the rest of the batch, which needs pairs; 0 is none.", ("distill",)

@@ -104,8 +104,24 @@ def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decod
     assert found.item() == pytest.approx((expected + 0.5 * contrast).item(), rel=1e-5)
 
 
+def test_a_student_of_the_teachers_width_learns_its_vectors_themselves(decoder: Path, tmp_path: Path) -> None:
+    width = st_llm2vec.load(str(decoder), device="cpu").get_embedding_dimension()
+    settings = told(decoder, TEXTS, tmp_path / "out", max_steps=60, teacher_dim=width, teacher_dtype="bfloat16")
+    student = st_llm2vec.load(str(train_stage(settings).folder), device="cpu")
+    teacher = SentenceTransformer("llm2vec-tiny", device="cpu", truncate_dim=width)
+    learned = (teacher.encode(TEXTS, normalize_embeddings=True) * student.encode(TEXTS, normalize_embeddings=True)).sum(1)
+    assert learned.mean() > 0.9  # no projection between the two spaces
+    (file,) = (tmp_path / "out" / "checkpoints" / "teacher").glob("*.npy")
+    assert np.load(file).shape == (len(TEXTS), 1, width)
+    assert 0 < np.abs(np.load(file)[:, 0] - teacher.encode(TEXTS)).max() < 0.1  # computed in bfloat16
+
+
 def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:
-    for given, said in (({"teacher": None}, "teacher is missing"), ({"contrast_weight": 1.0}, "needs pairs")):
+    for given, said in (
+        ({"teacher": None}, "teacher is missing"),
+        ({"contrast_weight": 1.0}, "needs pairs"),
+        ({"teacher_dim": 257}, "teacher_dim must be at most 256, the teacher's, got 257"),
+    ):
         with pytest.raises(InvalidInputError, match=said):
             train_stage(told(decoder, TEXTS, tmp_path / "out", **given))
         assert not (tmp_path / "out").exists()

@@ -1,7 +1,8 @@
 """Distillation: a teacher's vectors, computed once, are what the student's come near (EmbedDistill, arXiv 2301.12005).
 
-Any sentence-transformers model teaches. The student reaches the teacher's space through a projection that is learned
-beside it and dropped afterwards, so that the two may have other dimensions.
+Any sentence-transformers model teaches. A student of another width reaches the teacher's space through a projection that
+is learned beside it and dropped afterwards; one of the same width (or of `teacher_dim`, which a Matryoshka teacher has)
+learns the teacher's vectors themselves.
 """
 
 from __future__ import annotations
@@ -47,15 +48,14 @@ def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, 
             "it out, or give columns for an anchor and a positive."
         )
     texts = list(source.columns.values())
-    key = hashlib.sha256(json.dumps([settings["teacher"], texts], ensure_ascii=False).encode()).hexdigest()
+    told = {name: settings[name] for name in ("teacher", "teacher_dim", "teacher_dtype") if settings[name] is not None}
+    key = hashlib.sha256(json.dumps([told, texts], ensure_ascii=False).encode()).hexdigest()
     file = checkpoints / FOLDER / f"{key[:16]}.npy"
     progress = file.with_suffix(".json")
     done, n = int(read_json(progress).get("rows", 0)), len(source.rows)
     if done < n:
         log(f"Vectors of {n - done:,} rows from {settings['teacher']} ...")
-        teacher = SentenceTransformer(settings["teacher"], device="cpu" if settings["cpu"] else None)
-        if (width := teacher.get_embedding_dimension()) is None:
-            raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
+        teacher, width = _teacher(settings)
         shape = (n, len(texts), width)
         file.parent.mkdir(parents=True, exist_ok=True)
         vectors = open_memmap(file, "r+" if done else "w+", np.float32, None if done else shape)
@@ -65,8 +65,24 @@ def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, 
                     column[start : start + BLOCK], batch_size=settings["batch_size"], show_progress_bar=False
                 )
             vectors.flush()
-            write_json(progress, {"teacher": settings["teacher"], "rows": min(start + BLOCK, n)})
+            write_json(progress, {**told, "rows": min(start + BLOCK, n)})
     return replace(source, vectors=np.load(file, mmap_mode="r"))
+
+
+def _teacher(settings: TrainingSettings) -> tuple[SentenceTransformer, int]:
+    """The teacher, and the dimensions that are learned of it."""
+    dtype, dim = settings["teacher_dtype"], settings["teacher_dim"]
+    teacher = SentenceTransformer(
+        settings["teacher"],
+        device="cpu" if settings["cpu"] else None,
+        model_kwargs={} if dtype is None else {"dtype": getattr(torch, dtype)},
+    )
+    if (width := teacher.get_embedding_dimension()) is None:
+        raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
+    if dim is not None and dim > width:
+        raise InvalidInputError(f"teacher_dim must be at most {width}, the teacher's, got {dim}.")
+    teacher.truncate_dim = dim
+    return teacher, dim or width
 
 
 def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
@@ -83,7 +99,7 @@ def taught(source: Source) -> Dataset:
 
 
 class DistillLoss(EmbedDistillLoss):
-    """Distance of projected vectors to the teacher's, in float32, and contrast with the rest of the batch if asked.
+    """Distance to the teacher's vectors, in float32, and contrast with the rest of the batch if asked.
 
     Args:
         model: The student.
@@ -96,7 +112,8 @@ class DistillLoss(EmbedDistillLoss):
     def __init__(self, model: LLM2Vec, dimensions: int, settings: TrainingSettings) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(settings["seed"])
-            super().__init__(model, distance_metric=settings["distance"], projection_dim=dimensions)
+            same = dimensions == model.get_embedding_dimension()
+            super().__init__(model, distance_metric=settings["distance"], projection_dim=None if same else dimensions)
         self.weight = settings["contrast_weight"]
         contrast = MultipleNegativesRankingLoss(model, scale=settings["scale"], similarity_fct=cosine)
         self.contrast: Any = contrast if self.weight else None
