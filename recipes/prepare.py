@@ -112,6 +112,21 @@ def pubmed(data: Path) -> Iterable[Row]:
         yield {"anchor": row["long_answer"][:400], "positive": row["context"][:900]}
 
 
+def medical(data: Path, limit: int = 8_000) -> Iterable[Row]:
+    """What medical answers say after their first 700 characters, in pieces of about as many (MedQuAD, CC BY)."""
+    pieces = set()
+    for answer in sorted({row["answer"] for row in rows(data, "medquad", "train")}):
+        piece = ""
+        for sentence in SENTENCE_END.split(answer[700:])[1:]:  # the first one may be cut
+            piece = f"{piece} {sentence}".strip()
+            if len(piece) > 600:
+                pieces.add(piece[:1000])
+                piece = ""
+    found = [{"text": piece} for piece in sorted(pieces)]
+    random.Random(SEED).shuffle(found)
+    return found[:limit]
+
+
 def splits(data: Path) -> Iterable[Row]:
     """A sentence and the same in two (WikiSplit, CC BY-SA 4.0)."""
     found = (row for split in ("train", "dev", "test") for row in rows(data, "wiki_split", split))
@@ -134,6 +149,7 @@ SETS: tuple[Callable[[Path], Iterable[Row]], ...] = (
     neighbours,
     questions,
     pubmed,
+    medical,
     splits,
     sts_dev,
 )

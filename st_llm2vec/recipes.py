@@ -219,8 +219,8 @@ class TrainingSettings:
         _prompt, str, "Before each positive and negative; saved as the document prompt.", PROMPTED
     )
     teacher: str | None = _row(_text, str, "Any sentence-transformers model, whose vectors are learned.", ("distill",))
-    teacher_dim: int | None = _row(
-        _from(1), int, "First dimensions of the teacher, if trained with Matryoshka; default: all.", ("distill",)
+    teacher_pca: int | None = _row(
+        _from(1), int, "Principal components of the teacher's centred vectors, in their place.", ("distill",)
     )
     teacher_dtype: str | None = _row(_of(DTYPES), str, "That the teacher computes in.", ("distill",))
     distance: str | None = _row(
@@ -230,7 +230,7 @@ class TrainingSettings:
         ("distill",),
     )
     contrast_weight: float | None = _row(
-        _not_negative, float, "Of contrast with the rest of the batch, which needs pairs; 0 is none.", ("distill",)
+        _not_negative, float, "Of contrast with the rest of the batch, where rows are pairs; 0 is none.", ("distill",)
     )
     pooling_mode: str | None = _row(_encoder, str, "mean, weighted_mean, last_token, eos_token or bos_token.")
     template: str | None = _row(_encoder, str, "Chat template around every text.")

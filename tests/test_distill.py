@@ -18,7 +18,7 @@ from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.recipes import DataSet
 from st_llm2vec.training import TrainingSettings, distill, train_stage
 from st_llm2vec.training.data import read_source
-from st_llm2vec.training.distill import DistillLoss, with_teacher
+from st_llm2vec.training.distill import DistillLoss, principal, with_teacher
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
 PAIRS = [{"anchor": text, "positive": text[4:]} for text in TEXTS]
@@ -56,7 +56,11 @@ def test_the_teacher_is_asked_once_and_an_interrupted_run_goes_on(
     monkeypatch.setattr(distill, "BLOCK", 10)
     source = read_source("pairs", DataSet(PAIRS), pairs=True, seed=0)
     settings = told("x", PAIRS, tmp_path)
-    whole = with_teacher(source, settings, tmp_path / "whole", print).vectors
+
+    def vectors_of(folder: str) -> Any:
+        return with_teacher({"pairs": source}, None, settings, tmp_path / folder, print)[0]["pairs"].vectors
+
+    whole = vectors_of("whole")
     asked: list[int] = []
     encode = SentenceTransformer.encode_document
 
@@ -68,16 +72,16 @@ def test_the_teacher_is_asked_once_and_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(SentenceTransformer, "encode_document", counted)
     with pytest.raises(KeyboardInterrupt):
-        with_teacher(source, settings, tmp_path / "killed", print)
-    resumed = with_teacher(source, settings, tmp_path / "killed", print).vectors
+        vectors_of("killed")
+    resumed = vectors_of("killed")
     assert asked == [10, 10, 10, 10, 10, 8]
-    assert np.array_equal(whole, resumed)  # type: ignore[arg-type]
+    assert np.array_equal(whole, resumed)
     monkeypatch.setattr(distill, "SentenceTransformer", None)
-    again = with_teacher(source, settings, tmp_path / "killed", print).vectors
-    assert np.array_equal(whole, again)  # type: ignore[arg-type]
+    again = vectors_of("killed")
+    assert np.array_equal(whole, again)
     teacher = st_llm2vec.load("llm2vec-tiny", device="cpu")
-    assert np.allclose(whole[5, 0], teacher.encode_query([TEXTS[5]])[0], atol=1e-5)  # type: ignore[index]
-    assert np.allclose(whole[5, 1], teacher.encode_document([TEXTS[5][4:]])[0], atol=1e-5)  # type: ignore[index]
+    assert np.allclose(whole[5, 0], teacher.encode_query([TEXTS[5]])[0], atol=1e-5)
+    assert np.allclose(whole[5, 1], teacher.encode_document([TEXTS[5][4:]])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse", "l2"])
@@ -104,23 +108,36 @@ def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decod
     assert found.item() == pytest.approx((expected + 0.5 * contrast).item(), rel=1e-5)
 
 
-def test_a_student_of_the_teachers_width_learns_its_vectors_themselves(decoder: Path, tmp_path: Path) -> None:
+def test_a_student_learns_the_teachers_principal_components_themselves(decoder: Path, tmp_path: Path) -> None:
     width = st_llm2vec.load(str(decoder), device="cpu").get_embedding_dimension()
-    settings = told(decoder, TEXTS, tmp_path / "out", max_steps=60, teacher_dim=width, teacher_dtype="bfloat16")
+    settings = told(decoder, TEXTS, tmp_path / "out", max_steps=100, teacher_pca=width, teacher_dtype="bfloat16")
     student = st_llm2vec.load(str(train_stage(settings).folder), device="cpu")
-    teacher = SentenceTransformer("llm2vec-tiny", device="cpu", truncate_dim=width)
-    learned = (teacher.encode(TEXTS, normalize_embeddings=True) * student.encode(TEXTS, normalize_embeddings=True)).sum(1)
-    assert learned.mean() > 0.9  # no projection between the two spaces
+    taught = SentenceTransformer("llm2vec-tiny", device="cpu").encode(TEXTS, normalize_embeddings=True)
+    centred = (taught - taught.mean(0)).astype(np.float64)
+    components = centred @ np.linalg.svd(centred)[2][:width].T
+    learned = student.encode(TEXTS)
+    assert abs(np.corrcoef(learned[:, 0], components[:, 0])[0, 1]) > 0.9  # no projection between the two spaces
     (file,) = (tmp_path / "out" / "checkpoints" / "teacher").glob("*.npy")
-    assert np.load(file).shape == (len(TEXTS), 1, width)
-    assert 0 < np.abs(np.load(file)[:, 0] - teacher.encode(TEXTS)).max() < 0.1  # computed in bfloat16
+    raw = SentenceTransformer("llm2vec-tiny", device="cpu").encode(TEXTS)
+    assert 0 < np.abs(np.load(file)[:, 0] - raw).max() < 0.1  # computed in bfloat16
+
+
+def test_principal_components_keep_all_distances_if_all_are_kept() -> None:
+    vectors = [np.random.default_rng(seed).standard_normal((9, 2, 5)).astype(np.float32) for seed in (0, 1)]
+    mean, axes = principal(vectors, 5)
+    both = np.concatenate(vectors).reshape(-1, 5)
+    assert np.allclose(mean, both.mean(0), atol=1e-6)
+    reduced = (both - mean) @ axes
+    assert np.allclose(reduced @ reduced.T, (both - mean) @ (both - mean).T, atol=1e-4)
+    assert (np.diff(reduced.var(0)) < 0).all()
+    assert np.array_equal(principal(vectors, 2)[1], axes[:, :2])
 
 
 def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:
     for given, said in (
         ({"teacher": None}, "teacher is missing"),
         ({"contrast_weight": 1.0}, "needs pairs"),
-        ({"teacher_dim": 257}, "teacher_dim must be at most 256, the teacher's, got 257"),
+        ({"teacher_pca": 257}, "teacher_pca must be at most 256, the teacher's dimensions, got 257"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             train_stage(told(decoder, TEXTS, tmp_path / "out", **given))

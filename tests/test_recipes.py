@@ -45,7 +45,7 @@ WRONG = {
     "query_prompt": 3,
     "document_prompt": ["a"],
     "teacher": "",
-    "teacher_dim": 0,
+    "teacher_pca": 0,
     "teacher_dtype": "int8",
     "distance": "dot",
     "contrast_weight": -1,

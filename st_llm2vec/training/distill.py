@@ -1,15 +1,15 @@
 """Distillation: a teacher's vectors, computed once, are what the student's come near (EmbedDistill, arXiv 2301.12005).
 
-Any sentence-transformers model teaches. A student of another width reaches the teacher's space through a projection that
-is learned beside it and dropped afterwards; one of the same width (or of `teacher_dim`, which a Matryoshka teacher has)
-learns the teacher's vectors themselves.
+Any sentence-transformers model teaches. A student of another width reaches the teacher's space through a projection
+that is learned beside it and dropped afterwards; one of the same width learns the teacher's vectors themselves.
+`teacher_pca` brings any teacher to that width, and leaves out the mean that all of its vectors share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,60 @@ BLOCK = 512  # rows that an interruption costs at most
 FOLDER = "teacher"
 
 
-def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, log: Callable[[str], None]) -> Source:
+def with_teacher(
+    sources: Mapping[str, Source],
+    evaluation: Source | None,
+    settings: TrainingSettings,
+    checkpoints: Path,
+    log: Callable[[str], None],
+) -> tuple[dict[str, Source], Source | None]:
     """Add the teacher's vector of every text, float32 of shape (rows, columns, dimensions).
 
     They are kept in `checkpoints/teacher`; what an interrupted run has computed is not computed again.
 
     Raises:
-        InvalidInputError: Contrast without pairs.
+        InvalidInputError: Contrast without pairs, or more principal components than the teacher has dimensions.
     """
-    if settings["contrast_weight"] and len(source.columns) < 2:
+    if settings["contrast_weight"] and all(len(source.columns) < 2 for source in sources.values()):
         raise InvalidInputError(
-            f"contrast_weight={settings['contrast_weight']} needs pairs, and {source.rows.path} has one column. Leave "
+            f"contrast_weight={settings['contrast_weight']} needs pairs, and no data set has two columns. Leave "
             "it out, or give columns for an anchor and a positive."
         )
+    taught = {name: replace(each, vectors=_vectors(each, settings, checkpoints, log)) for name, each in sources.items()}
+    last = replace(evaluation, vectors=_vectors(evaluation, settings, checkpoints, log)) if evaluation else None
+    if (components := settings["teacher_pca"]) is None:
+        return taught, last
+    mean, axes = principal([_unit(each.vectors) for each in taught.values()], components)
+
+    def reduced(source: Source) -> Source:
+        return replace(source, vectors=(_unit(source.vectors) - mean) @ axes)
+
+    return {name: reduced(each) for name, each in taught.items()}, reduced(last) if last else None
+
+
+def principal(vectors: Sequence[np.ndarray], components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (d,) and the strongest principal axes (d, components) of all rows, in float32."""
+    width = vectors[0].shape[-1]
+    flat = [each.reshape(-1, width) for each in vectors]
+    rows = sum(len(each) for each in flat)
+    mean = sum(each.sum(0, dtype=np.float64) for each in flat) / rows
+    scatter = np.zeros((width, width))
+    for each in flat:
+        for start in range(0, len(each), 8192):
+            centred = each[start : start + 8192] - mean
+            scatter += centred.T @ centred
+    axes = np.linalg.eigh(scatter)[1][:, ::-1][:, :components]
+    return mean.astype(np.float32), axes.astype(np.float32)
+
+
+def _unit(vectors: np.ndarray | None) -> np.ndarray:
+    assert vectors is not None
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12))
+
+
+def _vectors(source: Source, settings: TrainingSettings, checkpoints: Path, log: Callable[[str], None]) -> np.ndarray:
     texts = list(source.columns.values())
-    told = {name: settings[name] for name in ("teacher", "teacher_dim", "teacher_dtype") if settings[name] is not None}
+    told = {name: settings[name] for name in ("teacher", "teacher_dtype") if settings[name] is not None}
     key = hashlib.sha256(json.dumps([told, texts], ensure_ascii=False).encode()).hexdigest()
     file = checkpoints / FOLDER / f"{key[:16]}.npy"
     progress = file.with_suffix(".json")
@@ -66,12 +105,13 @@ def with_teacher(source: Source, settings: TrainingSettings, checkpoints: Path, 
                 )
             vectors.flush()
             write_json(progress, {**told, "rows": min(start + BLOCK, n)})
-    return replace(source, vectors=np.load(file, mmap_mode="r"))
+    found: np.ndarray = np.load(file, mmap_mode="r")
+    return found
 
 
 def _teacher(settings: TrainingSettings) -> tuple[SentenceTransformer, int]:
-    """The teacher, and the dimensions that are learned of it."""
-    dtype, dim = settings["teacher_dtype"], settings["teacher_dim"]
+    """The teacher and its dimensions."""
+    dtype = settings["teacher_dtype"]
     teacher = SentenceTransformer(
         settings["teacher"],
         device="cpu" if settings["cpu"] else None,
@@ -79,10 +119,9 @@ def _teacher(settings: TrainingSettings) -> tuple[SentenceTransformer, int]:
     )
     if (width := teacher.get_embedding_dimension()) is None:
         raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
-    if dim is not None and dim > width:
-        raise InvalidInputError(f"teacher_dim must be at most {width}, the teacher's, got {dim}.")
-    teacher.truncate_dim = dim
-    return teacher, dim or width
+    if (components := settings["teacher_pca"]) is not None and components > width:
+        raise InvalidInputError(f"teacher_pca must be at most {width}, the teacher's dimensions, got {components}.")
+    return teacher, width
 
 
 def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
@@ -99,7 +138,7 @@ def taught(source: Source) -> Dataset:
 
 
 class DistillLoss(EmbedDistillLoss):
-    """Distance to the teacher's vectors, in float32, and contrast with the rest of the batch if asked.
+    """Distance to the teacher's vectors, in float32, and for pairs contrast with the rest of the batch, if asked.
 
     Args:
         model: The student.
@@ -123,6 +162,6 @@ class DistillLoss(EmbedDistillLoss):
     ) -> Tensor:
         vectors = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
         loss: Tensor = self.compute_loss_from_embeddings(vectors, [labels[:, i] for i in range(len(vectors))])
-        if self.contrast is not None:
+        if self.contrast is not None and len(vectors) > 1:
             loss = loss + self.weight * self.contrast.compute_loss_from_embeddings(vectors, None)
         return loss

@@ -28,7 +28,8 @@ from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
 
 Log = Callable[[str], None]
-Prepare = Callable[[Source, TrainingSettings, Path, Log], Source]
+Sources = tuple[dict[str, Source], Source | None]
+Prepare = Callable[[dict[str, Source], Source | None, TrainingSettings, Path, Log], Sources]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Objective:
         pairs: Whether a row of the data is several texts, all columns if none are named.
         least: Columns of such a row, at least.
         loss_learns: Whether the loss has weights of its own, which a checkpoint keeps beside the model.
-        prepare: What is added to a source before the model is loaded, kept in the folder of checkpoints.
+        prepare: What is added to the sources and evaluation data before the model is loaded, kept beside checkpoints.
         collator: Makes batches; None takes the host's.
         around: Holds while the model trains.
         batch_sampler: The host's name of how rows become batches.
@@ -53,7 +54,7 @@ class Objective:
     pairs: bool = False
     least: int = 2
     loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
-    prepare: Prepare = lambda source, settings, checkpoints, log: source
+    prepare: Prepare = lambda sources, evaluation, settings, checkpoints, log: (sources, evaluation)
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
     batch_sampler: BatchSamplers | str = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
@@ -108,7 +109,7 @@ OBJECTIVES: dict[str, Objective] = {
         loss=lambda model, settings, source: DistillLoss(model, source.vectors.shape[-1], settings),  # type: ignore[union-attr]
         pairs=True,
         least=1,
-        loss_learns=lambda settings: True,  # the projection
+        loss_learns=lambda settings: True,  # the projection, where the widths differ
         prepare=with_teacher,
     ),
 }

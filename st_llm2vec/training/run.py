@@ -97,9 +97,8 @@ def _stage(
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
     with processes.main_process_first():
-        sources = {name: objective.prepare(each, settings, run.checkpoints, log) for name, each in sources.items()}
-        if scoring.data:
-            scoring = replace(scoring, data=objective.prepare(scoring.data, settings, run.checkpoints, log))
+        sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
+        scoring = replace(scoring, data=evaluation)
     model = _model(settings, objective)
     own_length = model.max_seq_length
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
