@@ -14,7 +14,7 @@ import lzma
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,21 @@ def splits(data: Path) -> Iterable[Row]:
     return ({"anchor": row["sentence1"], "positive": row["sentence2"]} for row in found)
 
 
+def some_sentences(data: Path) -> Iterable[Row]:
+    """The first of wiki_sentences: with the next two, what a teacher reads for llm2vec-tiny."""
+    return islice(wiki_sentences(data), 50_000)
+
+
+def some_passages(data: Path) -> Iterable[Row]:
+    """The first of passages."""
+    return islice(passages(data), 6_000)
+
+
+def some_splits(data: Path) -> Iterable[Row]:
+    """The first of splits."""
+    return islice(splits(data), 6_000)
+
+
 def sts_dev(data: Path) -> Iterable[Row]:
     """STS-B's dev split: never trained on, what settings and checkpoints are chosen by."""
     columns = ("sentence1", "sentence2", "score")
@@ -151,6 +166,9 @@ SETS: tuple[Callable[[Path], Iterable[Row]], ...] = (
     pubmed,
     medical,
     splits,
+    some_sentences,
+    some_passages,
+    some_splits,
     sts_dev,
 )
 

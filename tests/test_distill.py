@@ -18,7 +18,8 @@ from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.recipes import DataSet
 from st_llm2vec.training import TrainingSettings, distill, train_stage
 from st_llm2vec.training.data import read_source
-from st_llm2vec.training.distill import DistillLoss, principal, with_teacher
+from st_llm2vec.training.distill import DistillLoss, with_teacher
+from st_llm2vec.training.principal import principal
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
 PAIRS = [{"anchor": text, "positive": text[4:]} for text in TEXTS]
@@ -131,6 +132,7 @@ def test_principal_components_keep_all_distances_if_all_are_kept() -> None:
     assert np.allclose(reduced @ reduced.T, (both - mean) @ (both - mean).T, atol=1e-4)
     assert (np.diff(reduced.var(0)) < 0).all()
     assert np.array_equal(principal(vectors, 2)[1], axes[:, :2])
+    assert np.allclose(principal(vectors[::-1], 5)[1], axes, atol=1e-5)
 
 
 def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def model() -> st_llm2vec.LLM2Vec:
 
 @pytest.fixture(scope="module")
 def static(model: st_llm2vec.LLM2Vec) -> SentenceTransformer:
-    return distill_static(model, dimensions=256, texts=TEXTS, smoothing=1e-4)
+    return distill_static(model, dimensions=256, texts=TEXTS, epochs=0, smoothing=1e-4)
 
 
 def test_static_vectors_are_the_tokens_own_turned_and_weighted(
@@ -65,8 +65,48 @@ def test_static_vectors_know_what_is_near(static: SentenceTransformer) -> None:
     assert near > far
 
 
+def test_token_vectors_learned_from_texts_come_near_the_encoder(model: st_llm2vec.LLM2Vec) -> None:
+    """The similarities of texts, not only their words; one by one and with vectors that are known already."""
+    texts = [
+        f"{a} {b} {c}" for a in ("a dog", "the market", "my sister") for b in ["eats", "sells", "sees"] for c in "dzeti"
+    ]
+    vectors = model.encode(texts)
+    centred = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    centred = centred - centred.mean(0)
+    wanted = np.corrcoef(centred)[np.triu_indices(len(texts), 1)]
+
+    def agreement(static: SentenceTransformer) -> float:
+        found = static.similarity(static.encode(texts), static.encode(texts)).numpy()[np.triu_indices(len(texts), 1)]
+        return float(np.corrcoef(found, wanted)[0, 1])
+
+    told: dict = {"dimensions": 32, "texts": texts}
+    learned = distill_static(model, **told, epochs=60)
+    assert agreement(learned) > agreement(distill_static(model, **told, epochs=0)) + 0.02
+    again = distill_static(model, **told, epochs=60, text_vectors=vectors)
+    np.testing.assert_allclose(again.encode(texts), learned.encode(texts), atol=1e-4)
+
+
+def test_static_vectors_of_another_vocabulary(model: st_llm2vec.LLM2Vec, decoder: Path) -> None:
+    other = st_llm2vec.load(str(decoder), device="cpu")
+    static = distill_static(model, dimensions=8, tokenizer=other.tokenizer, texts=TEXTS, epochs=2)
+    assert static[0].embedding.weight.shape == (len(other.tokenizer), 8)
+    assert (
+        static.tokenizer.encode("lazy dog", add_special_tokens=False).ids
+        == other.tokenizer("lazy dog", add_special_tokens=False)["input_ids"]
+    )
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"dimensions": 0}, {"dimensions": 257}, {"smoothing": 0}, {"smoothing": float("nan")}]
+    "wrong",
+    [
+        {"dimensions": 0},
+        {"dimensions": 257},
+        {"smoothing": 0},
+        {"smoothing": float("nan")},
+        {"epochs": -1},
+        {"text_vectors": np.zeros((3, 255)), "texts": TEXTS},
+        {"text_vectors": np.zeros((3, 256))},
+    ],
 )
 def test_settings_of_static_vectors_that_make_none_are_refused(model: st_llm2vec.LLM2Vec, wrong: dict) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):

@@ -13,7 +13,9 @@ arguments.py    a stage's settings as the host's arguments
 scoring.py      scores before, while and after it trains
 mining.py       hard negatives for pairs
 soup.py         the mean of several encoders' weights
+distill.py      a teacher's vectors
 static.py       an encoder as a table of token vectors
+principal.py    principal components, of a teacher's vectors and of tokens
 records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """
 

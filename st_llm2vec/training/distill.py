@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from ..vetting import read_json
 from .data import Source
+from .principal import principal
 from .records import write_json
 from .similarity import cosine
 
@@ -63,21 +64,6 @@ def with_teacher(
         return replace(source, vectors=(_unit(source.vectors) - mean) @ axes)
 
     return {name: reduced(each) for name, each in taught.items()}, reduced(last) if last else None
-
-
-def principal(vectors: Sequence[np.ndarray], components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean (d,) and the strongest principal axes (d, components) of all rows, in float32."""
-    width = vectors[0].shape[-1]
-    flat = [each.reshape(-1, width) for each in vectors]
-    rows = sum(len(each) for each in flat)
-    mean = sum(each.sum(0, dtype=np.float64) for each in flat) / rows
-    scatter = np.zeros((width, width))
-    for each in flat:
-        for start in range(0, len(each), 8192):
-            centred = each[start : start + 8192] - mean
-            scatter += centred.T @ centred
-    axes = np.linalg.eigh(scatter)[1][:, ::-1][:, :components]
-    return mean.astype(np.float32), axes.astype(np.float32)
 
 
 def _unit(vectors: np.ndarray | None) -> np.ndarray:
