@@ -116,6 +116,8 @@ def _recipe(shared: dict[str, Any], said: Mapping[str, Any], tables: dict[str, A
 
 def _stage_keys(file: Path, name: str, table: dict[str, Any]) -> dict[str, Any]:
     known = [*(key for key in FIELDS if key != "output"), *_OF_STAGE]
+    if name == "data":
+        raise InvalidInputError(f"{file} has data above its stages. Each names its own: write it below [mntp] or so.")
     if "objective" not in table and name not in OBJECTIVES:
         raise unknown(str(file), [name], [*OBJECTIVES, *FIELDS, *_OF_FILE])
     if odd := [key for key in table if key not in known]:

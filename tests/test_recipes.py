@@ -206,6 +206,7 @@ def test_a_recipe_file_becomes_stages_in_their_order(tmp_path: Path) -> None:
         ("model='m'\n[mntp]\ndata.a='x.txt'", "output is missing"),
         ("model='m'\noutput='o'\n[distill]\ndata.a='x.txt'", "teacher is missing"),
         ("model='m'\noutput='o'", "no table"),
+        ("output='o'\ndata.a='x.txt'\n[mntp]", "data above its stages"),
         ("model='m'\noutput='o'\n[mntp]\nafter='simcse'", "no table above"),
         ("model='m'\noutput='o'\nscale=3\n[mntp]\ndata.a='x.txt'", "scale is for simcse and supervised"),
         ("model='m'\noutput='o'\n[mntp]\nscale=3\ndata.a='x.txt'", "scale is for simcse and supervised"),
