@@ -36,7 +36,7 @@ def search_stores(
     Example:
         >>> with FaissStore.create("notes", model) as notes, FaissStore.create("papers", model) as papers:
         ...     ids = notes.add(["Bears hibernate."]) + papers.add(["Rates rose."])
-        ...     [(store.path.name, hit.text) for store, hit in search_stores([notes, papers], "Who sleeps?", k=1)]
+        ...     [(store.path.name, hit.text) for store, hit in search_stores([notes, papers], "Do bears sleep?", k=1)]
         [('notes', 'Bears hibernate.')]
     """
     k = inputs.whole("k", k)

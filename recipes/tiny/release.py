@@ -95,7 +95,9 @@ if __name__ == "__main__":
             by_model.setdefault(score.model, {})[score.task] = score
         for name, scores in by_model.items():
             if len(scores) == len(TASKS):  # BM25 has one
-                lines.append(row("its static-embedding baseline" if name.startswith("static") else label, scores))
+                lines.append(
+                    row("static-embedding baseline of the encoder" if name.startswith("static") else label, scores)
+                )
                 print(lines[-1], flush=True)
 
     shutil.rmtree(TARGET, ignore_errors=True)

@@ -258,7 +258,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/training/static.py",
         "tests/test_static_and_soup.py -k static",
-        ("weights = smoothing / (smoothing + _frequencies(tokenizer, size, texts))", "weights = torch.ones(size)"),
+        ("(smoothing / (smoothing + _frequencies(tokens, size, read)))[ids, None]", "1"),
         (
             "return {id: text for id, text in zip(ids, texts, strict=True) if text.strip() and UNKNOWN not in text}",
             "return dict(zip(ids, texts, strict=True))",
