@@ -135,6 +135,13 @@ def test_principal_components_keep_all_distances_if_all_are_kept() -> None:
     assert np.allclose(principal(vectors[::-1], 5)[1], axes, atol=1e-5)
 
 
+def test_more_components_than_the_teacher_has_are_refused_of_cached_vectors_too(tmp_path: Path) -> None:
+    source = {"pairs": read_source("pairs", DataSet(PAIRS[:3]), pairs=True, seed=0)}
+    with_teacher(source, None, told("x", PAIRS, tmp_path), tmp_path, print)
+    with pytest.raises(InvalidInputError, match="teacher_pca must be at most 256"):
+        with_teacher(source, None, told("x", PAIRS, tmp_path, teacher_pca=300), tmp_path, print)
+
+
 def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:
     for given, said in (
         ({"teacher": None}, "teacher is missing"),

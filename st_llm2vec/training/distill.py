@@ -58,6 +58,7 @@ def with_teacher(
     last = replace(evaluation, vectors=_vectors(evaluation, settings, checkpoints, log)) if evaluation else None
     if (components := settings["teacher_pca"]) is None:
         return taught, last
+    _check_components(components, np.shape(next(iter(taught.values())).vectors)[-1])  # vectors may be of an earlier run
     mean, axes = principal([_unit(each.vectors) for each in taught.values()], components)
 
     def reduced(source: Source) -> Source:
@@ -105,9 +106,13 @@ def _teacher(settings: TrainingSettings) -> tuple[SentenceTransformer, int]:
     )
     if (width := teacher.get_embedding_dimension()) is None:
         raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
-    if (components := settings["teacher_pca"]) is not None and components > width:
-        raise InvalidInputError(f"teacher_pca must be at most {width}, the teacher's dimensions, got {components}.")
+    _check_components(settings["teacher_pca"], width)
     return teacher, width
+
+
+def _check_components(components: int | None, width: int) -> None:
+    if components is not None and components > width:
+        raise InvalidInputError(f"teacher_pca must be at most {width}, the teacher's dimensions, got {components}.")
 
 
 def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
