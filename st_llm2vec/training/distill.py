@@ -58,8 +58,9 @@ def with_teacher(
     last = replace(evaluation, vectors=_vectors(evaluation, settings, checkpoints, log)) if evaluation else None
     if (components := settings["teacher_pca"]) is None:
         return taught, last
-    _check_components(components, np.shape(next(iter(taught.values())).vectors)[-1])  # vectors may be of an earlier run
-    mean, axes = principal([_unit(each.vectors) for each in taught.values()], components)
+    units = [_unit(each.vectors) for each in taught.values()]
+    _check_components(components, units[0].shape[-1])  # vectors may be of an earlier run
+    mean, axes = principal(units, components)
 
     def reduced(source: Source) -> Source:
         return replace(source, vectors=(_unit(source.vectors) - mean) @ axes)
