@@ -60,11 +60,13 @@ class Results:
         return max(lines, key=lambda line: line.mean, default=None)
 
     def comparisons(self) -> Iterator[tuple[str, Difference]]:
-        """The paper's comparisons, with each pooling and with the best of each setup: pooling, difference."""
+        """The paper's comparisons, with each pooling and, of several, the best of each setup: pooling, difference."""
         by_name = {(line.setup, line.pooling): line for line in self.lines}
-        poolings = dict.fromkeys(line.pooling for line in self.lines if line.setup in SETUPS)
+        poolings = list(dict.fromkeys(line.pooling for line in self.lines if line.setup in SETUPS))
+        if len(poolings) > 1:
+            poolings.append(BEST)
         for setup, against in COMPARISONS:
-            for pooling in (*poolings, BEST):
+            for pooling in poolings:
                 pair = [
                     self.best(name) if pooling == BEST else by_name.get((name, pooling)) for name in (setup, against)
                 ]
