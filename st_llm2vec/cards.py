@@ -128,7 +128,7 @@ def _training(model: LLM2Vec) -> str:
     rows, told = [], []
     for stage in stages:
         settings, data = stage["settings"], stage["data"]
-        names = ", ".join(f"{_MARKUP.sub('_', name)} ({each['rows']:,} rows)" for name, each in data.items())
+        names = ", ".join(f"{_MARKUP.sub('_', name)} ({_rows(each)})" for name, each in data.items())
         scores = [(name, f"{stage['before'][name]:.4f}", f"{value:.4f}") for name, value in stage["after"].items()]
         for score in scores or [("", "", "")]:
             cells = [settings["objective"], f"{stage['steps']:,}", names, str(settings["seed"]), *score]
@@ -137,6 +137,10 @@ def _training(model: LLM2Vec) -> str:
         summary = f"<details><summary>Settings and data of {settings['objective']}</summary>"
         told.append(f"{summary}\n\n```json\n{shown}\n```\n</details>\n")
     return head + "".join(rows) + "\n" + "\n".join(told)
+
+
+def _rows(data: dict[str, Any]) -> str:
+    return f"{data['rows']:,} rows" if "rows" in data else "a stream"
 
 
 def _adapted(model: LLM2Vec) -> str:

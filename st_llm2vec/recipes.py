@@ -96,14 +96,16 @@ class DataSet:
     """One data set of a stage; a batch never mixes two.
 
     Args:
-        file: .jsonl, .csv, .parquet or .txt; from Python also rows: a list of dicts or texts, or a `datasets.Dataset`.
+        file: .jsonl, .csv, .parquet or .txt; from Python also rows: a list of dicts or texts, a `datasets.Dataset`, or
+            a `datasets.IterableDataset`, which is a stream.
         columns: mntp and simcse: the column of the text (default: text). supervised: anchor, positive and any number of
             hard negatives, distill: texts or pairs (default: all columns in their order). A column of lists of texts
             stands for as many columns.
-        limit: Take this many rows, drawn with the stage's seed; default: all.
+        limit: Take this many rows, drawn with the stage's seed, of a stream the first; default: all.
         weight: How often a row is read in an epoch; 0.5 takes half of the rows.
         query_prompt: Before each anchor; default: the stage's.
         document_prompt: Before each positive and negative; default: the stage's.
+        stream: mntp: Read the file while training, in place of all rows before; it need not fit into memory.
 
     Raises:
         InvalidInputError: A value of the wrong type or size.
@@ -119,12 +121,13 @@ class DataSet:
     weight: float = 1.0
     query_prompt: str | None = None
     document_prompt: str | None = None
+    stream: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.file, os.PathLike):
             object.__setattr__(self, "file", os.fspath(self.file))
         checks = {"columns": _names, "limit": _from(1), "weight": _number}
-        checks |= {"query_prompt": _prompt, "document_prompt": _prompt}
+        checks |= {"query_prompt": _prompt, "document_prompt": _prompt, "stream": as_flag}
         for name, check in checks.items():
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, check(name, value))
@@ -203,6 +206,9 @@ class TrainingSettings:
     warmup_steps: int | None = _row(_from(0), int, "Steps in which the learning rate rises.")
     max_seq_length: int | None = _row(
         _from(1), int, "Tokens of a text in training, of a chunk in mntp; the encoder keeps its own length."
+    )
+    cross_documents: bool | None = _row(
+        as_flag, bool, "A chunk may run on into the next text; default: it may.", ("mntp",)
     )
     mask_probability: float | None = _row(_in("(0, 1]"), float, "Share of the tokens that are predicted.", ("mntp",))
     all_mask: bool | None = _row(as_flag, bool, "Mask all of them; default: 80/10/10, as BERT.", ("mntp",))

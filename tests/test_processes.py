@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import IterableDataset
 from safetensors.torch import load_file
 from tiny_models import WORDS
 
@@ -18,16 +19,26 @@ from st_llm2vec.training import TrainingSettings, train_stage
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
 # No text twice: the sampler would draw other batches of 4 than of 8.
 PAIRS = [{"anchor": text, "positive": f"{text} files", "negative": f"query {text}"} for text in TEXTS]
-STAGES = ("mntp", "supervised")
 SHORT: dict[str, Any] = {"max_steps": 3, "max_seq_length": 8, "cpu": True, "lora_r": 4, "lora_dropout": 0.0}
+# What is drawn for a batch, such as masks and dropout, would differ between batches of 4 and of 8: nothing is drawn.
+ALL: dict[str, Any] = {"mask_probability": 1.0, "all_mask": True}
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mntp": ("mntp", ALL),
+    "head": ("mntp", {**ALL, "train_head": True}),
+    "stream": ("mntp", ALL),
+    "simcse": ("simcse", {"scale": 5.0, "attention_dropout": 0.0}),
+    "supervised": ("supervised", {"scale": 5.0}),
+    "projection": ("distill", {"teacher": "llm2vec-tiny", "contrast_weight": 0.0}),
+    "distill": ("distill", {"teacher": "llm2vec-tiny", "contrast_weight": 0.5, "scale": 5.0}),
+}
 
 
 def told(stage: str, decoder: str, output: str, batch_size: int) -> TrainingSettings:
-    data: Any = TEXTS if stage == "mntp" else PAIRS
-    # Masks are drawn for a batch; all tokens are the same ones in any.
-    own: dict[str, Any] = {"scale": 5.0} if stage == "supervised" else {"mask_probability": 1.0, "all_mask": True}
+    objective, own = STAGES[stage]
+    rows: Any = TEXTS if objective in ("mntp", "simcse") else PAIRS
+    data = IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)) if stage == "stream" else rows
     return TrainingSettings(
-        stage, decoder, {"data": data}, output, batch_size=batch_size, learning_rate=1e-3, **SHORT, **own
+        objective, decoder, {"data": data}, output, batch_size=batch_size, learning_rate=1e-3, **SHORT, **own
     )
 
 

@@ -34,6 +34,7 @@ WRONG = {
     "scheduler": "cosin",
     "warmup_steps": -1,
     "max_seq_length": 0,
+    "cross_documents": 0,
     "mask_probability": 0,
     "all_mask": 1,
     "mask_token": "",

@@ -66,6 +66,9 @@ def train(
             help="mntp, simcse: the text's column (text). supervised: anchor,positive,negatives (all, in their order).",
         ),
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="mntp: read TEXTS while training, in place of all of it before.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUTPUT.")] = False,
     *,
     said: dict[str, Any],
@@ -87,9 +90,9 @@ def train(
     """
     named = [value for value in (model, texts, output, columns) if value is not None]
     if config:
-        if named:
+        if named or stream:
             raise typer.BadParameter(
-                "MODEL, TEXTS, OUTPUT and --columns are in the recipe; replace them with --model and --output",
+                "MODEL, TEXTS, OUTPUT, --columns and --stream are in the recipe; replace them by --model and --output",
                 param_hint="'--config'",
             )
         said |= {"model": recipe_model, "output": recipe_output, "data_folder": data_folder}
@@ -101,7 +104,7 @@ def train(
     elif recipe_model or recipe_output or data_folder:
         raise typer.BadParameter("--model, --output and --data-folder go with --config", param_hint="'STAGE'")
     else:
-        data = {texts.stem: DataSet(str(texts), listed(columns) or None)}
+        data = {texts.stem: DataSet(str(texts), listed(columns) or None, stream=stream or None)}
         settings = TrainingSettings(stage.value, model, data, str(output), **said)
         recipe = Recipe({stage.value: settings}, {stage.value: None})
     _run(recipe, resume)

@@ -31,6 +31,7 @@ __all__ = [
     "Rows",
     "Table",
     "has_half_characters",
+    "iter_rows",
     "loaded",
     "plain",
     "read_rows",
@@ -78,6 +79,15 @@ class Rows:
         ]
 
 
+def iter_rows(path: Path) -> Iterator[Numbered]:
+    """Read a file row by row, each with the number of its line, as `read_rows` does."""
+    if path.suffix.lower() not in TABLES:
+        raise InvalidInputError(f"{path} ends in {path.suffix!r}. Give a file that ends in {', '.join(TABLES)}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return TABLES[path.suffix.lower()](Table(path, str(path), path.suffix.lower()))
+
+
 def read_rows(path: Path) -> Rows:
     """Read a whole file; its ending says how. The blank lines of a .txt or .jsonl file are skipped.
 
@@ -85,11 +95,7 @@ def read_rows(path: Path) -> Rows:
         InvalidInputError: Another ending, a line that cannot be read, or no rows at all.
         FileNotFoundError: There is no such file.
     """
-    if path.suffix.lower() not in TABLES:
-        raise InvalidInputError(f"{path} ends in {path.suffix!r}. Give a file that ends in {', '.join(TABLES)}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    numbered = list(TABLES[path.suffix.lower()](Table(path, str(path), path.suffix.lower())))
+    numbered = list(iter_rows(path))
     if not numbered:
         raise InvalidInputError(f"{path} is empty: there is nothing to read.")
     return Rows(path, [number for number, _ in numbered], [row for _, row in numbered])

@@ -7,8 +7,11 @@ head.py         the causal LM's head, which MNTP predicts with
 lora_linear.py  a LoRA layer that trains fast
 lora.py         which weights train: LoRA, stage by stage; or all of them
 run.py          one stage from rows to a saved encoder; all stages of a recipe
+processes.py    what several processes agree on
 objectives.py   the objectives as rows of a table
 data.py         rows from files, checked and hashed
+streams.py      data sets that are read while training
+chunks.py       texts as chunks of token ids, for MNTP
 arguments.py    a stage's settings as the host's arguments
 scoring.py      scores before, while and after it trains
 mining.py       hard negatives for pairs
@@ -33,10 +36,11 @@ if find_spec("datasets") is None or find_spec("accelerate") is None:
 from ..recipe_files import Recipe, read_recipe
 from ..recipes import DataSet, TrainingSettings
 from . import mntp, simcse, supervised
+from .chunks import chunk_texts
 from .head import language_model_head
 from .lora import add_lora, merge_lora
 from .mining import Mining, mine
-from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
+from .mntp import MNTPDataCollator, MNTPLoss
 from .records import Result
 from .run import train_all, train_stage
 from .simcse import attention_dropout, simcse_pairs

@@ -80,7 +80,7 @@ def _prompts(settings: TrainingSettings, datasets: Mapping[str, Dataset]) -> Any
     for name, data in (settings.data or {}).items():
         query = settings["query_prompt"] if data.query_prompt is None else data.query_prompt
         document = settings["document_prompt"] if data.document_prompt is None else data.document_prompt
-        columns = datasets[name].column_names
+        columns = datasets[name].column_names or ()
         found[name] = {column: (document if i else query) or "" for i, column in enumerate(columns)}
     if not any(prompt for prompts in found.values() for prompt in prompts.values()):
         return None

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..errors import InvalidInputError
 from ..readers import TEXT_COLUMN, Rows, read_rows
 from ..recipes import DataSet
+from .streams import file_hash, is_stream, read_stream
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Source:
         columns: Their texts, by column.
         sha256: Of the file, or of the rows as JSON lines.
         vectors: What a teacher makes of the texts, (rows, columns, dimensions).
+        stream: The one column of texts, which is read while training; there are no rows then.
     """
 
     data: DataSet
@@ -34,11 +36,13 @@ class Source:
     columns: dict[str, list[str]]
     sha256: str
     vectors: np.ndarray | None = None
+    stream: IterableDataset | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what a model card says of it."""
         file = Path(self.data.file).name if isinstance(self.data.file, str) else None
-        known = {"file": file, "sha256": self.sha256, "rows": len(self.rows), "columns": list(self.columns)}
+        rows = len(self.rows) if self.stream is None else None
+        known = {"file": file, "sha256": self.sha256, "rows": rows, "columns": list(self.columns)}
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -54,6 +58,9 @@ def read_source(name: str, data: DataSet, *, pairs: bool, seed: int, least: int 
         InvalidInputError: A column that is not there, something that is no text, or too few columns.
         FileNotFoundError: There is no such file.
     """
+    if is_stream(data):
+        stream, digest = read_stream(name, data)
+        return Source(data, Rows(Path(name), [], []), {TEXT_COLUMN: []}, digest, stream=stream)
     rows, digest = _from_rows(name, data.file) if not isinstance(data.file, str) else _from_file(Path(data.file))
     rows = _drawn(rows, data, random.Random(f"{seed} {name}"))  # noqa: S311 - a sample, not a secret
     columns = tuple(rows.columns)
@@ -67,15 +74,6 @@ def read_source(name: str, data: DataSet, *, pairs: bool, seed: int, least: int 
             "and, if there are any, hard negatives: --columns question,answer."
         )
     return Source(data, rows, texts, digest)
-
-
-def file_hash(file: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _from_file(file: Path) -> tuple[Rows, str]:
@@ -131,7 +129,9 @@ def tuples(source: Source) -> Dataset:
     return Dataset.from_dict(source.columns)
 
 
-def texts(source: Source) -> list[str]:
-    """The texts of the one column."""
+def texts(source: Source) -> list[str] | IterableDataset:
+    """The texts of the one column, or the stream of them."""
+    if source.stream is not None:
+        return source.stream
     (column,) = source.columns.values()
     return column

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from numpy.lib.format import open_memmap
 from sentence_transformers import SentenceTransformer
@@ -146,7 +147,12 @@ class DistillLoss(EmbedDistillLoss):
             same = dimensions == model.get_embedding_dimension()
             super().__init__(model, distance_metric=settings["distance"], projection_dim=None if same else dimensions)
         self.weight = settings["contrast_weight"]
-        contrast = MultipleNegativesRankingLoss(model, scale=settings["scale"], similarity_fct=cosine)
+        contrast = MultipleNegativesRankingLoss(
+            model,
+            scale=settings["scale"],
+            similarity_fct=cosine,
+            gather_across_devices=PartialState().num_processes > 1,
+        )
         self.contrast: Any = contrast if self.weight else None
 
     def forward(  # type: ignore[override]  # a tensor for all columns, which ours always is

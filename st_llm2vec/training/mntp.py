@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,47 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..presets import trainer_arguments
-from ..settings import as_count, as_flag, as_share, as_texts
+from ..settings import as_count, as_flag, as_share
 from ..templates import special_counts
 from .head import LanguageModelHead
+from .processes import mean_of_all
 
 IGNORED = -100
 
 # The paper's settings (train_configs/mntp of the original package), for SentenceTransformerTrainingArguments.
 PRESET = trainer_arguments("mntp")
-
-
-def chunk_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = 512) -> Dataset:
-    """Join tokenized documents, each with its own special tokens, and cut them to equal chunks without padding.
-
-    Returns:
-        Columns `input_ids` and `special_tokens_mask`, lists of `length` integers; the remainder is dropped.
-
-    Raises:
-        InvalidInputError: No texts, fewer tokens than one chunk, or a length below 1.
-
-    Example:
-        >>> chunks = chunk_texts(["Bears sleep through the winter."] * 9, model.tokenizer, length=16)
-        >>> [len(chunk["input_ids"]) for chunk in chunks]
-        [16, 16, 16]
-    """
-    length = as_count("length", length)
-    ids: list[int] = []
-    special: list[int] = []
-    texts = as_texts("texts", texts)
-    for start in range(0, len(texts), 1000):
-        documents = tokenizer(texts[start : start + 1000], return_special_tokens_mask=True, verbose=False)
-        ids += chain.from_iterable(documents["input_ids"])
-        special += chain.from_iterable(documents["special_tokens_mask"])
-    n = len(ids) // length
-    if n == 0:
-        raise InvalidInputError(f"All texts together have {len(ids)} tokens, fewer than one chunk of length={length}.")
-    return Dataset.from_dict(
-        {
-            "input_ids": [ids[i * length : (i + 1) * length] for i in range(n)],
-            "special_tokens_mask": [special[i * length : (i + 1) * length] for i in range(n)],
-        }
-    )
 
 
 def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str | None = None) -> int:
@@ -124,13 +90,13 @@ class MNTPDataCollator(BaseDataCollator):
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if "input_ids" in features[0]:
-            if len({len(row.get(name, ())) for row in features for name in ("input_ids", "special_tokens_mask")}) != 1:
+            if any(len(row.get("special_tokens_mask", ())) != len(row["input_ids"]) for row in features):
                 raise InvalidInputError(
                     "Rows of token ids must be those of chunk_texts: input_ids and special_tokens_mask, of one length."
                 )
-            ids = torch.tensor([row["input_ids"] for row in features])  # (n, length)
-            attention = torch.ones_like(ids)
-            special = torch.tensor([row["special_tokens_mask"] for row in features]).bool()
+            ids = _padded([row["input_ids"] for row in features])  # (n, length)
+            attention = _padded([[1] * len(row["input_ids"]) for row in features])
+            special = _padded([row["special_tokens_mask"] for row in features]).bool()
         else:
             columns = [name for name in features[0] if name != "dataset_name"]
             if len(columns) != 1:
@@ -165,13 +131,9 @@ class MNTPDataCollator(BaseDataCollator):
         return ids, labels
 
 
-def _share_of_all(count: Tensor) -> Tensor:
-    """A count's mean over all processes: what each divides by, so that their mean is that of one with all batches."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return count
-    total = count.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+def _padded(rows: list[list[int]]) -> Tensor:
+    """One matrix of rows, those that are shorter than the longest with 0 at their ends."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 class MNTPLoss(nn.Module):
@@ -212,7 +174,8 @@ class MNTPLoss(nn.Module):
         selected = targets != IGNORED
         logits = self.logits(hidden[selected])  # (masked tokens, vocabulary)
         total = functional.cross_entropy(logits.float(), targets[selected], reduction="sum")
-        return total / _share_of_all(selected.sum()).clamp_min(1)
+        # Over the mean count of all processes, so that the mean of their losses is that of one with all batches.
+        return total / mean_of_all(selected.sum()).clamp_min(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, the causal LM's own: (positions, hidden) -> (positions, vocabulary)."""

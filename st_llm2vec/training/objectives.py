@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -21,11 +21,13 @@ from torch import nn
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
+from .chunks import chunk_texts
 from .data import Source, texts, tuples
 from .distill import DistillLoss, taught, with_teacher
-from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
+from .mntp import MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
+from .streams import SHUFFLED
 
 Log = Callable[[str], None]
 Sources = tuple[dict[str, Source], Source | None]
@@ -49,7 +51,7 @@ class Objective:
         never_after: Stages that undo what this one starts from.
     """
 
-    dataset: Callable[[LLM2Vec, Source], Dataset]
+    dataset: Callable[[LLM2Vec, TrainingSettings, Source], Dataset | IterableDataset]
     loss: Callable[[LLM2Vec, TrainingSettings, Source], nn.Module]
     pairs: bool = False
     least: int = 2
@@ -82,9 +84,17 @@ def _contrastive(model: LLM2Vec, settings: TrainingSettings, source: Source) -> 
     return loss
 
 
+def _chunks(model: LLM2Vec, settings: TrainingSettings, source: Source) -> Dataset | IterableDataset:
+    across = settings["cross_documents"] is not False
+    chunks = chunk_texts(texts(source), model.tokenizer, model.max_seq_length, cross_documents=across)
+    if isinstance(chunks, IterableDataset):  # the trainer shuffles the others
+        return chunks.shuffle(seed=settings["seed"], buffer_size=SHUFFLED)
+    return chunks
+
+
 OBJECTIVES: dict[str, Objective] = {
     "mntp": Objective(
-        dataset=lambda model, source: chunk_texts(texts(source), model.tokenizer, model.max_seq_length),
+        dataset=_chunks,
         loss=lambda model, settings, source: MNTPLoss(model, train_head=bool(settings["train_head"])),
         collator=lambda model, settings: MNTPDataCollator(
             model.preprocess,
@@ -99,13 +109,13 @@ OBJECTIVES: dict[str, Objective] = {
         never_after=("simcse", "supervised", "distill"),
     ),
     "simcse": Objective(
-        dataset=lambda model, source: simcse_pairs(texts(source)),
+        dataset=lambda model, settings, source: simcse_pairs(texts(source)),
         loss=_contrastive,
         around=lambda model, settings: attention_dropout(model, settings["attention_dropout"]),
     ),
-    "supervised": Objective(dataset=lambda model, source: tuples(source), loss=_contrastive, pairs=True),
+    "supervised": Objective(dataset=lambda model, settings, source: tuples(source), loss=_contrastive, pairs=True),
     "distill": Objective(
-        dataset=lambda model, source: taught(source),
+        dataset=lambda model, settings, source: taught(source),
         loss=lambda model, settings, source: DistillLoss(model, source.vectors.shape[-1], settings),  # type: ignore[union-attr]
         pairs=True,
         least=1,

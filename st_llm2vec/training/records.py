@@ -41,7 +41,7 @@ class Result:
     Args:
         folder: The encoder.
         steps: Optimizer steps, those before an interruption included.
-        rows: Rows of all data sets, after limits and weights.
+        rows: Rows of all data sets, after limits and weights; those of a stream are not counted.
         before: Scores on the evaluation data before the first step, by name; empty without such data.
         after: The same of the saved encoder.
     """
@@ -117,7 +117,7 @@ class Run:
 
     def result(self) -> Result:
         """What the finished stage came to."""
-        rows = sum(data["rows"] for data in self.data.values())
+        rows = sum(data.get("rows", 0) for data in self.data.values())
         return Result(self.output, self.state["steps"], rows, self.state["before"], self.state["after"])
 
     def begin(self, before: dict[str, float], best: tuple[str, bool], *, write: bool) -> None:

@@ -34,8 +34,10 @@ from .arguments import arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
+from .processes import share_gradients
 from .records import LOSS, Result, Run, keep_share, load_loss, save_loss, take_checkpoint
 from .scoring import Scoring, read_scoring
+from .streams import check_streams
 
 Log = Callable[[str], None]
 
@@ -199,6 +201,7 @@ def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None
     """All files of a stage, before its model is loaded."""
     objective, data = OBJECTIVES[settings.objective], settings.data or {}
     shape: dict[str, Any] = {"pairs": objective.pairs, "least": objective.least}
+    check_streams(settings)
     sources = {name: read_source(name, each, seed=settings["seed"], **shape) for name, each in data.items()}
     scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, **shape)
     if settings["keep_best"] and scoring == Scoring():
@@ -234,7 +237,7 @@ def _trainer(
 ) -> SentenceTransformerTrainer:
     """The host's trainer; what cannot be trained is refused before anything is written."""
     objective = OBJECTIVES[settings.objective]
-    datasets = {name: objective.dataset(model, source) for name, source in sources.items()}
+    datasets = {name: objective.dataset(model, settings, source) for name, source in sources.items()}
     if not settings["full"]:
         add_lora(
             model,
@@ -251,6 +254,7 @@ def _trainer(
             {"use_reentrant": False}
         )
     loss = objective.loss(model, settings, next(iter(sources.values())))
+    share_gradients(loss, model)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments(
@@ -262,7 +266,7 @@ def _trainer(
             learning_rates=_slow_embeddings(model, loss, settings),
         ),
         train_dataset=DatasetDict(datasets) if len(datasets) > 1 else next(iter(datasets.values())),
-        eval_dataset=objective.dataset(model, scoring.data) if scoring.data else None,
+        eval_dataset=objective.dataset(model, settings, scoring.data) if scoring.data else None,
         evaluator=scoring.evaluator,
         loss=loss,
         data_collator=objective.collator(model, settings),

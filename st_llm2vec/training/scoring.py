@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from ..errors import InvalidInputError
 from ..readers import Rows, read_rows
 from ..recipes import DataSet, TrainingSettings
-from .data import Source, file_hash, read_source
+from .data import Source, read_source
+from .streams import file_hash
 
 STS_COLUMNS = ("sentence1", "sentence2", "score")
 

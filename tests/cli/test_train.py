@@ -55,6 +55,17 @@ def test_three_stages(command: Command, decoder: Path, texts: Path, pairs: Path,
     assert state["settings"]["lora_r"] == 4
 
 
+def test_mntp_reads_a_stream(command: Command, decoder: Path, texts: Path, tmp_path: Path) -> None:
+    done = command("train", "mntp", decoder, texts, tmp_path / "out", *SHORT, "--stream", "--no-cross-documents")
+    assert done.code == 0, done.err
+    told = json.loads((tmp_path / "out" / "training" / "settings.json").read_text())
+    assert "rows" not in told["data"]["texts"]
+    assert told["settings"]["cross_documents"] is False
+    done = command("train", "simcse", decoder, texts, tmp_path / "no", *SHORT, "--stream")
+    assert done.code == 1
+    assert "data.texts is a stream, which is for mntp" in done.err
+
+
 @pytest.mark.parametrize("weights_option", [(), ("--full",)], ids=["lora", "full"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     command: Command, encoder: Path, pairs: Path, tmp_path: Path, weights_option: tuple[str, ...]

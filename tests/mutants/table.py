@@ -159,7 +159,7 @@ MUTANTS: list[Mutant] = [
         "st_llm2vec/training/mntp.py",
         "tests/test_training.py -k 'mntp or mask'",
         ("masked = selected & (kind < 0.8)", "masked = selected & (kind < 0.6)"),
-        ("return total / _share_of_all(selected.sum()).clamp_min(1)", "return total / selected.numel()"),
+        ("return total / mean_of_all(selected.sum()).clamp_min(1)", "return total / selected.numel()"),
     ),
     *_rows(
         "st_llm2vec/model.py",

@@ -1,0 +1,26 @@
+"""What several processes have to agree on, besides the gradients of the model, which the host averages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def mean_of_all(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, the same one in each; the tensor itself where there is one process."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+def share_gradients(loss: nn.Module, model: nn.Module) -> None:
+    """Average the gradients of the weights that a loss has of its own, such as a projection.
+
+    The host wraps the model alone, so without this each process would learn other ones.
+    """
+    inside = {id(parameter) for parameter in model.parameters()}
+    for parameter in loss.parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            parameter.register_hook(mean_of_all)  # type: ignore[no-untyped-call]
