@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,21 @@ def test_an_int8_model_is_not_trained(train: Callable[..., Any]) -> None:
     model = st_llm2vec.load("llm2vec-tiny", quantize="int8")
     with pytest.raises(InvalidInputError, match=r"cannot be trained.*without quantize"):
         train(model)
+
+
+def test_weights_that_others_quantized_are_trained_and_not_merged(decoder: Path) -> None:
+    """QLoRA, as transformers tells of it: bitsandbytes itself is not among the packages of the tests."""
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    plain = st_llm2vec.load(str(decoder), device="cpu")
+    model[0].model.is_quantized, model[0].model.hf_quantizer = True, SimpleNamespace(is_trainable=True)
+    model[0].model.config.quantization_config = SimpleNamespace(to_dict=dict)
+    add_lora(model, "mntp", r=4)
+    batch = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer)([{"text": text} for text in TEXTS])
+    tokens = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
+    losses = [MNTPLoss(each)([tokens], batch["label"]).item() for each in (model, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    with pytest.raises(InvalidInputError, match=r"not merged into quantized weights.*load\(base, adapter=folder\)"):
+        merge_lora(model)
 
 
 def test_experts_in_one_parameter_have_no_dropout(tmp_path: Path) -> None:

@@ -104,13 +104,15 @@ def _read_head(decoder: PreTrainedModel, weight: Tensor | None) -> tuple[PreTrai
             f"model_type {decoder.config.model_type!r} has no causal LM in transformers, so MNTP has no head to "
             "predict with. Train with pairs instead (supervised)."
         )
+    config = copy.deepcopy(config)
+    config.__dict__.pop("quantization_config", None)  # the head is read as float, whatever the layers became
     head, source = _without_decoder(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]), decoder.name_or_path
     try:
         # Nothing but input embeddings and head is read; whether they are one tensor is transformers' own rule.
         with no_load_report(), torch.random.fork_rng(devices=[]):  # what is missing is drawn, and refused below
             causal_lm, info = head.from_pretrained(
                 source,
-                config=copy.deepcopy(config),
+                config=config,
                 dtype=decoder.dtype,
                 use_safetensors=True,
                 output_loading_info=True,

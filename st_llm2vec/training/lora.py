@@ -132,8 +132,7 @@ def add_lora(
             f"The model still carries the adapter of {model.provenance.get('stages', ['a stage'])[-1]!r}; a new stage "
             "is trained on top of the merged one. Call merge_lora(model) first."
         )
-    if getattr(decoder, "is_quantized", False):
-        raise InvalidInputError("A quantized model cannot be trained. Load it without quantize.")
+    require_trainable(decoder)
     if not isinstance(stage, str) or not stage:
         raise InvalidInputError(f"stage must be a name, such as 'mntp', got {stage!r}.")
     r, seed = as_count("r", r), as_count("seed", seed, 0)
@@ -173,10 +172,19 @@ def add_lora(
     return config
 
 
+def require_trainable(decoder: nn.Module) -> None:
+    """Refuse quantized weights that gradients do not pass: ours of int8. Those of bitsandbytes do (QLoRA)."""
+    if getattr(decoder, "is_quantized", False) and not getattr(decoder.hf_quantizer, "is_trainable", False):
+        raise InvalidInputError("A quantized model cannot be trained. Load it without quantize.")
+
+
 def merge_lora(model: LLM2Vec) -> None:
     """Merge the trained adapter into the weights, in float32; all weights are trainable again.
 
     Save the model and load it again before the next stage if that stage is to be resumable.
+
+    Raises:
+        InvalidInputError: There is no adapter, or the weights are quantized.
 
     Example:
         >>> config = add_lora(model, "mntp")
@@ -185,6 +193,11 @@ def merge_lora(model: LLM2Vec) -> None:
     decoder = model[0].model
     if not getattr(decoder, "_hf_peft_config_loaded", False):
         raise InvalidInputError("The model has no adapter to merge. add_lora(model, stage) adds one.")
+    if getattr(decoder, "is_quantized", False):
+        raise InvalidInputError(
+            "An adapter is not merged into quantized weights, which would be rounded again. Save it with "
+            "model[0].model.save_pretrained(folder), and load(base, adapter=folder) merges it into the float weights."
+        )
     merged = merged_copy(decoder)
     merged.requires_grad_(True)
     # A next stage's checkpoints name their base. On the raw decoder, resuming would lose this stage without a word.

@@ -23,6 +23,7 @@ from ..presets import trainer_arguments
 from ..settings import as_count, as_flag, as_share
 from ..templates import special_counts
 from .head import LanguageModelHead
+from .lora import require_trainable
 from .processes import mean_of_all
 
 IGNORED = -100
@@ -158,8 +159,7 @@ class MNTPLoss(nn.Module):
 
     def __init__(self, model: LLM2Vec, head: Tensor | None = None, train_head: bool = False) -> None:
         super().__init__()
-        if getattr(model[0].model, "is_quantized", False):
-            raise InvalidInputError("A quantized model cannot be trained. Load it without quantize.")
+        require_trainable(model[0].model)
         if head is not None and not isinstance(head, Tensor):
             raise InvalidInputError(f"head must be a matrix (vocabulary, hidden), got a {type(head).__name__}.")
         train_head = as_flag("train_head", train_head)
