@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .options import listed, note, open_model
+from .options import listed, note, open_any
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Aliases, folders or hub ids; the first is compared with all.")],
+    models: Annotated[list[str], typer.Argument(help="Aliases, folders or hub ids, also of other encoders; the first is compared with all.")],
     data: Annotated[
         Path | None, typer.Option(help="A file, the folder of one task, or a folder of tasks.", exists=True)
     ] = None,
@@ -105,7 +105,7 @@ def _opened(models: list[str], decoder: str | None, dtype: str | None, device: s
     """Models by their names, and the decoder that is asked for one word."""
     from ..evaluation import prompt_eol
 
-    opened: dict[str, Any] = {name: open_model(name, dtype=dtype, device=device) for name in dict.fromkeys(models)}
+    opened: dict[str, Any] = {name: open_any(name, dtype=dtype, device=device) for name in dict.fromkeys(models)}
     if decoder:
         opened[f"PromptEOL, {decoder} untrained"] = prompt_eol(decoder, dtype=dtype, device=device)
     return opened
@@ -119,7 +119,7 @@ def _on_mteb(
     found = require_tasks(tasks)  # before a model is loaded
     rows: list[tuple[str, str, str, float]] = []
     for name in dict.fromkeys(models):
-        results = evaluate_mteb(open_model(name, **options), found, instructions=instructions, name=Path(name).name)
+        results = evaluate_mteb(open_any(name, **options), found, instructions=instructions, name=Path(name).name)
         rows += [
             (result.task_name, name, result.task.metadata.main_score, float(result.get_score()))
             for result in results.task_results

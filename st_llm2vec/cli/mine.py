@@ -11,7 +11,7 @@ import typer
 from ..atomic import published
 from ..recipes import DataSet
 from . import options
-from .options import listed, note, open_model
+from .options import listed, note, open_any
 
 
 def mine(
@@ -54,7 +54,7 @@ def mine(
     names = listed(columns)
     read = mining.read_pairs(DataSet(str(pairs), names or None))
     others = mining.read_corpus(DataSet(str(corpus), (corpus_column,) if corpus_column else None)) if corpus else None
-    encoder = open_model(model, dtype=dtype, device=device)
+    encoder = open_any(model, dtype=dtype, device=device)
     found = mining.mine(read, encoder, how, corpus=others, batch_size=batch_size)
     with published(output) as draft:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import aliases
-from ..errors import ModelNotFoundError
+from ..errors import InvalidCheckpointError, ModelNotFoundError, UnsupportedArchitectureError
 from ..settings import EncoderSettings
 from .terminal import message
 from .wording import options_of, reworded
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from ..model import LLM2Vec
 
 Command = Callable[..., None]
@@ -110,6 +112,23 @@ def open_model(name: str, **options: Any) -> LLM2Vec:
     with _meant(name):
         loading(name)
         return load(name, **options)
+
+
+def open_any(name: str, *, dtype: str | None = None, device: str | None = None) -> SentenceTransformer:
+    """A model of ours, or any other that sentence-transformers saved, as it was saved: to compare, to mine with."""
+    try:
+        return open_model(name, dtype=dtype, device=device)
+    except (UnsupportedArchitectureError, InvalidCheckpointError):
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.util import is_sentence_transformer_model
+
+        if not is_sentence_transformer_model(name):
+            raise
+    model = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+    if dtype is None and model.device.type != "cpu":
+        return model
+    return model.to(getattr(torch, dtype or "float32"))
 
 
 def check_model(name: str) -> None:

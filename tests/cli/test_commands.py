@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.util import pairwise_cos_sim
+from tiny_models import tiny_tokenizer
+from transformers import BertConfig, BertModel
 
 from st_llm2vec import aliases
 from st_llm2vec.atomic import only_writer
 from st_llm2vec.cli.models import kept
+from st_llm2vec.training import distill_static
 
 from .conftest import SENTENCES, Command, write_jsonl
 
@@ -196,6 +202,17 @@ def test_a_failed_index_leaves_nothing(command: Command, encoder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["twice.jsonl"]
 
 
+def bert(folder: Path) -> Path:
+    """An encoder of stock classes, as sentence-transformers saves it."""
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "raw")
+    tokenizer.save_pretrained(folder / "raw")
+    transformer = Transformer(str(folder / "raw"))
+    SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu").save_pretrained(str(folder))
+    return folder
+
+
 def test_eval(command: Command, encoder: Path, tmp_path: Path) -> None:
     rows = [
         {"sentence1": a, "sentence2": b, "score": i}
@@ -221,6 +238,17 @@ def test_eval(command: Command, encoder: Path, tmp_path: Path) -> None:
         str(encoder),
         f"PromptEOL, {encoder} untrained",
     ]
+    peers = [str(bert(tmp_path / "bert")), str(tmp_path / "static")]
+    distill_static(SentenceTransformer(str(encoder)), dimensions=8).save_pretrained(peers[1])
+    done = command("eval", encoder, *peers, *options, "--no-baselines", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [score["model"] for score in found["scores"]] == [str(encoder), *peers]
+    for score in found["scores"][1:]:
+        ours = SentenceTransformer(score["model"], device="cpu")
+        pair = [ours.encode([row[side] for row in rows]) for side in ("sentence1", "sentence2")]
+        value = spearmanr(pairwise_cos_sim(*pair), [row["score"] for row in rows]).statistic
+        assert score["value"] == pytest.approx(value, abs=1e-6)
     wrong = command("eval", "no-such-model", "--data", own, "--column", "query=", "--device", "cpu")
     assert wrong.code == 2
     assert "sentence1=question" in wrong.err
