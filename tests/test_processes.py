@@ -18,7 +18,7 @@ from st_llm2vec.training import TrainingSettings, train_stage
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
 # No text twice: the sampler would draw other batches of 4 than of 8.
 PAIRS = [{"anchor": text, "positive": f"{text} files", "negative": f"query {text}"} for text in TEXTS]
-STAGES = ("mntp", "supervised")
+STAGES = ("mntp", "supervised", "distill")
 SHORT: dict[str, Any] = {"max_steps": 3, "max_seq_length": 8, "cpu": True, "lora_r": 4, "lora_dropout": 0.0}
 
 
@@ -26,6 +26,8 @@ def told(stage: str, decoder: str, output: str, batch_size: int) -> TrainingSett
     data: Any = TEXTS if stage == "mntp" else PAIRS
     # Masks are drawn for a batch; all tokens are the same ones in any.
     own: dict[str, Any] = {"scale": 5.0} if stage == "supervised" else {"mask_probability": 1.0, "all_mask": True}
+    if stage == "distill":  # with a projection
+        own = {"scale": 5.0, "contrast_weight": 1.0, "teacher": "llm2vec-tiny"}
     return TrainingSettings(
         stage, decoder, {"data": data}, output, batch_size=batch_size, learning_rate=1e-3, **SHORT, **own
     )

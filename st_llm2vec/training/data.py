@@ -26,7 +26,8 @@ class Source:
         rows: Those that are trained on, drawn and repeated as asked.
         columns: Their texts, by column.
         sha256: Of the file, or of the rows as JSON lines.
-        vectors: What a teacher makes of the texts, (rows, columns, dimensions).
+        vectors: What a teacher makes of the stage's texts, (different texts, dimensions).
+        index: Which of these is that of each text, (rows, columns).
     """
 
     data: DataSet
@@ -34,6 +35,7 @@ class Source:
     columns: dict[str, list[str]]
     sha256: str
     vectors: np.ndarray | None = None
+    index: np.ndarray | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what a model card says of it."""

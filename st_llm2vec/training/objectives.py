@@ -42,7 +42,7 @@ class Objective:
         pairs: Whether a row of the data is several texts, all columns if none are named.
         least: Columns of such a row, at least.
         loss_learns: Whether the loss has weights of its own, which a checkpoint keeps beside the model.
-        prepare: What is added to the sources and evaluation data before the model is loaded, kept beside checkpoints.
+        prepare: Adds to the sources and evaluation data what takes long, kept beside checkpoints; None adds nothing.
         collator: Makes batches; None takes the host's.
         around: Holds while the model trains.
         batch_sampler: The host's name of how rows become batches.
@@ -54,7 +54,7 @@ class Objective:
     pairs: bool = False
     least: int = 2
     loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
-    prepare: Prepare = lambda sources, evaluation, settings, checkpoints, log: (sources, evaluation)
+    prepare: Prepare | None = None
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
     batch_sampler: BatchSamplers | str = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import reduce
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
@@ -34,7 +35,7 @@ from .arguments import arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
-from .records import LOSS, Result, Run, keep_share, load_loss, save_loss, take_checkpoint
+from .records import LOSS, Result, Run, beside_model, keep_share, load_loss, save_loss, take_checkpoint
 from .scoring import Scoring, read_scoring
 
 Log = Callable[[str], None]
@@ -96,9 +97,12 @@ def _stage(
     last = last_checkpoint(run.checkpoints, log, last_file) if resume else None
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
-    with processes.main_process_first():
-        sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
-        scoring = replace(scoring, data=evaluation)
+    if objective.prepare is not None:
+        if run.before is None:
+            _model(settings, objective)  # what is wrong with it is said before a teacher works for hours
+        with processes.main_process_first():
+            sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
+            scoring = replace(scoring, data=evaluation)
     model = _model(settings, objective)
     own_length = model.max_seq_length
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
@@ -131,6 +135,7 @@ def _train(trainer: SentenceTransformerTrainer, run: Run, objective: Objective, 
         trainer.args.metric_for_best_model, trainer.args.greater_is_better = run.state["best"]
     if objective.loss_learns(settings):
         trainer.add_callback(_LossState(loss))
+        _average_gradients(loss)
         if last is not None:
             load_loss(loss, Path(last))
     model.train()
@@ -193,6 +198,13 @@ class _LossState(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             save_loss(self.loss, Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+
+def _average_gradients(loss: nn.Module) -> None:
+    """Average over all processes what a loss learns beside the model: DDP knows the model's parameters alone."""
+    if PartialState().num_processes > 1:
+        for parameter in beside_model(loss).values():
+            parameter.register_hook(lambda gradient: reduce(gradient, "mean"))  # type: ignore[no-untyped-call]
 
 
 def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None) -> tuple[dict[str, Source], Scoring]:
