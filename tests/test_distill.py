@@ -12,9 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tiny_models import WORDS
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import WORDS, save_teacher
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError, ModelNotFoundError
@@ -54,16 +52,6 @@ def test_the_student_learns_the_teachers_geometry(decoder: Path, tmp_path: Path)
     names = load_file(out / "model.safetensors").keys()
     assert not [name for name in names if "projection" in name]
     assert json.loads((out / "llm2vec_config.json").read_text())["provenance"]["stages"] == ["distill"]
-
-
-def save_teacher(folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None) -> str:
-    """A stock teacher of 24 dimensions, which reads prompts."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS.split()])}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    table = torch.randn(tokenizer.get_vocab_size(), 24, generator=torch.Generator().manual_seed(seed))
-    static = StaticEmbedding(tokenizer, embedding_weights=table)
-    SentenceTransformer(modules=[static], device="cpu", prompts=prompts).save_pretrained(str(folder))
-    return str(folder)
 
 
 @pytest.fixture

@@ -163,7 +163,9 @@ def _learned(table: Tensor, tokens: list[Tensor], targets: Tensor, epochs: int, 
     kept = [i for i, each in enumerate(tokens) if len(each)]
     tokens, targets = [tokens[i] for i in kept], targets[kept]
     means = _means(tokens, table)
-    turned = table @ torch.linalg.lstsq(functional.normalize(means, dim=1), targets).solution
+    # "gelsd" by singular values: where texts do not span every dimension, "gelsy" fits to rounding errors.
+    fit = torch.linalg.lstsq(functional.normalize(means, dim=1), targets, rcond=1e-5, driver="gelsd").solution
+    turned = table @ fit
     weight = nn.Parameter(turned / means.norm(dim=1).mean().clamp(min=1e-12))
     optimizer = torch.optim.Adam([weight], lr=LEARNING_RATE)
     chooser = torch.Generator().manual_seed(seed)
