@@ -17,7 +17,7 @@ from tiny_models import WORDS, save_teacher
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError, ModelNotFoundError
 from st_llm2vec.recipes import DataSet
-from st_llm2vec.training import TrainingSettings, train_stage
+from st_llm2vec.training import TrainingSettings, read_recipe, train_all, train_stage
 from st_llm2vec.training import principal as components
 from st_llm2vec.training import teacher as teaching
 from st_llm2vec.training.data import Source, read_source
@@ -281,4 +281,21 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_written(decoder:
     ):
         with pytest.raises(error, match=said):
             train_stage(told(given.pop("model", decoder), data, tmp_path / "out", **given))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_refused_before_its_first_stage_trains(decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    shared = f'model = "{decoder.as_posix()}"\noutput = "{(tmp_path / "out").as_posix()}"\nmax_steps = 1\n'
+    for given, error in (
+        ('teacher = "llm2vec-tiny"\ncontrast_weight = 1', InvalidInputError),
+        ('teacher = "llm2vec-tiny"\nteacher_pca = 64', InvalidInputError),
+        ('teacher = "llm2vec-tinny"', ModelNotFoundError),
+    ):
+        stages = (
+            f'[mntp]\ndata.a = "texts.txt"\n[distill]\n{given}\ndata.a = {{ file = "texts.txt", columns = ["text"] }}'
+        )
+        (tmp_path / "recipe.toml").write_text(shared + stages)
+        with pytest.raises(error):
+            train_all(read_recipe([tmp_path / "recipe.toml"]))
         assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MultipleNegativesRankingLoss
 from torch import Tensor
 
+from .. import aliases
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
@@ -28,6 +29,24 @@ from .similarity import cosine
 from .teacher import Asked, Teacher, asked_of, columns_of
 
 FOLDER = "teacher"
+
+
+def require_teachable(sources: Mapping[str, Source], settings: TrainingSettings) -> None:
+    """Raise where a teacher would work for nothing.
+
+    Raises:
+        InvalidInputError: Contrast without pairs, or more principal components than the texts tell.
+        ModelNotFoundError: The teacher has a name of our kind that is not known.
+    """
+    aliases.find(settings["teacher"])
+    if settings["contrast_weight"] and all(len(source.columns) < 2 for source in sources.values()):
+        raise InvalidInputError(
+            f"contrast_weight={settings['contrast_weight']} needs pairs, and no data set has two columns. Leave "
+            "it out, or give columns for an anchor and a positive."
+        )
+    texts = len(asked_of(sources.values()))
+    if (components := settings["teacher_pca"]) is not None and components >= texts:
+        raise InvalidInputError(f"teacher_pca must be fewer than the {texts} different texts, got {components}.")
 
 
 def with_teacher(
@@ -42,22 +61,14 @@ def with_teacher(
     They are kept in `checkpoints/teacher`; what an interrupted run has computed is not computed again.
 
     Raises:
-        InvalidInputError: Contrast without pairs; more principal components than the teacher has dimensions, or than
-            the texts tell; a teacher that is not the one that the kept vectors are of, or makes some that are not
-            finite.
+        InvalidInputError: More principal components than the teacher has dimensions, a teacher that is not the one that
+            the kept vectors are of, or a vector that is not finite.
         ModelNotFoundError: The teacher cannot be loaded.
     """
-    if settings["contrast_weight"] and all(len(source.columns) < 2 for source in sources.values()):
-        raise InvalidInputError(
-            f"contrast_weight={settings['contrast_weight']} needs pairs, and no data set has two columns. Leave "
-            "it out, or give columns for an anchor and a positive."
-        )
-    asked, components = asked_of(sources.values()), settings["teacher_pca"]
-    if components is not None and components >= len(asked):
-        raise InvalidInputError(f"teacher_pca must be fewer than the {len(asked)} different texts, got {components}.")
+    asked = asked_of(sources.values())
     teacher = Teacher(settings, checkpoints / FOLDER, log)
     kept, last = teacher.vectors(asked), None
-    reduced = _reduction(kept, components)
+    reduced = _reduction(kept, settings["teacher_pca"])
     if evaluation is not None:
         held_out = asked_of([evaluation])
         last = _taught(evaluation, held_out, reduced(teacher.vectors(held_out)))

@@ -22,7 +22,7 @@ from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .data import Source, texts, tuples
-from .distill import DistillLoss, taught, with_teacher
+from .distill import DistillLoss, require_teachable, taught, with_teacher
 from .mntp import MNTPDataCollator, MNTPLoss, chunk_texts
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
@@ -42,6 +42,7 @@ class Objective:
         pairs: Whether a row of the data is several texts, all columns if none are named.
         least: Columns of such a row, at least.
         loss_learns: Whether the loss has weights of its own, which a checkpoint keeps beside the model.
+        require: Raises where the sources and settings do not go together.
         prepare: Adds to the sources and evaluation data what takes long, kept beside checkpoints; None adds nothing.
         collator: Makes batches; None takes the host's.
         around: Holds while the model trains.
@@ -54,6 +55,7 @@ class Objective:
     pairs: bool = False
     least: int = 2
     loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
+    require: Callable[[dict[str, Source], TrainingSettings], None] = lambda sources, settings: None
     prepare: Prepare | None = None
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
@@ -110,6 +112,7 @@ OBJECTIVES: dict[str, Objective] = {
         pairs=True,
         least=1,
         loss_learns=lambda settings: True,  # the projection, where the widths differ
+        require=require_teachable,
         prepare=with_teacher,
     ),
 }

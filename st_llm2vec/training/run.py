@@ -212,6 +212,7 @@ def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None
     objective, data = OBJECTIVES[settings.objective], settings.data or {}
     shape: dict[str, Any] = {"pairs": objective.pairs, "least": objective.least}
     sources = {name: read_source(name, each, seed=settings["seed"], **shape) for name, each in data.items()}
+    objective.require(sources, settings)
     scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, **shape)
     if settings["keep_best"] and scoring == Scoring():
         raise InvalidInputError("keep_best needs eval_file, on which the best checkpoint is chosen.")
