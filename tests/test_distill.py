@@ -116,8 +116,9 @@ def test_anchors_are_queries_the_others_documents_and_texts_neither(teacher: str
 
 def test_a_text_is_asked_once_in_all_data_sets(teacher: str, encoded: list[list[str]], tmp_path: Path) -> None:
     sources = {"twice": read(TEXTS[:5], weight=2.4), "again": read(TEXTS[3:8]), "pairs": read(PAIRS[:2])}
+    out = tmp_path / "out"
     settings = told("x", ["a"], tmp_path, teacher=teacher)
-    found, _ = with_teacher(sources, None, settings, tmp_path, print)
+    found, _ = with_teacher(sources, None, settings, out, print)
     assert sorted(text for texts in encoded for text in texts) == sorted(
         [*TEXTS[:8], *TEXTS[:2], *(row["positive"] for row in PAIRS[:2])]
     )
@@ -125,6 +126,8 @@ def test_a_text_is_asked_once_in_all_data_sets(teacher: str, encoded: list[list[
     assert twice.vectors is not None
     model = SentenceTransformer(teacher, device="cpu")
     assert np.array_equal(twice.vectors[twice.index][:, 0], model.encode(list(twice.columns["text"])))
+    with_teacher(sources, None, told("x", ["a"], tmp_path, teacher=teacher, teacher_dtype="bfloat16"), out, print)
+    assert len(list((out / "teacher").glob("*.npy"))) == 2  # what another dtype makes is another thing
 
 
 def test_an_interrupted_teacher_goes_on(
