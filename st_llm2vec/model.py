@@ -174,10 +174,8 @@ class LLM2Vec(SentenceTransformer):
         digest = hashlib.sha256()
         settings = [self.settings() | self._beyond_settings(), self.tokenizer.get_vocab() if self.tokenizer else None]
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.astype("<f2").tobytes())
+        for weight in sampled_weights(self):
+            digest.update(weight)
         return digest.hexdigest()[:16]
 
     def _beyond_settings(self) -> dict[str, Any]:
@@ -322,6 +320,14 @@ class LLM2Vec(SentenceTransformer):
                 write_folder(self, folder, saved, *args, dtype=weights_dtype, **kwargs)
         finally:
             self.train(was_training)  # what is encoded on the way (probes, the model card's example) ends that
+
+
+def sampled_weights(model: Module) -> Iterator[bytes]:
+    """Yield of each weight, in the order of their names: name, shape and a sample of its numbers."""
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+        yield f"{name}{tuple(tensor.shape)}".encode() + sample.astype("<f2").tobytes()
 
 
 # Libraries tell a SentenceTransformer by its type's name (KeyBERT, BERTopic), and open another model for what they do

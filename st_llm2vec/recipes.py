@@ -6,18 +6,16 @@ heavy is imported: a recipe is checked whole before a model is loaded.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInputError
 from .presets import DEFAULTS, PRESETS
-from .settings import ATTENTION, EncoderSettings, as_count, as_flag, as_share, one_of
+from .settings import ATTENTION, EncoderSettings, as_count, as_flag, as_positive, as_share, one_of
 
 OBJECTIVES = tuple(DEFAULTS)
 CONTRASTIVE = ("simcse", "supervised")
@@ -29,14 +27,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 Check = Callable[[str, Any], Any]
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
-        raise InvalidInputError(f"{name} must be a number greater than 0, got {value!r}.")
-    return float(value)
-
-
 def _not_negative(name: str, value: Any) -> float:
-    return 0.0 if value == 0 and not isinstance(value, bool) else _number(name, value)
+    return 0.0 if value == 0 and not isinstance(value, bool) else as_positive(name, value)
 
 
 def _text(name: str, value: Any) -> str:
@@ -126,7 +118,7 @@ class DataSet:
     def __post_init__(self) -> None:
         if isinstance(self.file, os.PathLike):
             object.__setattr__(self, "file", os.fspath(self.file))
-        checks = {"columns": _names, "limit": _from(1), "weight": _number}
+        checks = {"columns": _names, "limit": _from(1), "weight": as_positive}
         checks |= {"query_prompt": _prompt, "document_prompt": _prompt, "stream": as_flag}
         for name, check in checks.items():
             if (value := getattr(self, name)) is not None:
@@ -189,18 +181,20 @@ class TrainingSettings:
     keep_best: bool | None = _row(as_flag, bool, "End with the checkpoint that is best on eval_file.")
     full: bool | None = _row(as_flag, bool, "Train all weights instead of LoRA.")
     lora_r: int | None = _row(_from(1), int, "Rank of LoRA.")
-    lora_alpha: float | None = _row(_number, float, "LoRA counts alpha / r times. Default: 2 r.")
+    lora_alpha: float | None = _row(as_positive, float, "LoRA counts alpha / r times. Default: 2 r.")
     lora_dropout: float | None = _row(_in("[0, 1)"), float, "Dropout on the input of every LoRA branch.")
     lora_targets: tuple[str, ...] | None = _row(_names, list, "Layers that LoRA adapts, by the ends of their names.")
     adapter_dtype: str | None = _row(_of(("float32", "float16")), str, "Of the adapter in OUTPUT/adapter.")
     max_steps: int | None = _row(_from(1), int, "Optimizer steps.", fixed=False)
-    epochs: float | None = _row(_number, float, "Passes over the data, in place of max_steps.", fixed=False)
+    epochs: float | None = _row(as_positive, float, "Passes over the data, in place of max_steps.", fixed=False)
     batch_size: int | None = _row(_from(1), int, "Rows of a step, in each process.")
     mini_batch_size: int | None = _row(_from(1), int, "Rows in memory at once (GradCache).", CONTRASTIVE)
     gradient_accumulation: int | None = _row(_from(1), int, "Batches of a step.")
     gradient_checkpointing: bool | None = _row(as_flag, bool, "Compute layers again in place of keeping their states.")
-    learning_rate: float | None = _row(_number, float, "Of AdamW, at its highest.")
-    embedding_learning_rate: float | None = _row(_number, float, "Of the token embeddings, where all weights train.")
+    learning_rate: float | None = _row(as_positive, float, "Of AdamW, at its highest.")
+    embedding_learning_rate: float | None = _row(
+        as_positive, float, "Of the token embeddings, where all weights train."
+    )
     weight_decay: float | None = _row(_not_negative, float, "Of AdamW.")
     scheduler: str | None = _row(_of(SCHEDULERS), str, f"Of the learning rate: {', '.join(SCHEDULERS)}.")
     warmup_steps: int | None = _row(_from(0), int, "Steps in which the learning rate rises.")
@@ -217,7 +211,7 @@ class TrainingSettings:
     attention_dropout: float | None = _row(
         _in("[0, 1)"), float, "Of the two passes, which it makes differ.", ("simcse",)
     )
-    scale: float | None = _row(_number, float, "Of the cosine similarities: 1 / temperature.", SCALED)
+    scale: float | None = _row(as_positive, float, "Of the cosine similarities: 1 / temperature.", SCALED)
     symmetric: bool | None = _row(as_flag, bool, "Each positive finds its anchor, too.", CONTRASTIVE)
     matryoshka_dims: tuple[int, ...] | None = _row(_dims, list, "Train the first dimensions alone, too.", CONTRASTIVE)
     query_prompt: str | None = _row(_prompt, str, "Before each anchor; saved as the query prompt.", PROMPTED)

@@ -80,6 +80,17 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def as_positive(name: str, value: Any) -> float:
+    """Return `value` as a finite float greater than 0; numpy's are understood, texts and bools are not.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise InvalidInputError(f"{name} must be a number greater than 0, got {value!r}.")
+    return float(value)
+
+
 def as_texts(name: str, value: Iterable[Any]) -> list[str]:
     """Return the texts as a list.
 

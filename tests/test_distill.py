@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from tiny_models import WORDS
+from tiny_models import WORDS, save_teacher
 
 import st_llm2vec
-from st_llm2vec.errors import InvalidInputError
+from st_llm2vec.errors import InvalidInputError, ModelNotFoundError
 from st_llm2vec.recipes import DataSet
-from st_llm2vec.training import TrainingSettings, distill, train_stage
-from st_llm2vec.training.data import read_source
+from st_llm2vec.training import TrainingSettings, read_recipe, train_all, train_stage
+from st_llm2vec.training import principal as components
+from st_llm2vec.training import teacher as teaching
+from st_llm2vec.training.data import Source, read_source
 from st_llm2vec.training.distill import DistillLoss, with_teacher
 from st_llm2vec.training.principal import principal
 
@@ -51,38 +54,161 @@ def test_the_student_learns_the_teachers_geometry(decoder: Path, tmp_path: Path)
     assert json.loads((out / "llm2vec_config.json").read_text())["provenance"]["stages"] == ["distill"]
 
 
-def test_the_teacher_is_asked_once_and_an_interrupted_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distill, "BLOCK", 10)
-    source = read_source("pairs", DataSet(PAIRS), pairs=True, seed=0)
-    settings = told("x", PAIRS, tmp_path)
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    return save_teacher(tmp_path / "teacher", prompts={"query": "the quick ", "document": "lazy "})
 
-    def vectors_of(folder: str) -> Any:
-        return with_teacher({"pairs": source}, None, settings, tmp_path / folder, print)[0]["pairs"].vectors
 
-    whole = vectors_of("whole")
-    asked: list[int] = []
-    encode = SentenceTransformer.encode_document
+def read(rows: Any, **given: Any) -> Source:
+    return read_source("rows", DataSet(rows, **given), pairs=True, seed=0, least=1)
 
-    def counted(self: SentenceTransformer, texts: list[str], **given: Any) -> Any:
-        asked.append(len(texts))
-        if len(asked) == 3:
+
+def asked(source: Source, teacher: str, folder: Path, **given: Any) -> np.ndarray:
+    """What the teacher makes of a source, (rows, columns, dimensions)."""
+    settings = told("x", ["a"], folder, teacher=teacher, **given)
+    found = with_teacher({"rows": source}, None, settings, folder, print)[0]["rows"]
+    assert found.vectors is not None
+    return np.asarray(found.vectors[found.index])
+
+
+def killed_at(block: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """Run until the vectors of a block are on the disk, and not yet recorded."""
+    flushed, flush = iter(range(1, block)), np.memmap.flush
+
+    def killed(self: np.memmap) -> None:
+        flush(self)
+        if next(flushed, None) is None:
             raise KeyboardInterrupt
-        return encode(self, texts, **given)
 
-    monkeypatch.setattr(SentenceTransformer, "encode_document", counted)
-    with pytest.raises(KeyboardInterrupt):
-        vectors_of("killed")
-    resumed = vectors_of("killed")
-    assert asked == [10, 10, 10, 10, 10, 8]
-    assert np.array_equal(whole, resumed)
-    monkeypatch.setattr(distill, "SentenceTransformer", None)
-    again = vectors_of("killed")
-    assert np.array_equal(whole, again)
-    teacher = st_llm2vec.load("llm2vec-tiny", device="cpu")
-    assert np.allclose(whole[5, 0], teacher.encode_query([TEXTS[5]])[0], atol=1e-5)
-    assert np.allclose(whole[5, 1], teacher.encode_document([TEXTS[5][4:]])[0], atol=1e-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(np.memmap, "flush", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of every call of a teacher's encode, which its encode_query and encode_document call."""
+    calls: list[list[str]] = []
+    encode = SentenceTransformer.encode
+
+    def counted(self: SentenceTransformer, inputs: list[str], **given: Any) -> Any:
+        calls.append(inputs)
+        return encode(self, inputs, **given)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", counted)
+    return calls
+
+
+def test_anchors_are_queries_the_others_documents_and_texts_neither(teacher: str, tmp_path: Path) -> None:
+    model = SentenceTransformer(teacher, device="cpu")
+    rows = [
+        {"anchor": "a dog", "positive": "a fox", "negative": "a dog"},
+        {"anchor": "a", "positive": "b", "negative": ""},
+    ]
+    pairs = asked(read(rows), teacher, tmp_path / "pairs")
+    assert np.array_equal(pairs[:, 0], model.encode_query(["a dog", "a"]))
+    assert np.array_equal(pairs[:, 1], model.encode_document(["a fox", "b"]))
+    assert np.array_equal(pairs[:, 2], model.encode_document(["a dog", ""]))
+    assert np.array_equal(asked(read(["a dog"]), teacher, tmp_path / "texts")[0, 0], model.encode(["a dog"])[0])
+    assert len({row.tobytes() for row in (*pairs[0], model.encode("a dog"))}) == 4
+
+
+def test_a_text_is_asked_once_in_all_data_sets(teacher: str, encoded: list[list[str]], tmp_path: Path) -> None:
+    sources = {"twice": read(TEXTS[:5], weight=2.4), "again": read(TEXTS[3:8]), "pairs": read(PAIRS[:2])}
+    out = tmp_path / "out"
+    settings = told("x", ["a"], tmp_path, teacher=teacher)
+    found, _ = with_teacher(sources, None, settings, out, print)
+    assert sorted(text for texts in encoded for text in texts) == sorted(
+        [*TEXTS[:8], *TEXTS[:2], *(row["positive"] for row in PAIRS[:2])]
+    )
+    twice = found["twice"]
+    assert twice.vectors is not None
+    model = SentenceTransformer(teacher, device="cpu")
+    assert np.array_equal(twice.vectors[twice.index][:, 0], model.encode(list(twice.columns["text"])))
+    with_teacher(sources, None, told("x", ["a"], tmp_path, teacher=teacher, teacher_dtype="bfloat16"), out, print)
+    assert len(list((out / "teacher").glob("*.npy"))) == 2  # what another dtype makes is another thing
+
+
+def test_an_interrupted_teacher_goes_on(
+    teacher: str, encoded: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "BLOCK", 10)
+    texts = read(TEXTS)
+    whole = asked(texts, teacher, tmp_path / "whole")
+    killed_at(3, monkeypatch, lambda: asked(texts, teacher, tmp_path / "killed"))  # two blocks are recorded
+    encoded.clear()
+    assert np.array_equal(whole, asked(texts, teacher, tmp_path / "killed"))
+    assert [len(each) for each in encoded] == [10, 10, 8]
+    encoded.clear()
+    assert np.array_equal(whole, asked(texts, teacher, tmp_path / "killed"))
+    assert not encoded
+
+
+@pytest.mark.parametrize("blocks", [1, 10])
+def test_another_teacher_by_the_same_name_is_refused(
+    blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vectors would be mixed with those of the first, or taken for its own; whether all or few are there."""
+    monkeypatch.setattr(teaching, "BLOCK", 48 // blocks)
+    first, out = save_teacher(tmp_path / "teacher"), tmp_path / "out"
+    if blocks > 1:
+        killed_at(2, monkeypatch, lambda: asked(read(TEXTS), first, out))
+    else:
+        asked(read(TEXTS), first, out)
+    for other in ({"seed": 1}, {"prompts": {"query": "the "}}):
+        save_teacher(tmp_path / "teacher", **other)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="has changed since"):
+            asked(read(TEXTS), first, out)
+    save_teacher(tmp_path / "teacher")
+    asked(read(TEXTS), first, out)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "gone"])
+def test_damaged_vectors_are_computed_again(
+    damage: str, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = asked(read(TEXTS), teacher, tmp_path / "out")
+    (file,) = (tmp_path / "out" / "teacher").glob("*.npy")
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: {"cut": 2000, "emptied": 0}[damage]])
+    monkeypatch.setattr(teaching, "BLOCK", 10)
+    killed_at(1, monkeypatch, lambda: asked(read(TEXTS), teacher, tmp_path / "out"))  # a new file, most of it zeros
+    assert np.array_equal(whole, asked(read(TEXTS), teacher, tmp_path / "out"))
+
+
+def test_a_teachers_vectors_that_are_not_finite_are_refused(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = SentenceTransformer.encode
+
+    def overflowing(self: SentenceTransformer, inputs: list[str], **given: Any) -> Any:
+        vectors = encode(self, inputs, **given)
+        vectors[[text.startswith("fox") for text in inputs], 3] = np.inf
+        return vectors
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SentenceTransformer, "encode", overflowing)
+        with pytest.raises(InvalidInputError, match="not finite of 'fox jumps dog'"):
+            asked(read(TEXTS), teacher, tmp_path / "out")
+        with pytest.raises(InvalidInputError, match="Try teacher_dtype='float32'"):
+            asked(read(TEXTS), teacher, tmp_path / "half", teacher_dtype="float16")
+    asked(read(TEXTS), teacher, tmp_path / "out")
+
+
+def test_components_are_those_of_the_training_texts(teacher: str, tmp_path: Path) -> None:
+    settings = told("x", ["a"], tmp_path, teacher=teacher, teacher_pca=3)
+    sources = {"a": read(TEXTS[:20], weight=2), "b": read(TEXTS[15:40])}
+    found, last = with_teacher(sources, read(TEXTS[30:]), settings, tmp_path, print)
+    vectors = SentenceTransformer(teacher, device="cpu").encode(TEXTS, normalize_embeddings=True)
+    mean, axes = principal(vectors[:40], 3)
+    wanted = (vectors - mean) @ axes
+    for source, rows in ((found["a"], slice(0, 20)), (found["b"], slice(15, 40)), (last, slice(30, 48))):
+        assert source is not None
+        assert source.vectors is not None
+        assert np.allclose(source.vectors[source.index][: rows.stop - rows.start, 0], wanted[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse", "l2"])
@@ -120,34 +246,60 @@ def test_a_student_learns_the_teachers_principal_components_themselves(decoder: 
     assert abs(np.corrcoef(learned[:, 0], components[:, 0])[0, 1]) > 0.9  # no projection between the two spaces
     (file,) = (tmp_path / "out" / "checkpoints" / "teacher").glob("*.npy")
     raw = SentenceTransformer("llm2vec-tiny", device="cpu").encode(TEXTS)
-    assert 0 < np.abs(np.load(file)[:, 0] - raw).max() < 0.1  # computed in bfloat16
+    assert 0 < np.abs(np.load(file) - raw).max() < 0.1  # computed in bfloat16
 
 
-def test_principal_components_keep_all_distances_if_all_are_kept() -> None:
-    vectors = [np.random.default_rng(seed).standard_normal((9, 2, 5)).astype(np.float32) for seed in (0, 1)]
+def test_principal_components_keep_all_distances_if_all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).standard_normal((36, 5)).astype(np.float32) + 3
     mean, axes = principal(vectors, 5)
-    both = np.concatenate(vectors).reshape(-1, 5)
-    assert np.allclose(mean, both.mean(0), atol=1e-6)
-    reduced = (both - mean) @ axes
-    assert np.allclose(reduced @ reduced.T, (both - mean) @ (both - mean).T, atol=1e-4)
+    assert np.allclose(mean, vectors.mean(0), atol=1e-6)
+    reduced = (vectors - mean) @ axes
+    assert np.allclose(reduced @ reduced.T, (vectors - mean) @ (vectors - mean).T, atol=1e-4)
     assert (np.diff(reduced.var(0)) < 0).all()
     assert np.array_equal(principal(vectors, 2)[1], axes[:, :2])
     assert np.allclose(principal(vectors[::-1], 5)[1], axes, atol=1e-5)
+    assert (axes[np.abs(axes).argmax(0), range(5)] > 0).all()
+    monkeypatch.setattr(components, "BLOCK", 7)
+    assert np.allclose(principal(vectors, 5)[1], axes, atol=1e-5)
 
 
-def test_more_components_than_the_teacher_has_are_refused_of_cached_vectors_too(tmp_path: Path) -> None:
-    source = {"pairs": read_source("pairs", DataSet(PAIRS[:3]), pairs=True, seed=0)}
-    with_teacher(source, None, told("x", PAIRS, tmp_path), tmp_path, print)
-    with pytest.raises(InvalidInputError, match="teacher_pca must be at most 256"):
-        with_teacher(source, None, told("x", PAIRS, tmp_path, teacher_pca=300), tmp_path, print)
-
-
-def test_what_cannot_be_distilled_is_refused(decoder: Path, tmp_path: Path) -> None:
-    for given, said in (
-        ({"teacher": None}, "teacher is missing"),
-        ({"contrast_weight": 1.0}, "needs pairs"),
-        ({"teacher_pca": 257}, "teacher_pca must be at most 256, the teacher's dimensions, got 257"),
+def test_what_cannot_be_distilled_is_refused_before_anything_is_written(decoder: Path, tmp_path: Path) -> None:
+    many = [f"{number} dogs" for number in range(300)]
+    for data, given, error, said in (
+        (TEXTS, {"teacher": None}, InvalidInputError, "teacher is missing"),
+        (TEXTS, {"contrast_weight": 1.0}, InvalidInputError, "needs pairs"),
+        (
+            many,
+            {"teacher_pca": 257},
+            InvalidInputError,
+            "teacher_pca must be at most 256, the teacher's dimensions, got",
+        ),
+        (
+            TEXTS * 2,
+            {"teacher_pca": 48},
+            InvalidInputError,
+            "teacher_pca must be fewer than the 48 different texts, got 48",
+        ),
+        (TEXTS, {"teacher": str(tmp_path / "nothing")}, ModelNotFoundError, "teacher must be a model of sentence-"),
+        (TEXTS, {"model": str(tmp_path / "nothing")}, ModelNotFoundError, "nothing"),  # before the teacher computes
     ):
-        with pytest.raises(InvalidInputError, match=said):
-            train_stage(told(decoder, TEXTS, tmp_path / "out", **given))
+        with pytest.raises(error, match=said):
+            train_stage(told(given.pop("model", decoder), data, tmp_path / "out", **given))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_refused_before_its_first_stage_trains(decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    shared = f'model = "{decoder.as_posix()}"\noutput = "{(tmp_path / "out").as_posix()}"\nmax_steps = 1\n'
+    for given, error in (
+        ('teacher = "llm2vec-tiny"\ncontrast_weight = 1', InvalidInputError),
+        ('teacher = "llm2vec-tiny"\nteacher_pca = 64', InvalidInputError),
+        ('teacher = "llm2vec-tinny"', ModelNotFoundError),
+    ):
+        stages = (
+            f'[mntp]\ndata.a = "texts.txt"\n[distill]\n{given}\ndata.a = {{ file = "texts.txt", columns = ["text"] }}'
+        )
+        (tmp_path / "recipe.toml").write_text(shared + stages)
+        with pytest.raises(error):
+            train_all(read_recipe([tmp_path / "recipe.toml"]))
         assert not (tmp_path / "out").exists()

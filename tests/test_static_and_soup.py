@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import save_decoder
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
@@ -65,52 +69,145 @@ def test_static_vectors_know_what_is_near(static: SentenceTransformer) -> None:
     assert near > far
 
 
-def test_token_vectors_learned_from_texts_come_near_the_encoder(model: st_llm2vec.LLM2Vec) -> None:
-    """The similarities of texts, not only their words; one by one and with vectors that are known already."""
-    texts = [
-        f"{a} {b} {c}" for a in ("a dog", "the market", "my sister") for b in ["eats", "sells", "sees"] for c in "dzeti"
-    ]
-    vectors = model.encode(texts)
-    centred = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    centred = centred - centred.mean(0)
-    wanted = np.corrcoef(centred)[np.triu_indices(len(texts), 1)]
-
-    def agreement(static: SentenceTransformer) -> float:
-        found = static.similarity(static.encode(texts), static.encode(texts)).numpy()[np.triu_indices(len(texts), 1)]
-        return float(np.corrcoef(found, wanted)[0, 1])
-
-    told: dict = {"dimensions": 32, "texts": texts}
-    learned = distill_static(model, **told, epochs=60)
-    assert agreement(learned) > agreement(distill_static(model, **told, epochs=0)) + 0.02
-    again = distill_static(model, **told, epochs=60, text_vectors=vectors)
-    np.testing.assert_allclose(again.encode(texts), learned.encode(texts), atol=1e-4)
+@pytest.fixture(scope="module")
+def small(decoder: Path) -> st_llm2vec.LLM2Vec:
+    """An encoder of 300 tokens."""
+    return st_llm2vec.load(str(decoder), device="cpu")
 
 
-def test_static_vectors_of_another_vocabulary(model: st_llm2vec.LLM2Vec, decoder: Path) -> None:
-    other = st_llm2vec.load(str(decoder), device="cpu")
-    static = distill_static(model, dimensions=8, tokenizer=other.tokenizer, texts=TEXTS, epochs=2)
-    assert static[0].embedding.weight.shape == (len(other.tokenizer), 8)
+MANY = [f"{a} {b} {c}" for a in ("a dog", "the fox", "seven") for b in ("jumps", "search", "files") for c in "dzeti"]
+LEARN: dict = {"dimensions": 12, "texts": MANY, "epochs": 60}
+NEAR: dict = {"rtol": 0, "atol": 1e-3}  # of vectors that are 50 long: products differ in the last digit
+
+
+def table(static: SentenceTransformer) -> torch.Tensor:
+    return static[0].embedding.weight.detach()
+
+
+def agreement(static: SentenceTransformer, encoder: SentenceTransformer) -> float:
+    """How similarities of texts correlate with those of the encoder's centred vectors."""
+    pairs = np.triu_indices(len(MANY), 1)
+    vectors = encoder.encode(MANY, normalize_embeddings=True)
+    wanted = np.corrcoef(vectors - vectors.mean(0))[pairs]
+    found = static.similarity(static.encode(MANY), static.encode(MANY)).numpy()[pairs]
+    return float(np.corrcoef(found, wanted)[0, 1])
+
+
+def test_token_vectors_learned_from_texts_come_near_the_encoder(
+    small: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First by least squares, turned into the space of the texts' vectors, then step by step."""
+    learned = distill_static(small, **LEARN)
+    with monkeypatch.context() as patched:
+        patched.setattr("st_llm2vec.training.static.LEARNING_RATE", 0.0)
+        turned = distill_static(small, **LEARN)
+    counted, start, end = (
+        agreement(each, small) for each in (distill_static(small, **{**LEARN, "epochs": 0}), turned, learned)
+    )
+    assert start > counted + 0.02
+    assert 1 - end < 0.6 * (1 - start)
+
+
+def test_vectors_of_texts_that_are_known_are_taken(small: st_llm2vec.LLM2Vec) -> None:
+    learned = distill_static(small, **LEARN)
+    same = distill_static(small, **LEARN, text_vectors=7.0 * small.encode(MANY))  # their length does not count
+    np.testing.assert_allclose(same.encode(MANY), learned.encode(MANY), atol=1e-3)
+    other = distill_static(small, **LEARN, text_vectors=np.random.default_rng(0).permutation(small.encode(MANY)))
+    assert agreement(other, small) < agreement(learned, small) - 0.2
+
+
+def test_texts_may_come_one_by_one_and_without_tokens(small: st_llm2vec.LLM2Vec) -> None:
+    learned = distill_static(small, **LEARN)
+    again = distill_static(small, **{**LEARN, "texts": (text for text in MANY)})
+    torch.testing.assert_close(table(again), table(learned), **NEAR)
+    vectors = np.insert(small.encode(MANY), 0, 1.0, axis=0)
+    skipped = distill_static(small, **{**LEARN, "epochs": 1, "texts": ["", *MANY]}, text_vectors=vectors)
+    assert table(skipped).isfinite().all()
+
+
+def test_the_order_of_texts_is_the_seeds(small: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("st_llm2vec.training.static.LEARNING_BATCH", 8)
+    first = table(distill_static(small, **LEARN, seed=1))
+    torch.manual_seed(5)  # which does not count
+    torch.testing.assert_close(table(distill_static(small, **LEARN, seed=1)), first, **NEAR)
+    assert (table(distill_static(small, **LEARN, seed=2)) - first).abs().max() > 10 * NEAR["atol"]
+
+
+def test_padding_and_truncation_of_the_tokenizer_do_not_count(small: st_llm2vec.LLM2Vec) -> None:
+    """A text would be padded to the longest one, and learned as the mean of mostly padding."""
+    plain = copy.deepcopy(small.tokenizer.backend_tokenizer)
+    plain.no_padding()
+    plain.no_truncation()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=copy.deepcopy(plain))
+    wrapped.backend_tokenizer.enable_padding(pad_id=3, length=64)
+    wrapped.backend_tokenizer.enable_truncation(2)
+    found, wanted = (table(distill_static(small, **LEARN, tokenizer=each)) for each in (wrapped, plain))
+    torch.testing.assert_close(found, wanted, **NEAR)
+    assert wrapped.backend_tokenizer.padding  # the caller's own stays as it is
+
+
+def test_ids_of_a_vocabulary_may_have_gaps(small: st_llm2vec.LLM2Vec) -> None:
+    told = json.loads(small.tokenizer.backend_tokenizer.to_str())
+    last = max(told["model"]["vocab"], key=told["model"]["vocab"].__getitem__)
+    told["model"]["vocab"][last] += 100
+    static = distill_static(small, **LEARN, tokenizer=Tokenizer.from_str(json.dumps(told)))
+    assert table(static).shape == (400, 12)
+    assert table(static)[399].any()
+    assert not table(static)[350].any()
+
+
+def test_static_vectors_of_another_vocabulary(model: st_llm2vec.LLM2Vec, small: st_llm2vec.LLM2Vec) -> None:
+    static = distill_static(model, dimensions=8, tokenizer=small.tokenizer, texts=MANY, epochs=2)
+    assert table(static).shape == (len(small.tokenizer), 8)
     assert (
         static.tokenizer.encode("lazy dog", add_special_tokens=False).ids
-        == other.tokenizer("lazy dog", add_special_tokens=False)["input_ids"]
+        == small.tokenizer("lazy dog", add_special_tokens=False)["input_ids"]
     )
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"dimensions": 0},
-        {"dimensions": 257},
-        {"smoothing": 0},
-        {"smoothing": float("nan")},
-        {"epochs": -1},
-        {"text_vectors": np.zeros((3, 255)), "texts": TEXTS},
-        {"text_vectors": np.zeros((3, 256))},
-    ],
-)
-def test_settings_of_static_vectors_that_make_none_are_refused(model: st_llm2vec.LLM2Vec, wrong: dict) -> None:
-    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
-        distill_static(model, **wrong)
+VECTORS = np.ones((len(MANY), 32), np.float32)
+REFUSED = {
+    "no dimensions": ({"dimensions": 0}, "dimensions must be an integer of at least 1, got 0"),
+    "dimensions": ({"dimensions": 33}, "dimensions must be at most 32, the encoder's, got 33"),
+    "smoothing": ({"smoothing": 0}, "smoothing must be a number greater than 0, got 0"),
+    "no number": ({"smoothing": float("nan")}, "smoothing must be a number greater than 0, got nan"),
+    "epochs": ({"epochs": -1}, "epochs must be an integer of at least 0, got -1"),
+    "seed": ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+    "batch": ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    "one text": ({"texts": MANY[0]}, "texts must be texts"),
+    "no text": ({"texts": [*MANY, 3]}, r"texts must be texts, got 3 \(int\) as number 45"),
+    "no texts": ({"texts": []}, "texts must have one with tokens, got 0 without"),
+    "blank texts": ({"texts": ["", ""], "epochs": 0}, "texts must have one with tokens, got 2 without"),
+    "few texts": ({"texts": MANY[:12] * 9}, "more different ones than the 12 dimensions to learn, got 12"),
+    "width": ({"text_vectors": VECTORS[:, 1:], "texts": MANY}, r"the shape \(45, 32\) of texts, got \(45, 31\)"),
+    "rows": ({"text_vectors": VECTORS[1:], "texts": MANY}, r"the shape \(45, 32\) of texts, got \(44, 32\)"),
+    "not finite": (
+        {"text_vectors": VECTORS * np.inf, "texts": MANY},
+        "text_vectors must be finite, and number 0 is not",
+    ),
+    "texts as vectors": ({"text_vectors": [["a"] * 32] * 45, "texts": MANY}, "text_vectors must be numbers"),
+    "vectors alone": ({"text_vectors": VECTORS}, "give texts and epochs of at least 1 with them"),
+    "vectors unread": ({"text_vectors": VECTORS, "texts": MANY, "epochs": 0}, "give texts and epochs of at least 1"),
+    "slow tokenizer": ({"tokenizer": "a"}, "tokenizer must be a fast one, which static vectors need, got str"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_static_vectors_that_would_be_none_are_refused_before_encoding(
+    name: str, small: st_llm2vec.LLM2Vec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, said = REFUSED[name]
+    monkeypatch.setattr(type(small), "encode", None)
+    with pytest.raises(InvalidInputError, match=said):
+        distill_static(small, **{"dimensions": 12, **wrong})
+
+
+def test_an_encoder_of_vectors_that_are_not_finite_is_refused(small: st_llm2vec.LLM2Vec) -> None:
+    broken = copy.deepcopy(small)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(InvalidInputError, match="vectors of tokens must be finite"):
+        distill_static(broken, **LEARN)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -148,3 +150,13 @@ def save_decoder(folder: Path, model_type: str = "llama", *, tokenizer: Any = No
     AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
     return folder
+
+
+def save_teacher(folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None) -> str:
+    """A stock teacher of 24 dimensions, which reads prompts."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS.split()])}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    table = torch.randn(tokenizer.get_vocab_size(), 24, generator=torch.Generator().manual_seed(seed))
+    static = StaticEmbedding(tokenizer, embedding_weights=table)
+    SentenceTransformer(modules=[static], device="cpu", prompts=prompts).save_pretrained(str(folder))
+    return str(folder)

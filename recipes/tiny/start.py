@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, set_seed
 
 from st_llm2vec.recipes import TrainingSettings
 from st_llm2vec.training import distill_static, read_recipe
 from st_llm2vec.training.data import read_source
-from st_llm2vec.training.distill import with_teacher
+from st_llm2vec.training.distill import FOLDER
+from st_llm2vec.training.teacher import Teacher, asked_of
 
 sys.path.append(str(Path(__file__).parents[1]))
 from prepare import rows
@@ -77,16 +75,13 @@ def learned_token_vectors(settings: TrainingSettings, tokenizer: PreTrainedToken
     What the teacher is asked for here, the stage does not ask again.
     """
     shape = {"pairs": True, "least": 1, "seed": settings["seed"]}
-    sources = {name: read_source(name, each, **shape) for name, each in settings.data.items()}
-    folder = Path(settings["output"]) / "checkpoints"
-    taught, _ = with_teacher(sources, None, replace(settings, teacher_pca=None), folder, print)
-    texts = [text for source in taught.values() for column in source.columns.values() for text in column]
-    vectors = [source.vectors[:, i] for source in taught.values() for i in range(len(source.columns))]
+    asked = asked_of(read_source(name, each, **shape) for name, each in settings.data.items())
+    teacher = Teacher(settings, Path(settings["output"]) / "checkpoints" / FOLDER, print)
     static = distill_static(
-        SentenceTransformer(settings["teacher"]),
+        teacher.model,
         dimensions=MODEL["hidden_size"] - 1,
-        texts=texts,
-        text_vectors=np.concatenate(vectors),
+        texts=[text for _, text in asked],
+        text_vectors=teacher.vectors(asked),
         tokenizer=tokenizer,
         seed=settings["seed"],
     )

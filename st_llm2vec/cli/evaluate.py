@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Aliases, folders or hub ids, also of other encoders; the first is compared with all.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Aliases, folders, hub ids, of any encoder; the first is compared with all.")
+    ],
     data: Annotated[
         Path | None, typer.Option(help="A file, the folder of one task, or a folder of tasks.", exists=True)
     ] = None,

@@ -63,7 +63,8 @@ def train(
         typer.Option(
             "--columns",
             "--text-column",
-            help="mntp, simcse: the text's column (text). supervised: anchor,positive,negatives (all, in their order).",
+            help="mntp, simcse: the text's column (text). supervised: anchor,positive,negatives; distill: texts or "
+            "such pairs (all, in their order).",
         ),
     ] = None,
     stream: Annotated[
@@ -78,6 +79,7 @@ def train(
     mntp: masked next-token prediction on plain text.
     simcse: each text is its own positive.
     supervised: pairs, or triplets with hard negatives.
+    distill: the vectors of a --teacher, on texts or pairs.
     all: the stages of a recipe in their order; with --resume, those that are finished are skipped.
 
     \b
@@ -85,6 +87,7 @@ def train(
       st-llm2vec train mntp Qwen/Qwen3-0.6B wiki.txt step2 --max-steps 1000
       st-llm2vec train simcse step2 sentences.txt step3 --eval-file sts-dev.jsonl
       st-llm2vec train supervised step2 pairs.jsonl step3 --columns question,answer
+      st-llm2vec train distill step2 texts.jsonl step3 --teacher all-MiniLM-L6-v2 --columns text
       st-llm2vec train mntp Qwen/Qwen3-0.6B wiki.txt step2 --resume
       st-llm2vec train all --config recipe.toml --output encoders
     """

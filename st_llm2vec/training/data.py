@@ -27,7 +27,8 @@ class Source:
         rows: Those that are trained on, drawn and repeated as asked.
         columns: Their texts, by column.
         sha256: Of the file, or of the rows as JSON lines.
-        vectors: What a teacher makes of the texts, (rows, columns, dimensions).
+        vectors: What a teacher makes of the stage's texts, (different texts, dimensions).
+        index: Which of these is that of each text, (rows, columns).
         stream: The one column of texts, which is read while training; there are no rows then.
     """
 
@@ -36,6 +37,7 @@ class Source:
     columns: dict[str, list[str]]
     sha256: str
     vectors: np.ndarray | None = None
+    index: np.ndarray | None = None
     stream: IterableDataset | None = None
 
     def record(self) -> dict[str, Any]:

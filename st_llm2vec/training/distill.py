@@ -7,8 +7,6 @@ that is learned beside it and dropped afterwards; one of the same width learns t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,22 +16,37 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from numpy.lib.format import open_memmap
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MultipleNegativesRankingLoss
 from torch import Tensor
 
+from .. import aliases
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
-from ..vetting import read_json
 from .data import Source
 from .principal import principal
-from .records import write_json
 from .similarity import cosine
+from .teacher import Asked, Teacher, asked_of, columns_of
 
-BLOCK = 512  # rows that an interruption costs at most
 FOLDER = "teacher"
+
+
+def require_teachable(sources: Mapping[str, Source], settings: TrainingSettings) -> None:
+    """Raise where a teacher would work for nothing.
+
+    Raises:
+        InvalidInputError: Contrast without pairs, or more principal components than the texts tell.
+        ModelNotFoundError: The teacher has a name of our kind that is not known.
+    """
+    aliases.find(settings["teacher"])
+    if settings["contrast_weight"] and all(len(source.columns) < 2 for source in sources.values()):
+        raise InvalidInputError(
+            f"contrast_weight={settings['contrast_weight']} needs pairs, and no data set has two columns. Leave "
+            "it out, or give columns for an anchor and a positive."
+        )
+    texts = len(asked_of(sources.values()))
+    if (components := settings["teacher_pca"]) is not None and components >= texts:
+        raise InvalidInputError(f"teacher_pca must be fewer than the {texts} different texts, got {components}.")
 
 
 def with_teacher(
@@ -43,91 +56,48 @@ def with_teacher(
     checkpoints: Path,
     log: Callable[[str], None],
 ) -> tuple[dict[str, Source], Source | None]:
-    """Add the teacher's vector of every text, float32 of shape (rows, columns, dimensions).
+    """Add the teacher's vectors of all texts, each computed once, however often it is there.
 
     They are kept in `checkpoints/teacher`; what an interrupted run has computed is not computed again.
 
     Raises:
-        InvalidInputError: Contrast without pairs, or more principal components than the teacher has dimensions.
+        InvalidInputError: More principal components than the teacher has dimensions, a teacher that is not the one that
+            the kept vectors are of, or a vector that is not finite.
+        ModelNotFoundError: The teacher cannot be loaded.
     """
-    if settings["contrast_weight"] and all(len(source.columns) < 2 for source in sources.values()):
-        raise InvalidInputError(
-            f"contrast_weight={settings['contrast_weight']} needs pairs, and no data set has two columns. Leave "
-            "it out, or give columns for an anchor and a positive."
-        )
-    taught = {name: replace(each, vectors=_vectors(each, settings, checkpoints, log)) for name, each in sources.items()}
-    last = replace(evaluation, vectors=_vectors(evaluation, settings, checkpoints, log)) if evaluation else None
-    if (components := settings["teacher_pca"]) is None:
-        return taught, last
-    units = [_unit(each.vectors) for each in taught.values()]
-    _check_components(components, units[0].shape[-1])  # vectors may be of an earlier run
-    mean, axes = principal(units, components)
-
-    def reduced(source: Source) -> Source:
-        return replace(source, vectors=(_unit(source.vectors) - mean) @ axes)
-
-    return {name: reduced(each) for name, each in taught.items()}, reduced(last) if last else None
+    asked = asked_of(sources.values())
+    teacher = Teacher(settings, checkpoints / FOLDER, log)
+    kept, last = teacher.vectors(asked), None
+    reduced = _reduction(kept, settings["teacher_pca"])
+    if evaluation is not None:
+        held_out = asked_of([evaluation])
+        last = _taught(evaluation, held_out, reduced(teacher.vectors(held_out)))
+    vectors = reduced(kept)
+    return {name: _taught(source, asked, vectors) for name, source in sources.items()}, last
 
 
-def _unit(vectors: np.ndarray | None) -> np.ndarray:
-    assert vectors is not None
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12))
+def _reduction(vectors: np.ndarray, components: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """What brings vectors to the principal components of these, all of unit length; without components, nothing."""
+    if components is None:
+        return lambda each: each
+    mean, axes = principal(_unit(vectors), components)
+    return lambda each: (_unit(each) - mean) @ axes
 
 
-def _vectors(source: Source, settings: TrainingSettings, checkpoints: Path, log: Callable[[str], None]) -> np.ndarray:
-    texts = list(source.columns.values())
-    told = {name: settings[name] for name in ("teacher", "teacher_dtype") if settings[name] is not None}
-    key = hashlib.sha256(json.dumps([told, texts], ensure_ascii=False).encode()).hexdigest()
-    file = checkpoints / FOLDER / f"{key[:16]}.npy"
-    progress = file.with_suffix(".json")
-    done, n = int(read_json(progress).get("rows", 0)), len(source.rows)
-    if done < n:
-        log(f"Vectors of {n - done:,} rows from {settings['teacher']} ...")
-        teacher, width = _teacher(settings)
-        shape = (n, len(texts), width)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        vectors = open_memmap(file, "r+" if done else "w+", np.float32, None if done else shape)
-        for start in range(done, n, BLOCK):
-            for i, column in enumerate(texts):
-                vectors[start : start + BLOCK, i] = _encoder(teacher, i, len(texts))(
-                    column[start : start + BLOCK], batch_size=settings["batch_size"], show_progress_bar=False
-                )
-            vectors.flush()
-            write_json(progress, {**told, "rows": min(start + BLOCK, n)})
-    found: np.ndarray = np.load(file, mmap_mode="r")
-    return found
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12))
 
 
-def _teacher(settings: TrainingSettings) -> tuple[SentenceTransformer, int]:
-    """The teacher and its dimensions."""
-    dtype = settings["teacher_dtype"]
-    teacher = SentenceTransformer(
-        settings["teacher"],
-        device="cpu" if settings["cpu"] else None,
-        model_kwargs={} if dtype is None else {"dtype": getattr(torch, dtype)},
-    )
-    if (width := teacher.get_embedding_dimension()) is None:
-        raise InvalidInputError(f"teacher must have vectors of a known dimension, got {settings['teacher']!r}.")
-    _check_components(settings["teacher_pca"], width)
-    return teacher, width
-
-
-def _check_components(components: int | None, width: int) -> None:
-    if components is not None and components > width:
-        raise InvalidInputError(f"teacher_pca must be at most {width}, the teacher's dimensions, got {components}.")
-
-
-def _encoder(teacher: SentenceTransformer, column: int, columns: int) -> Callable[..., Any]:
-    """Anchors are queries and the others documents; texts alone are neither."""
-    if columns == 1:
-        return teacher.encode
-    return teacher.encode_document if column else teacher.encode_query
+def _taught(source: Source, asked: list[Asked], vectors: np.ndarray) -> Source:
+    place = {each: i for i, each in enumerate(asked)}
+    index = [[place[each] for each in column] for column in columns_of(source)]
+    return replace(source, vectors=vectors, index=np.array(index).T)
 
 
 def taught(source: Source) -> Dataset:
-    """The texts with the teacher's vectors as their label."""
+    """The texts with the teacher's vectors as their label, (columns, dimensions)."""
     assert source.vectors is not None
-    return Dataset.from_dict({**source.columns, "label": list(np.asarray(source.vectors))})
+    return Dataset.from_dict({**source.columns, "label": list(source.vectors[source.index])})
 
 
 class DistillLoss(EmbedDistillLoss):

@@ -23,7 +23,7 @@ from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .chunks import chunk_texts
 from .data import Source, texts, tuples
-from .distill import DistillLoss, taught, with_teacher
+from .distill import DistillLoss, require_teachable, taught, with_teacher
 from .mntp import MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
@@ -44,7 +44,8 @@ class Objective:
         pairs: Whether a row of the data is several texts, all columns if none are named.
         least: Columns of such a row, at least.
         loss_learns: Whether the loss has weights of its own, which a checkpoint keeps beside the model.
-        prepare: What is added to the sources and evaluation data before the model is loaded, kept beside checkpoints.
+        require: Raises where the sources and settings do not go together.
+        prepare: Adds to the sources and evaluation data what takes long, kept beside checkpoints; None adds nothing.
         collator: Makes batches; None takes the host's.
         around: Holds while the model trains.
         batch_sampler: The host's name of how rows become batches.
@@ -56,7 +57,8 @@ class Objective:
     pairs: bool = False
     least: int = 2
     loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
-    prepare: Prepare = lambda sources, evaluation, settings, checkpoints, log: (sources, evaluation)
+    require: Callable[[dict[str, Source], TrainingSettings], None] = lambda sources, settings: None
+    prepare: Prepare | None = None
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
     batch_sampler: BatchSamplers | str = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
@@ -120,6 +122,7 @@ OBJECTIVES: dict[str, Objective] = {
         pairs=True,
         least=1,
         loss_learns=lambda settings: True,  # the projection, where the widths differ
+        require=require_teachable,
         prepare=with_teacher,
     ),
 }

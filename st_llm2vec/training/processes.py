@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +17,10 @@ def mean_of_all(value: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
-def share_gradients(loss: nn.Module, model: nn.Module) -> None:
-    """Average the gradients of the weights that a loss has of its own, such as a projection.
+def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of what a loss learns beside the model, such as a projection.
 
-    The host wraps the model alone, so without this each process would learn other ones.
+    The host wraps the model alone, so without this each process would learn another one.
     """
-    inside = {id(parameter) for parameter in model.parameters()}
-    for parameter in loss.parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
-            parameter.register_hook(mean_of_all)  # type: ignore[no-untyped-call]
+    for parameter in parameters:
+        parameter.register_hook(mean_of_all)  # type: ignore[no-untyped-call]

@@ -215,12 +215,12 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
 def save_loss(loss: nn.Module, checkpoint: Path) -> None:
     """Save what a loss learns beside the model; the last file of a checkpoint."""
     with published(checkpoint / LOSS) as draft:
-        save_file({name: weight.detach().contiguous() for name, weight in _beside_model(loss).items()}, draft)
+        save_file({name: weight.detach().contiguous() for name, weight in beside_model(loss).items()}, draft)
 
 
 def load_loss(loss: nn.Module, checkpoint: Path) -> None:
     """Put what `save_loss` saved back."""
-    stored, own = load_file(checkpoint / LOSS), _beside_model(loss)
+    stored, own = load_file(checkpoint / LOSS), beside_model(loss)
     if stored.keys() != own.keys():
         raise InvalidInputError(f"{checkpoint / LOSS} is of another loss. Remove {checkpoint}.")
     with torch.no_grad():
@@ -228,7 +228,8 @@ def load_loss(loss: nn.Module, checkpoint: Path) -> None:
             own[name].copy_(tensor)
 
 
-def _beside_model(loss: nn.Module) -> dict[str, nn.Parameter]:
+def beside_model(loss: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what a loss learns beside the model, by name."""
     models = [module for module in loss.modules() if isinstance(module, LLM2Vec)]
     theirs = {id(parameter) for model in models for parameter in model.parameters()}
     return {name: p for name, p in loss.named_parameters() if p.requires_grad and id(p) not in theirs}

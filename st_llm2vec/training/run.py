@@ -35,7 +35,7 @@ from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
 from .processes import share_gradients
-from .records import LOSS, Result, Run, keep_share, load_loss, save_loss, take_checkpoint
+from .records import LOSS, Result, Run, beside_model, keep_share, load_loss, save_loss, take_checkpoint
 from .scoring import Scoring, read_scoring
 from .streams import check_streams
 
@@ -98,9 +98,12 @@ def _stage(
     last = last_checkpoint(run.checkpoints, log, last_file) if resume else None
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
-    with processes.main_process_first():
-        sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
-        scoring = replace(scoring, data=evaluation)
+    if objective.prepare is not None:
+        if run.before is None:
+            _model(settings, objective)  # what is wrong with it is said before a teacher works for hours
+        with processes.main_process_first():
+            sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
+            scoring = replace(scoring, data=evaluation)
     model = _model(settings, objective)
     own_length = model.max_seq_length
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
@@ -203,6 +206,7 @@ def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None
     shape: dict[str, Any] = {"pairs": objective.pairs, "least": objective.least}
     check_streams(settings)
     sources = {name: read_source(name, each, seed=settings["seed"], **shape) for name, each in data.items()}
+    objective.require(sources, settings)
     scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, **shape)
     if settings["keep_best"] and scoring == Scoring():
         raise InvalidInputError("keep_best needs eval_file, on which the best checkpoint is chosen.")
@@ -254,7 +258,7 @@ def _trainer(
             {"use_reentrant": False}
         )
     loss = objective.loss(model, settings, next(iter(sources.values())))
-    share_gradients(loss, model)
+    share_gradients(beside_model(loss).values())
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments(

@@ -258,7 +258,7 @@ MUTANTS: list[Mutant] = [
     *_rows(
         "st_llm2vec/training/static.py",
         "tests/test_static_and_soup.py -k static",
-        ("(smoothing / (smoothing + _frequencies(tokens, size, read)))[ids, None]", "1"),
+        ("(smoothing / (smoothing + _frequencies(size, bags)))[ids, None]", "1"),
         (
             "return {id: text for id, text in zip(ids, texts, strict=True) if text.strip() and UNKNOWN not in text}",
             "return dict(zip(ids, texts, strict=True))",
@@ -488,7 +488,7 @@ MUTANTS: list[Mutant] = [
         ("prompts={key: prompt for key, prompt in self.prompts.items() if prompt},", "prompts={},"),
         ("pooling_mode=self.pooling_mode,", 'pooling_mode="mean",'),
         ("**{name: getattr(transformer, name) for name in KEPT},", "**KEPT,"),
-        ('encode() + sample.astype("<f2").tobytes())', "encode())"),
+        ('encode() + sample.astype("<f2").tobytes()', "encode()"),
     ),
     *_rows(
         "st_llm2vec/pooling.py",
