@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tiny_models import WORDS, save_teacher
 
 import st_llm2vec
@@ -21,7 +22,7 @@ from st_llm2vec.training import TrainingSettings, read_recipe, train_all, train_
 from st_llm2vec.training import principal as components
 from st_llm2vec.training import teacher as teaching
 from st_llm2vec.training.data import Source, read_source
-from st_llm2vec.training.distill import DistillLoss, with_teacher
+from st_llm2vec.training.distill import DistillLoss, taught, with_teacher
 from st_llm2vec.training.principal import principal
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
@@ -54,9 +55,12 @@ def test_the_student_learns_the_teachers_geometry(decoder: Path, tmp_path: Path)
     assert json.loads((out / "llm2vec_config.json").read_text())["provenance"]["stages"] == ["distill"]
 
 
+PROMPTS = {"query": "the quick ", "document": "lazy "}
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> str:
-    return save_teacher(tmp_path / "teacher", prompts={"query": "the quick ", "document": "lazy "})
+    return save_teacher(tmp_path / "teacher", prompts=PROMPTS)
 
 
 def read(rows: Any, **given: Any) -> Source:
@@ -66,9 +70,8 @@ def read(rows: Any, **given: Any) -> Source:
 def asked(source: Source, teacher: str, folder: Path, **given: Any) -> np.ndarray:
     """What the teacher makes of a source, (rows, columns, dimensions)."""
     settings = told("x", ["a"], folder, teacher=teacher, **given)
-    found = with_teacher({"rows": source}, None, settings, folder, print)[0]["rows"]
-    assert found.vectors is not None
-    return np.asarray(found.vectors[found.index])
+    found, _ = with_teacher({"rows": source}, None, settings, folder, print)
+    return np.asarray(taught(found["rows"])["label"], np.float32)
 
 
 def killed_at(block: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
@@ -151,17 +154,20 @@ def test_another_teacher_by_the_same_name_is_refused(
 ) -> None:
     """Its vectors would be mixed with those of the first, or taken for its own; whether all or few are there."""
     monkeypatch.setattr(teaching, "BLOCK", 48 // blocks)
-    first, out = save_teacher(tmp_path / "teacher"), tmp_path / "out"
+    first, out = save_teacher(tmp_path / "teacher", prompts=PROMPTS), tmp_path / "out"
     if blocks > 1:
         killed_at(2, monkeypatch, lambda: asked(read(TEXTS), first, out))
     else:
         asked(read(TEXTS), first, out)
-    for other in ({"seed": 1}, {"prompts": {"query": "the "}}):
-        save_teacher(tmp_path / "teacher", **other)  # type: ignore[arg-type]
+    for other in ({"seed": 1}, {"prompts": {"query": "the "}}, {"default_prompt_name": "query"}):
+        save_teacher(tmp_path / "teacher", **{"prompts": PROMPTS, **other})  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="has changed since"):
             asked(read(TEXTS), first, out)
-    save_teacher(tmp_path / "teacher")
+    save_teacher(tmp_path / "teacher", prompts=PROMPTS)
     asked(read(TEXTS), first, out)
+    monkeypatch.setattr(StaticEmbedding, "max_seq_length", 7)
+    with pytest.raises(InvalidInputError, match="has changed since"):
+        asked(read(TEXTS), first, out)
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "gone"])
@@ -218,6 +224,7 @@ def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decod
     targets = torch.randn(4, 2, 24, generator=torch.Generator().manual_seed(0))
     features = [model.preprocess([row[side] for row in PAIRS[:4]]) for side in ("anchor", "positive")]
     plain = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance))
+    torch.rand(1)  # which does not count
     both = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance, contrast_weight=0.5, scale=7.0))
     assert torch.equal(plain.projection.weight, both.projection.weight)  # the seed's
     a, b = (model(dict(each))["sentence_embedding"] for each in features)
@@ -233,6 +240,11 @@ def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decod
     contrast = torch.nn.functional.cross_entropy(scores, torch.arange(4))
     found = both([dict(each) for each in features], targets)
     assert found.item() == pytest.approx((expected + 0.5 * contrast).item(), rel=1e-5)
+    alone = both([dict(features[0])], targets[:, :1])  # a text has nothing to contrast with
+    assert alone.item() == pytest.approx(wanted(seen[0], targets[:, 0]).item(), rel=1e-5)
+    other = DistillLoss(model, 24, told("x", PAIRS, Path("o"), seed=1))
+    assert not torch.equal(plain.projection.weight, other.projection.weight)
+    assert DistillLoss(model, 32, told("x", PAIRS, Path("o"))).projection is None  # one width, one space
 
 
 def test_a_student_learns_the_teachers_principal_components_themselves(decoder: Path, tmp_path: Path) -> None:

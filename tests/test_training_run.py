@@ -22,6 +22,7 @@ from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.training import DataSet, TrainingSettings, add_lora, mntp, simcse, supervised, train_all, train_stage
 from st_llm2vec.training.data import read_source, tuples
 from st_llm2vec.training.objectives import OBJECTIVES
+from st_llm2vec.training.records import Run
 from st_llm2vec.training.similarity import cosine
 
 TEXTS = [f"{a} {b} compress {c}" for a in ("the", "seven") for b in WORDS.split()[:6] for c in ("files", "dog")]
@@ -240,6 +241,17 @@ def test_a_run_is_resumed_as_it_began_with_the_data_that_it_began_with(
     assert train_stage(told(max_steps=5), resume=True, log=lines.append).steps == 5
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_longer_run_may_have_the_longer_warm_up_that_follows(tmp_path: Path) -> None:
+    def told(**given: Any) -> TrainingSettings:
+        return TrainingSettings("supervised", "m", {"pairs": PAIRS}, str(tmp_path), **given)
+
+    Run(tmp_path, told(max_steps=10), resume=False).begin({}, ("loss", False), write=True)
+    Run(tmp_path, told(max_steps=400), resume=True)
+    Run(tmp_path, told(max_steps=400, warmup_steps=3), resume=True)
+    with pytest.raises(InvalidInputError, match="warmup_steps=3, not 5"):
+        Run(tmp_path, told(max_steps=400, warmup_steps=5), resume=True)
 
 
 def test_mntp_does_not_follow_a_contrastive_stage(bos_decoder: Path, tmp_path: Path) -> None:

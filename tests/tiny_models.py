@@ -152,11 +152,11 @@ def save_decoder(folder: Path, model_type: str = "llama", *, tokenizer: Any = No
     return folder
 
 
-def save_teacher(folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None) -> str:
+def save_teacher(folder: Path, *, seed: int = 0, **settings: Any) -> str:
     """A stock teacher of 24 dimensions, which reads prompts."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS.split()])}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     table = torch.randn(tokenizer.get_vocab_size(), 24, generator=torch.Generator().manual_seed(seed))
     static = StaticEmbedding(tokenizer, embedding_weights=table)
-    SentenceTransformer(modules=[static], device="cpu", prompts=prompts).save_pretrained(str(folder))
+    SentenceTransformer(modules=[static], device="cpu", **settings).save_pretrained(str(folder))
     return str(folder)

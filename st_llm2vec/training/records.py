@@ -75,6 +75,8 @@ class Run:
         self.evaluation: str | None = None
         self.state = read_json(self.checkpoints / STATE)
         before, now = self.state.get("must_stay", {}), json.loads(json.dumps(settings.must_stay()))
+        if self.state and self.state.get("length") != self._length and settings.warmup_steps is None:
+            now["warmup_steps"] = before.get("warmup_steps")  # it follows the length, which may change
         for key in FIELDS if self.state else ():  # the objective first
             if before.get(key) != now.get(key):
                 raise InvalidInputError(

@@ -159,9 +159,7 @@ def _means(tokens: list[Tensor], table: Tensor) -> Tensor:
 
 
 def _learned(table: Tensor, tokens: list[Tensor], targets: Tensor, epochs: int, seed: int) -> Tensor:
-    """The table, turned into the targets' space and then fitted to them by their cosine."""
-    kept = [i for i, each in enumerate(tokens) if len(each)]
-    tokens, targets = [tokens[i] for i in kept], targets[kept]
+    """The table, turned into the targets' space and then fitted to them by their cosine; no tokens, no gradient."""
     means = _means(tokens, table)
     # "gelsd" by singular values: where texts do not span every dimension, "gelsy" fits to rounding errors.
     fit = torch.linalg.lstsq(functional.normalize(means, dim=1), targets, rcond=1e-5, driver="gelsd").solution
