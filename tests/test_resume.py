@@ -79,7 +79,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "full", "dtype"), [*CASES, ("distill", False, "float32"), ("distill", True, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "full", "dtype"), [*CASES, ("distill", False, "float32"), ("distill", True, "bfloat16")]
+)
 def test_a_killed_run_resumes_to_the_weights_of_a_straight_one(
     stage: str, full: bool, dtype: str, data: Path, tmp_path: Path
 ) -> None:
