@@ -213,6 +213,15 @@ class TrainingSettings:
     )
     scale: float | None = _row(as_positive, float, "Of the cosine similarities: 1 / temperature.", SCALED)
     symmetric: bool | None = _row(as_flag, bool, "Each positive finds its anchor, too.", CONTRASTIVE)
+    guide: str | None = _row(
+        _text,
+        str,
+        "Encoder that finds false negatives: what is nearer to an anchor than its positive is left out (GISTEmbed).",
+        ("supervised",),
+    )
+    guide_margin: float | None = _row(
+        _not_negative, float, "A negative is left out from this far below the positive on.", ("supervised",)
+    )
     matryoshka_dims: tuple[int, ...] | None = _row(_dims, list, "Train the first dimensions alone, too.", CONTRASTIVE)
     query_prompt: str | None = _row(_prompt, str, "Before each anchor; saved as the query prompt.", PROMPTED)
     document_prompt: str | None = _row(
@@ -261,6 +270,10 @@ class TrainingSettings:
             )
         if self.full and (odd := [name for name in LORA if getattr(self, name) is not None]):
             raise InvalidInputError(f"{odd[0]} is for LoRA, and full=True trains all weights. Leave one of them out.")
+        if self.guide and self["symmetric"]:
+            raise InvalidInputError("symmetric is without a guide, which is asked of anchors only. Leave one out.")
+        if self.guide_margin is not None and not self.guide:
+            raise InvalidInputError(f"guide_margin={self.guide_margin} is of a guide. Give one, or leave it out.")
         if self.embedding_learning_rate and not self["full"]:
             raise InvalidInputError("embedding_learning_rate needs full=True: LoRA leaves the embeddings as they are.")
 

@@ -42,6 +42,8 @@ WRONG = {
     "attention_dropout": 1,
     "scale": 0,
     "symmetric": 1,
+    "guide": "",
+    "guide_margin": -0.1,
     "matryoshka_dims": [64, 64],
     "query_prompt": 3,
     "document_prompt": ["a"],

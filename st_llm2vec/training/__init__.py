@@ -18,6 +18,7 @@ mining.py       hard negatives for pairs
 soup.py         the mean of several encoders' weights
 distill.py      a teacher's vectors
 static.py       an encoder as a table of token vectors
+guided.py       false negatives that a guide leaves out
 principal.py    principal components, of a teacher's vectors and of tokens
 records.py      what a run leaves: settings, hashes, curve, scores, adapter
 """

@@ -24,6 +24,7 @@ from ..recipes import TrainingSettings
 from .chunks import chunk_texts
 from .data import Source, texts, tuples
 from .distill import DistillLoss, require_teachable, taught, with_teacher
+from .guided import guided, require_fitting
 from .mntp import MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
@@ -73,11 +74,13 @@ def _contrastive(model: LLM2Vec, settings: TrainingSettings, source: Source) -> 
         "directions": ("query_to_doc", "doc_to_query") if settings["symmetric"] else ("query_to_doc",),
     }
     size = settings["mini_batch_size"]
-    loss: nn.Module = (
-        MultipleNegativesRankingLoss(model, **shared)
-        if size is None or size >= settings["batch_size"]
-        else CachedMultipleNegativesRankingLoss(model, mini_batch_size=size, **shared)
-    )
+    loss: nn.Module
+    if settings["guide"] is not None:
+        loss = guided(model, settings)
+    elif size is None or size >= settings["batch_size"]:
+        loss = MultipleNegativesRankingLoss(model, **shared)
+    else:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=size, **shared)
     if dims := settings["matryoshka_dims"]:
         whole = model.get_embedding_dimension()
         if dims[0] > whole:
@@ -115,7 +118,12 @@ OBJECTIVES: dict[str, Objective] = {
         loss=_contrastive,
         around=lambda model, settings: attention_dropout(model, settings["attention_dropout"]),
     ),
-    "supervised": Objective(dataset=lambda model, settings, source: tuples(source), loss=_contrastive, pairs=True),
+    "supervised": Objective(
+        dataset=lambda model, settings, source: tuples(source),
+        loss=_contrastive,
+        pairs=True,
+        require=require_fitting,
+    ),
     "distill": Objective(
         dataset=lambda model, settings, source: taught(source),
         loss=lambda model, settings, source: DistillLoss(model, source.vectors.shape[-1], settings),  # type: ignore[union-attr]

@@ -40,6 +40,24 @@ def columns_of(source: Source) -> list[list[Asked]]:
     ]
 
 
+def open_encoder(field: str, name: str, dtype: str | None = None, *, cpu: bool) -> SentenceTransformer:
+    """Open the model of sentence-transformers that a field of the settings names.
+
+    Raises:
+        ModelNotFoundError: There is none.
+    """
+    try:
+        return SentenceTransformer(
+            name,
+            device="cpu" if cpu else None,
+            model_kwargs={} if dtype is None else {"dtype": getattr(torch, dtype)},
+        )
+    except LLM2VecError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{field} must be a model of sentence-transformers, got {name!r}: {error}") from error
+
+
 class Teacher:
     """A teacher whose vectors are kept in a folder, each computed once.
 
@@ -58,18 +76,7 @@ class Teacher:
     def model(self) -> SentenceTransformer:
         """The teacher itself."""
         name, dtype, components = (self.settings[each] for each in ("teacher", "teacher_dtype", "teacher_pca"))
-        try:
-            model = SentenceTransformer(
-                name,
-                device="cpu" if self.settings["cpu"] else None,
-                model_kwargs={} if dtype is None else {"dtype": getattr(torch, dtype)},
-            )
-        except LLM2VecError:
-            raise
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(
-                f"teacher must be a model of sentence-transformers, got {name!r}: {error}"
-            ) from error
+        model = open_encoder("teacher", name, dtype, cpu=bool(self.settings["cpu"]))
         if (width := model.get_embedding_dimension()) is None:
             raise InvalidInputError(f"teacher must have vectors of a known dimension, got {name!r}.")
         if components is not None and components > width:
