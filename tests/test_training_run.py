@@ -19,7 +19,19 @@ from tiny_models import WORDS
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError
-from st_llm2vec.training import DataSet, TrainingSettings, add_lora, mntp, simcse, supervised, train_all, train_stage
+from st_llm2vec.training import (
+    DataSet,
+    MNTPDataCollator,
+    MNTPLoss,
+    TrainingSettings,
+    add_lora,
+    chunk_texts,
+    mntp,
+    simcse,
+    supervised,
+    train_all,
+    train_stage,
+)
 from st_llm2vec.training.data import read_source, tuples
 from st_llm2vec.training.objectives import OBJECTIVES
 from st_llm2vec.training.records import Run
@@ -319,6 +331,31 @@ def test_token_embeddings_have_a_learning_rate_of_their_own(bos_decoder: Path, t
     steps = {name: (tensor - first[f"model.{name}"]).abs().max().item() for name, tensor in after.items()}
     assert steps["embed_tokens.weight"] == pytest.approx(1e-5, rel=0.1)  # Adam's first step is the learning rate
     assert steps["layers.0.mlp.up_proj.weight"] == pytest.approx(1e-2, rel=0.1)
+
+
+def test_mntp_tells_the_loss_and_the_masked_accuracy(bos_decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "dev.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    own = {**SHORT, "eval_file": str(tmp_path / "dev.txt"), "max_steps": 20, "eval_steps": 10}
+    own |= {"mask_probability": 1.0, "all_mask": True}  # the same ones in any batch
+    result = train_stage(TrainingSettings("mntp", str(bos_decoder), {"mine": TEXTS}, str(tmp_path / "out"), **own))
+    assert result.before.keys() == result.after.keys() == {"eval_loss", "eval_masked_accuracy"}
+    model = st_llm2vec.load(str(tmp_path / "out"), device="cpu")
+    collator = MNTPDataCollator(model.preprocess, tokenizer=model.tokenizer, mlm_probability=1.0, all_mask=True)
+    loss = MNTPLoss(model, head=load_file(bos_decoder / "model.safetensors")["lm_head.weight"])
+    chunks = chunk_texts(TEXTS, model.tokenizer, 16)
+    right = masked = 0
+    for start in range(0, len(chunks), 4):
+        batch = collator([chunks[i] for i in range(start, min(start + 4, len(chunks)))])
+        tokens = {"input_ids": batch["text_input_ids"], "attention_mask": batch["text_attention_mask"]}
+        with torch.no_grad():
+            logits = loss.logits(model(tokens)["token_embeddings"][:, :-1])
+        targets = batch["label"][:, 1:]
+        right += int(((logits.argmax(-1) == targets) & (targets != -100)).sum())
+        masked += int((targets != -100).sum())
+    assert right > 0
+    assert result.after["eval_masked_accuracy"] == pytest.approx(right / masked)
+    curve = (tmp_path / "out" / "training" / "curve.jsonl").read_text().splitlines()
+    assert sum("eval_masked_accuracy" in json.loads(line) for line in curve) == 4  # before, at 10, at 20, after
 
 
 def test_columns_of_lists_stand_for_several() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
@@ -165,6 +166,7 @@ class MNTPLoss(nn.Module):
         train_head = as_flag("train_head", train_head)
         self.model = model
         self.head = LanguageModelHead(model, head, trainable=train_head)
+        self.counts = torch.zeros(2)  # masked tokens predicted right, and all of them, in evaluation
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         (features,) = sentence_features
@@ -173,6 +175,9 @@ class MNTPLoss(nn.Module):
         targets = labels[:, 1:]
         selected = targets != IGNORED
         logits = self.logits(hidden[selected])  # (masked tokens, vocabulary)
+        if not torch.is_grad_enabled():
+            right = (logits.argmax(-1) == targets[selected]).sum()
+            self.counts += mean_of_all(torch.stack([right, selected.sum()]).float()).cpu()
         total = functional.cross_entropy(logits.float(), targets[selected], reduction="sum")
         # Over the mean count of all processes, so that the mean of their losses is that of one with all batches.
         return total / mean_of_all(selected.sum()).clamp_min(1)
@@ -191,3 +196,18 @@ class MNTPLoss(nn.Module):
             "@inproceedings{behnamghader2024llm2vec, title={LLM2Vec: Large Language Models Are Secretly Powerful Text "
             "Encoders}, author={BehnamGhader, Parishad and others}, booktitle={COLM}, year={2024}}"
         )
+
+
+class MaskedAccuracy(SentenceEvaluator):
+    """The share of masked tokens that were predicted right in the evaluation that has just run, of all processes."""
+
+    def __init__(self, loss: MNTPLoss) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.loss = loss
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        right, masked = self.loss.counts.tolist()
+        self.loss.counts.zero_()
+        return {"masked_accuracy": right / masked} if masked else {}

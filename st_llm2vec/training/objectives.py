@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MatryoshkaLoss,
@@ -25,7 +26,7 @@ from .chunks import chunk_texts
 from .data import Source, texts, tuples
 from .distill import DistillLoss, require_teachable, taught, with_teacher
 from .guided import guided, require_fitting
-from .mntp import MNTPDataCollator, MNTPLoss
+from .mntp import MaskedAccuracy, MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
 from .streams import SHUFFLED
@@ -48,6 +49,7 @@ class Objective:
         require: Raises where the sources and settings do not go together.
         prepare: Adds to the sources and evaluation data what takes long, kept beside checkpoints; None adds nothing.
         collator: Makes batches; None takes the host's.
+        evaluator: What is told besides the loss on evaluation data.
         around: Holds while the model trains.
         batch_sampler: The host's name of how rows become batches.
         never_after: Stages that undo what this one starts from.
@@ -61,6 +63,7 @@ class Objective:
     require: Callable[[dict[str, Source], TrainingSettings], None] = lambda sources, settings: None
     prepare: Prepare | None = None
     collator: Callable[[LLM2Vec, TrainingSettings], Any] = lambda model, settings: None
+    evaluator: Callable[[Any], SentenceEvaluator | None] = lambda loss: None
     around: Callable[[LLM2Vec, TrainingSettings], AbstractContextManager[None]] = lambda model, settings: nullcontext()
     batch_sampler: BatchSamplers | str = BatchSamplers.NO_DUPLICATES  # a duplicate would be its own negative
     never_after: tuple[str, ...] = ()
@@ -109,6 +112,7 @@ OBJECTIVES: dict[str, Objective] = {
             mask_token=settings["mask_token"],
             seed=settings["seed"],
         ),
+        evaluator=MaskedAccuracy,
         loss_learns=lambda settings: bool(settings["train_head"]),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
         never_after=("simcse", "supervised", "distill"),

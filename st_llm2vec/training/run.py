@@ -271,7 +271,7 @@ def _trainer(
         ),
         train_dataset=DatasetDict(datasets) if len(datasets) > 1 else next(iter(datasets.values())),
         eval_dataset=objective.dataset(model, settings, scoring.data) if scoring.data else None,
-        evaluator=scoring.evaluator,
+        evaluator=objective.evaluator(loss) if scoring.data else scoring.evaluator,
         loss=loss,
         data_collator=objective.collator(model, settings),
         callbacks=list(callbacks),

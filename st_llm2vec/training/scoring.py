@@ -15,6 +15,7 @@ from .data import Source, read_source
 from .streams import file_hash
 
 STS_COLUMNS = ("sentence1", "sentence2", "score")
+SHOWN = ("eval_loss", "eval_masked_accuracy")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Scoring:
         """Score the trainer's model; texts of the evaluator may be as long as those that the encoder takes."""
         if self.evaluator is None:
             found = trainer.evaluate() if self.data else {}
-            return {name: float(value) for name, value in found.items() if name == "eval_loss"}
+            return {name: float(value) for name, value in found.items() if name in SHOWN}
         model = trainer.model
         in_training, model.max_seq_length = model.max_seq_length, max_seq_length
         values = self.evaluator(model)
