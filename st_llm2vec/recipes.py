@@ -130,6 +130,11 @@ class DataSet:
         if isinstance(value, DataSet):
             return value
         if isinstance(value, Mapping):
+            if value and all(hasattr(each, "column_names") for each in value.values()):  # as load_dataset gives them
+                first = next(iter(value))
+                raise InvalidInputError(
+                    f"data.{name} must be one data set, got those of {', '.join(value)}. Give one, such as [{first!r}]."
+                )
             if odd := [key for key in value if key not in DATA_FIELDS]:
                 raise unknown(f"data.{name}", odd, DATA_FIELDS)
             if not isinstance(value.get("file"), str):
@@ -264,6 +269,13 @@ class TrainingSettings:
                     f"{row.name} is for {only}, got {row.name}={value!r} for {objective}. Leave it out."
                 )
             object.__setattr__(self, row.name, row.metadata["check"](row.name, value))
+        for name, data in (self.data or {}).items():
+            prompts = [key for key in ("query_prompt", "document_prompt") if getattr(data, key) is not None]
+            if prompts and objective not in PROMPTED:
+                raise InvalidInputError(
+                    f"data.{name} has a {prompts[0]}, which is for {' and '.join(PROMPTED)}, not for {objective}. "
+                    "Leave it out."
+                )
         if self.max_steps is not None and self.epochs is not None:
             raise InvalidInputError(
                 f"max_steps={self.max_steps} and epochs={self.epochs} exclude each other. Give one."

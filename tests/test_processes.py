@@ -26,6 +26,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "mntp": ("mntp", ALL),
     "head": ("mntp", {**ALL, "train_head": True}),
     "stream": ("mntp", ALL),
+    "scored": ("mntp", {**ALL, "eval_steps": 2}),  # before the first step, too
     "simcse": ("simcse", {"scale": 5.0, "attention_dropout": 0.0}),
     "supervised": ("supervised", {"scale": 5.0}),
     "projection": ("distill", {"teacher": "llm2vec-tiny", "contrast_weight": 0.0}),
@@ -37,6 +38,8 @@ def told(stage: str, decoder: str, output: str, batch_size: int) -> TrainingSett
     objective, own = STAGES[stage]
     rows: Any = TEXTS if objective in ("mntp", "simcse") else PAIRS
     data = IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)) if stage == "stream" else rows
+    if stage == "scored":
+        own = {**own, "eval_file": str(Path(output).parent / "scored.txt")}
     return TrainingSettings(
         objective, decoder, {"data": data}, output, batch_size=batch_size, learning_rate=1e-3, **SHORT, **own
     )
@@ -46,6 +49,7 @@ def told(stage: str, decoder: str, output: str, batch_size: int) -> TrainingSett
 def folders(bos_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each stage, trained by one process and by two."""
     folder = tmp_path_factory.mktemp("processes")
+    (folder / "scored.txt").write_text("\n".join(TEXTS))
     script = folder / "both.py"
     script.write_text(
         "import sys\nsys.path.insert(0, sys.argv[1])\nimport test_processes as t\n"

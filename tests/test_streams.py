@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors.torch import load_file
 from tiny_models import WORDS
 from transformers import TrainerCallback
@@ -20,6 +20,7 @@ from st_llm2vec.errors import InvalidInputError
 from st_llm2vec.templates import special_counts
 from st_llm2vec.training import DataSet, MNTPDataCollator, MNTPLoss, TrainingSettings, chunk_texts, train_stage
 from st_llm2vec.training.mntp import IGNORED
+from st_llm2vec.training.streams import endless
 
 TEXTS = [" ".join(WORDS.split()[i % 7 : i % 7 + 1 + i % 11]) for i in range(40)]
 SHORT: dict[str, Any] = {
@@ -111,8 +112,11 @@ def mntp(decoder: Path, data: Any, output: Path, **settings: Any) -> TrainingSet
 
 
 class _Stop(TrainerCallback):
+    def __init__(self, step: int = 3) -> None:
+        self.step = step
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 3:
+        if state.global_step == self.step:
             raise KeyboardInterrupt
 
 
@@ -141,6 +145,32 @@ def test_a_stopped_run_on_a_stream_ends_with_the_same_weights(
     assert result.steps == 4
 
 
+def test_a_run_that_has_gone_round_its_stream_is_resumed_where_it_was(
+    bos_decoder: Path, tmp_path: Path, stream_of: Any
+) -> None:
+    given = {"max_steps": 7, "batch_size": 16, "gradient_accumulation": 2}  # of 74 chunks
+
+    def train(name: str, **asked: Any) -> dict[str, torch.Tensor]:
+        train_stage(mntp(bos_decoder, stream_of(lambda: TEXTS)[0], tmp_path / name, **given), **asked)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    whole = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", callbacks=[_Stop(6)])
+    stopped = train("stopped", resume=True)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_each_round_of_a_stream_has_all_chunks_in_another_order(stream_of: Any) -> None:
+    stream, _ = stream_of(lambda: TEXTS)
+    chunks = chunk_texts(stream, st_llm2vec.load("llm2vec-tiny", device="cpu").tokenizer, 8)
+    expected = [chunk["input_ids"] for chunk in chunks]
+    rounds = iter(endless(chunks.shuffle(seed=1, buffer_size=100)))
+    found = [[next(rounds)["input_ids"] for _ in expected] for _ in range(3)]
+    assert all(sorted(each) == sorted(expected) for each in found)
+    assert len({str(each) for each in found}) == 3
+
+
 def test_a_stream_without_end_is_read_as_far_as_training_goes(
     bos_decoder: Path, tmp_path: Path, stream_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +196,7 @@ def test_another_stream_is_noticed_when_a_run_is_resumed(bos_decoder: Path, tmp_
         ({"data": {"mine": ..., "other": TEXTS}}, "must be the only data set, got mine, other"),
         ({"weight": 2}, "a stream, which has no weight, got 2"),
         ({"max_steps": None, "epochs": 1}, "give max_steps, not epochs=1"),
+        ({"data": {"mine": DataSet(TEXTS, stream=True)}}, "stream is for a file, got rows of type list"),
         ({"columns": ("a", "b")}, "this stage trains on one column, got a, b"),
         ({"columns": ("title",)}, "data.mine, line 1: there is no column 'title'"),
         ({"rows": []}, "data.mine is empty"),
@@ -180,7 +211,7 @@ def test_what_a_stream_cannot_do_is_refused_before_anything_is_written(
     stream, _ = stream_of(lambda: rows)
     own = {name: change[name] for name in ("weight", "columns") if name in change}
     data = {"mine": DataSet(stream, **own)}
-    data |= {name: each for name, each in change.get("data", {}).items() if name != "mine"}
+    data |= {name: each for name, each in change.get("data", {}).items() if each is not ...}
     said = {**SHORT, **{name: change[name] for name in ("max_steps", "epochs") if name in change}}
     settings = TrainingSettings(change.get("objective", "mntp"), str(bos_decoder), data, str(tmp_path / "out"), **said)
     with pytest.raises(InvalidInputError, match=message):
@@ -198,3 +229,33 @@ def test_a_bad_row_further_on_stops_the_run_with_its_line(bos_decoder: Path, tmp
 def test_limit_takes_the_first_rows_of_a_stream(bos_decoder: Path, tmp_path: Path, stream_of: Any) -> None:
     stream, _ = stream_of(lambda: [*TEXTS, None])
     train_stage(mntp(bos_decoder, DataSet(stream, limit=len(TEXTS)), tmp_path / "out", max_steps=30))
+
+
+def test_a_stream_that_can_be_read_once_is_refused(bos_decoder: Path, tmp_path: Path) -> None:
+    for rows in (TEXTS, [f"{i} {text}" for i, text in enumerate(TEXTS * 30)]):
+        once = iter([{"text": text} for text in rows])
+        stream = IterableDataset.from_generator(lambda once=once: once)
+        with pytest.raises(InvalidInputError, match=r"data.mine must begin anew each time it is read"):
+            train_stage(mntp(bos_decoder, stream, tmp_path / "out"))
+
+
+def test_a_stream_of_plain_texts_and_one_that_is_read_whole(bos_decoder: Path, tmp_path: Path) -> None:
+    plain = IterableDataset.from_generator(lambda: iter(TEXTS))
+    assert train_stage(mntp(bos_decoder, plain, tmp_path / "plain")).rows == 0
+    assert train_stage(mntp(bos_decoder, DataSet(plain, stream=False), tmp_path / "whole")).rows == len(TEXTS)
+    numbers = IterableDataset.from_generator(lambda: iter([1, 2]))
+    with pytest.raises(InvalidInputError, match=r"data.mine must be texts, or rows with columns, got 1 among them"):
+        train_stage(mntp(bos_decoder, numbers, tmp_path / "numbers"))
+
+
+def test_the_splits_of_a_data_set_are_not_taken_for_its_fields(bos_decoder: Path, tmp_path: Path) -> None:
+    both = DatasetDict({"train": Dataset.from_dict({"text": TEXTS}), "test": Dataset.from_dict({"text": TEXTS})})
+    with pytest.raises(InvalidInputError, match=r"must be one data set, got those of train, test. Give one, such as"):
+        mntp(bos_decoder, both, tmp_path / "out")
+
+
+def test_prompts_of_a_data_set_are_refused_where_the_stage_reads_none(bos_decoder: Path, tmp_path: Path) -> None:
+    data = {"mine": DataSet(TEXTS, query_prompt="find: ")}
+    for objective in ("mntp", "simcse"):
+        with pytest.raises(InvalidInputError, match=rf"data.mine has a query_prompt, .* not for {objective}"):
+            TrainingSettings(objective, str(bos_decoder), data, str(tmp_path / "out"))

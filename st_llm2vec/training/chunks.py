@@ -64,10 +64,12 @@ def chunk_texts(
 
 def _of_stream(texts: IterableDataset, tokenizer: PreTrainedTokenizerBase, cut: Any) -> IterableDataset:
     first = next(iter(texts), None)
-    if first is None or len(first) != 1:
-        found = "no rows" if first is None else f"the columns {', '.join(first)}"
+    if first is None:
+        raise InvalidInputError("texts must be a stream of rows, got one without any.")
+    if len(first) != 1:
         raise InvalidInputError(
-            f"texts must be a stream of one column, got {found}. Choose it: select_columns('text')."
+            f"texts must be a stream of one column, got the columns {', '.join(first)}. Choose it: "
+            "select_columns('text')."
         )
     (column,) = first
 

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from ..errors import InvalidInputError
 from ..readers import TEXT_COLUMN, Rows, read_rows
 from ..recipes import DataSet
-from .streams import file_hash, is_stream, read_stream
+from .streams import as_row, file_hash, is_stream, read_stream
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,13 @@ def _from_file(file: Path) -> tuple[Rows, str]:
 def _from_rows(name: str, given: Any) -> tuple[Rows, str]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise InvalidInputError(f"data.{name} must be a file or rows, such as a list of dicts, got {given!r:.80}.")
-    values = [{TEXT_COLUMN: row} if isinstance(row, str) else row for row in given]
+    values = [as_row(name, row) for row in given]
     if not values:
         raise InvalidInputError(f"data.{name} is empty: there is nothing to train on.")
-    if odd := [row for row in values if not isinstance(row, Mapping)]:
-        raise InvalidInputError(f"data.{name} must be texts, or rows with columns, got {odd[0]!r:.80} among them.")
     digest = hashlib.sha256()
     for row in values:
         digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n")
-    return Rows(Path(name), list(range(1, len(values) + 1)), [dict(row) for row in values]), digest.hexdigest()
+    return Rows(Path(name), list(range(1, len(values) + 1)), values), digest.hexdigest()
 
 
 def _drawn(rows: Rows, data: DataSet, chooser: random.Random) -> Rows:

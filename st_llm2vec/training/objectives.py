@@ -29,7 +29,7 @@ from .guided import guided, require_fitting
 from .mntp import MaskedAccuracy, MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
-from .streams import SHUFFLED
+from .streams import SHUFFLED, endless
 
 Log = Callable[[str], None]
 Sources = tuple[dict[str, Source], Source | None]
@@ -96,7 +96,7 @@ def _chunks(model: LLM2Vec, settings: TrainingSettings, source: Source) -> Datas
     across = settings["cross_documents"] is not False
     chunks = chunk_texts(texts(source), model.tokenizer, model.max_seq_length, cross_documents=across)
     if isinstance(chunks, IterableDataset):  # the trainer shuffles the others
-        return chunks.shuffle(seed=settings["seed"], buffer_size=SHUFFLED)
+        return endless(chunks.shuffle(seed=settings["seed"], buffer_size=SHUFFLED))
     return chunks
 
 
