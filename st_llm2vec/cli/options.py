@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import aliases
-from ..errors import InvalidCheckpointError, ModelNotFoundError, UnsupportedArchitectureError
+from ..errors import InvalidCheckpointError, InvalidInputError, ModelNotFoundError, UnsupportedArchitectureError
 from ..settings import EncoderSettings
 from .terminal import message
 from .wording import options_of, reworded
@@ -121,10 +122,16 @@ def open_any(name: str, *, dtype: str | None = None, device: str | None = None) 
     except (UnsupportedArchitectureError, InvalidCheckpointError):
         import torch
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.util import is_sentence_transformer_model
+        from sentence_transformers.util import is_sentence_transformer_model, load_file_path
 
-        if not is_sentence_transformer_model(name):
+        from ..checkpoints import SETTINGS_FILE
+
+        if load_file_path(name, SETTINGS_FILE) or not is_sentence_transformer_model(name):  # ours, but damaged; or none
             raise
+        saved = load_file_path(name, "config_sentence_transformers.json")  # old models have none
+        kind = json.loads(Path(saved).read_text("utf-8")).get("model_type") if saved else None
+        if kind not in (None, "SentenceTransformer"):
+            raise InvalidInputError(f"MODEL must be a SentenceTransformer, got {name!r}, which is a {kind}.") from None
     model = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
     if dtype is None and model.device.type != "cpu":
         return model

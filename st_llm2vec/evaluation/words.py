@@ -97,7 +97,7 @@ def probe(model: Any, examples: Tagged, *, reading: Reading, steps: int = STEPS)
 def _vectors(model: Any, examples: Tagged, reading: Reading) -> tuple[list[Any], list[Any]]:
     """Vectors of words; kept for the next task, which is often other tags of the same sentences."""
     sentences = [*examples.train, *examples.test]
-    key = (reading, model.fingerprint, hash(tuple(map(tuple, sentences))))
+    key = (reading, getattr(model, "fingerprint", None), hash(tuple(map(tuple, sentences))))
     if _kept.get(model, (None,))[0] != key:
         _kept[model] = key, encode_words(model, sentences, reading=reading, lost="nan")
     vectors = _kept[model][1]

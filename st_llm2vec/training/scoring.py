@@ -47,7 +47,7 @@ class Scoring:
             found = trainer.evaluate() if self.data else {}
             if trainer.accelerator.num_processes > 1:  # marked as prepared, it would train without shared gradients
                 trainer.accelerator.free_memory()
-                trainer.model._is_accelerate_prepared = False
+                trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]
             return {name: float(value) for name, value in found.items() if name in SHOWN}
         model = trainer.model
         in_training, model.max_seq_length = model.max_seq_length, max_seq_length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,33 @@ def test_a_folder_of_mixed_files_answers_questions(command: Command, tmp_path: P
     expected = ["library.md#1", "animals.pdf#1", "bread.html#1", "planets.csv:4"]
     for answer, name in zip(json.loads(found.out), expected, strict=True):
         assert f"{notes / name}" in [hit["id"] for hit in answer["hits"]]
+
+
+@pytest.mark.parametrize("kind", ["CrossEncoder", "SparseEncoder"])
+def test_other_kinds_of_the_host_are_not_taken_for_encoders(kind: str, command: Command, tmp_path: Path) -> None:
+    folder, told = bert(tmp_path / "other"), "config_sentence_transformers.json"
+    config = json.loads((folder / told).read_text())
+    (folder / told).write_text(json.dumps({**config, "model_type": kind}))
+    rows = write_jsonl(tmp_path / "pairs.jsonl", [{"sentence1": a, "sentence2": a, "score": 1} for a in SENTENCES])
+    done = command("eval", folder, "--data", rows, "--device", "cpu")
+    assert done.code == 1
+    assert f"must be a SentenceTransformer, got '{folder}', which is a {kind}." in " ".join(done.err.split())
+
+
+def test_words_of_a_stock_encoder_are_refused(command: Command, tmp_path: Path) -> None:
+    rows = [{"tokens": ["the", "fox"], "tags": ["D", "N"]}] * 9
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / "words" / f"{split}.jsonl", rows)
+    done = command("eval", bert(tmp_path / "other"), "--data", tmp_path / "words", "--device", "cpu")
+    assert done.code == 1
+    assert "must be an encoder of st-llm2vec, got a SentenceTransformer with Transformer" in " ".join(done.err.split())
+
+
+def test_a_damaged_encoder_of_ours_is_not_opened_as_another(command: Command, encoder: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(encoder, tmp_path / "damaged")
+    (damaged / "model.safetensors").unlink()
+    rows = write_jsonl(tmp_path / "pairs.jsonl", [{"sentence1": a, "sentence2": a, "score": 1} for a in SENTENCES])
+    done = command("eval", damaged, "--data", rows, "--device", "cpu")
+    assert done.code == 1
+    assert "are missing" in done.err
+    assert "model_kwargs" not in done.err

@@ -291,9 +291,9 @@ MUTANTS: list[Mutant] = [
         ("gather_across_devices=PartialState().num_processes > 1,", "gather_across_devices=False,"),
     ),
     *_rows(
-        "st_llm2vec/training/run.py",
+        "st_llm2vec/training/processes.py",
         "tests/test_processes.py",
-        ('parameter.register_hook(lambda gradient: reduce(gradient, "mean"))', "pass"),
+        ("parameter.register_hook(mean_of_all)", "pass"),
     ),
     *_rows(
         "st_llm2vec/training/soup.py",
