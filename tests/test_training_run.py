@@ -196,6 +196,17 @@ def test_the_best_checkpoint_is_the_encoder(bos_decoder: Path, tmp_path: Path, m
     assert not all(torch.equal(last[name], kept[name]) for name in kept)
 
 
+def test_a_run_that_ends_before_its_first_checkpoint_keeps_the_last(
+    bos_decoder: Path, tmp_path: Path, scored: str
+) -> None:
+    own: dict[str, Any] = {"eval_file": scored, "keep_best": True, "eval_steps": 20, "save_steps": 20}
+    out = tmp_path / "out"
+    assert (
+        train_stage(TrainingSettings("simcse", str(bos_decoder), {"texts": TEXTS}, str(out), **own, **SHORT)).steps == 3
+    )
+    assert json.loads((out / "training" / "settings.json").read_text())["best_step"] == 3
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     bos_decoder: Path, tmp_path: Path, scored: str
 ) -> None:
@@ -217,6 +228,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     (tmp_path / "bad.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": "high"}\n')
     refused("keep_best needs", keep_best=True)
     refused("no number", eval_file=str(tmp_path / "bad.jsonl"))
+    refused("save_steps=2 must be eval_steps=4", keep_best=True, eval_file=scored, save_steps=2, eval_steps=4)
     with pytest.raises(InvalidInputError, match="data is missing"):
         train_stage(TrainingSettings("mntp", str(bos_decoder), output=str(tmp_path / "out")))
     told = TrainingSettings(

@@ -11,7 +11,6 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 
-from ..errors import InvalidInputError
 from ..recipes import TrainingSettings
 from .scoring import Scoring
 
@@ -54,11 +53,6 @@ def arguments(
         **_steps(settings),
     }
     if settings["keep_best"]:
-        if settings.save_steps not in (None, given["eval_steps"]):
-            raise InvalidInputError(
-                f"keep_best needs a checkpoint where it scores: save_steps={settings.save_steps} must be "
-                f"eval_steps={given['eval_steps']}. Leave save_steps out."
-            )
         given["save_steps"] = given["eval_steps"]
     return SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **given)
 

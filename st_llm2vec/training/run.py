@@ -30,7 +30,7 @@ from ..loading import load
 from ..model import LLM2Vec
 from ..recipe_files import Recipe
 from ..recipes import TrainingSettings
-from .arguments import arguments
+from .arguments import SAVE_STEPS, arguments
 from .data import Source, read_source
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
@@ -210,6 +210,12 @@ def _read(settings: TrainingSettings, evaluator: SentenceEvaluator | None = None
     scoring = Scoring(evaluator) if evaluator is not None else read_scoring(settings, **shape)
     if settings["keep_best"] and scoring == Scoring():
         raise InvalidInputError("keep_best needs eval_file, on which the best checkpoint is chosen.")
+    scored = settings["eval_steps"] or SAVE_STEPS  # a run may end before
+    if settings["keep_best"] and settings.save_steps not in (None, scored):
+        raise InvalidInputError(
+            f"keep_best needs a checkpoint where it scores: save_steps={settings.save_steps} must be "
+            f"eval_steps={scored}. Leave save_steps out."
+        )
     return sources, scoring
 
 
