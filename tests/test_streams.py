@@ -136,6 +136,7 @@ def test_a_stopped_run_on_a_stream_ends_with_the_same_weights(
     said: list[str] = []
     result = train_stage(mntp(bos_decoder, data(), tmp_path / "stopped"), resume=True, log=said.append)
     assert any("checkpoint-2" in line for line in said)
+    assert said[-1].endswith("4 steps on a stream.")
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     first = load_file(bos_decoder / "model.safetensors")

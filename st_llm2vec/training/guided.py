@@ -48,7 +48,7 @@ def require_fitting(sources: Mapping[str, Source], settings: TrainingSettings) -
     if settings["guide"] is None:
         return
     aliases.find(settings["guide"])
-    if _cached(settings):
+    if grad_cached(settings):
         return
     for name, source in sources.items():
         if len(source.columns) > 3:
@@ -68,11 +68,12 @@ def guided(model: LLM2Vec, settings: TrainingSettings) -> nn.Module:
         "contrast_positives": False,
         "gather_across_devices": PartialState().num_processes > 1,
     }
-    if _cached(settings):
+    if grad_cached(settings):
         return CachedGuidedLoss(model, guide, mini_batch_size=settings["mini_batch_size"], **shared)
     return GuidedLoss(model, guide, **shared)
 
 
-def _cached(settings: TrainingSettings) -> bool:
+def grad_cached(settings: TrainingSettings) -> bool:
+    """Whether a batch is computed in mini batches (GradCache)."""
     size = settings["mini_batch_size"]
     return size is not None and size < settings["batch_size"]

@@ -25,7 +25,7 @@ from ..recipes import TrainingSettings
 from .chunks import chunk_texts
 from .data import Source, texts, tuples
 from .distill import DistillLoss, require_teachable, taught, with_teacher
-from .guided import guided, require_fitting
+from .guided import grad_cached, guided, require_fitting
 from .mntp import MaskedAccuracy, MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
 from .similarity import cosine
@@ -76,14 +76,13 @@ def _contrastive(model: LLM2Vec, settings: TrainingSettings, source: Source) -> 
         "gather_across_devices": PartialState().num_processes > 1,
         "directions": ("query_to_doc", "doc_to_query") if settings["symmetric"] else ("query_to_doc",),
     }
-    size = settings["mini_batch_size"]
     loss: nn.Module
     if settings["guide"] is not None:
         loss = guided(model, settings)
-    elif size is None or size >= settings["batch_size"]:
-        loss = MultipleNegativesRankingLoss(model, **shared)
+    elif grad_cached(settings):
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings["mini_batch_size"], **shared)
     else:
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=size, **shared)
+        loss = MultipleNegativesRankingLoss(model, **shared)
     if dims := settings["matryoshka_dims"]:
         whole = model.get_embedding_dimension()
         if dims[0] > whole:

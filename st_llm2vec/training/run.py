@@ -122,7 +122,9 @@ def _stage(
     model.max_seq_length = own_length
     result = run.end(model, trainer.state, after, write=trainer.is_world_process_zero())
     processes.wait_for_everyone()  # the next stage opens what the first one wrote
-    log(f"{output}: {settings.objective}, {result.steps} steps on {result.rows} rows.")
+    streamed = any(source.stream is not None for source in sources.values())
+    read = "a stream" if streamed else f"{result.rows} rows"
+    log(f"{output}: {settings.objective}, {result.steps} steps on {read}.")
     return result
 
 
