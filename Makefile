@@ -76,7 +76,7 @@ mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py
 
 clean:
-	rm -rf $(VENV) $(BOUNDS) $(DATABASES) $(DOCS) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BOUNDS) $(DATABASES) $(MTEB) $(DOCS) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # torch comes first, pinned: left to the resolver, it could be another version with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt models/smollm2/pyproject.toml
