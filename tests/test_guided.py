@@ -9,6 +9,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
+from tiny_models import save_teacher
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError, ModelNotFoundError
@@ -100,10 +101,25 @@ def test_a_stage_is_trained_with_a_guide(bos_decoder: Path, tmp_path: Path) -> N
         ({"data": {"mine": wide}}, InvalidInputError, "guide takes one hard negative, and 'mine' has 2"),
         ({"guide": "llm2vec-tinny"}, ModelNotFoundError, "llm2vec-tiny"),
         ({"guide": str(tmp_path / "nothing")}, ModelNotFoundError, "guide must be a model of sentence-transformers"),
+        ({"guide": save_teacher(tmp_path / "static")}, InvalidInputError, "guide must have a tokenizer of"),
     ):
         with pytest.raises(error, match=message):
             train_stage(settings(output=str(tmp_path / "no"), **{**files, **own, **change}))
     train_stage(settings(output=str(tmp_path / "many"), **{**files, **own, "data": {"mine": wide}}, mini_batch_size=2))
+
+
+def test_another_guide_by_the_same_name_is_refused(bos_decoder: Path, tmp_path: Path) -> None:
+    """The rest of the run would leave other negatives out."""
+    told: dict[str, Any] = {"max_seq_length": 16, "lora_r": 4, "guide": str(tmp_path / "guide")}
+    told |= {"model": str(bos_decoder), "data": {"mine": PAIRS}, "output": str(tmp_path / "out")}
+    first, other = (st_llm2vec.load(str(bos_decoder), pooling_mode=mode) for mode in ("mean", "weighted_mean"))
+    first.save_pretrained(told["guide"])
+    train_stage(settings(max_steps=1, **told))
+    other.save_pretrained(told["guide"])
+    with pytest.raises(InvalidInputError, match=r"The guide '\S+' has changed since the run in"):
+        train_stage(settings(max_steps=2, **told), resume=True)
+    first.save_pretrained(told["guide"])
+    assert train_stage(settings(max_steps=2, **told), resume=True).steps == 2
 
 
 @pytest.mark.parametrize(

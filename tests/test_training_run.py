@@ -124,7 +124,8 @@ def test_a_run_leaves_its_settings_hashes_curve_and_scores(bos_decoder: Path, tm
     assert [row["step"] for row in curve if "loss" in row] == [1, 2, 3]
     assert [row["step"] for row in curve if name in row] == [0, 2, 3]
     assert curve[-2 if "loss" not in curve[-1] else -1]["step"] == 3
-    assert any(line.startswith("step 3 of 3: loss") for line in lines)
+    assert any(line.startswith("step 2 of 3: loss") and line.endswith("left") for line in lines)
+    assert any(line.startswith("step 3 of 3: loss") and not line.endswith("left") for line in lines)
 
     saved = st_llm2vec.load(str(tmp_path / "out"))
     assert saved.provenance["training"] == [

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from .. import aliases
 from ..errors import InvalidInputError
@@ -15,7 +16,7 @@ from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .data import Source
 from .similarity import cosine
-from .teacher import open_encoder
+from .teacher import fingerprint_of, open_encoder
 
 
 class _Guided(nn.Module):
@@ -61,6 +62,11 @@ def require_fitting(sources: Mapping[str, Source], settings: TrainingSettings) -
 def guided(model: LLM2Vec, settings: TrainingSettings) -> nn.Module:
     """Return contrast without the negatives that the guide takes for nearer to the anchor than its positive."""
     guide = open_encoder("guide", settings["guide"], cpu=bool(settings["cpu"])).requires_grad_(False)
+    if not isinstance(getattr(guide, "tokenizer", None), PreTrainedTokenizerBase):  # which the host's losses need
+        raise InvalidInputError(
+            f"guide must have a tokenizer of transformers, got {settings['guide']!r}, which has its own (a static "
+            "embedding?). Give an encoder with layers, such as guide='llm2vec-tiny'."
+        )
     shared: dict[str, Any] = {
         "temperature": 1 / settings["scale"],
         "margin": settings["guide_margin"] or 0.0,
@@ -71,6 +77,11 @@ def guided(model: LLM2Vec, settings: TrainingSettings) -> nn.Module:
     if grad_cached(settings):
         return CachedGuidedLoss(model, guide, mini_batch_size=settings["mini_batch_size"], **shared)
     return GuidedLoss(model, guide, **shared)
+
+
+def guide_fingerprint(loss: nn.Module) -> str | None:
+    """Identify the guide of a loss; None where it has none."""
+    return next((fingerprint_of(each.guide) for each in loss.modules() if isinstance(each, _Guided)), None)
 
 
 def grad_cached(settings: TrainingSettings) -> bool:

@@ -73,6 +73,7 @@ class Run:
         self.checkpoints = output / "checkpoints"
         self.data: dict[str, Any] = {}
         self.evaluation: str | None = None
+        self.guide: str | None = None
         self.state = read_json(self.checkpoints / STATE)
         before, now = self.state.get("must_stay", {}), json.loads(json.dumps(settings.must_stay()))
         if self.state and self.state.get("length") != self._length and settings.warmup_steps is None:
@@ -100,6 +101,19 @@ class Run:
                     f"The data set {name!r} has changed since the run in {self.output} began. Give the data that it "
                     "began with, or another output."
                 )
+
+    def take_guide(self, fingerprint: str | None) -> None:
+        """Take what identifies the guide.
+
+        Raises:
+            InvalidInputError: It is another one than that of the run to resume.
+        """
+        self.guide = fingerprint
+        if self.state.get("guide", fingerprint) != fingerprint:
+            raise InvalidInputError(
+                f"The guide {self.settings['guide']!r} has changed since the run in {self.output} began. Give the one "
+                "that it began with, or another output."
+            )
 
     @property
     def finished(self) -> bool:
@@ -129,7 +143,7 @@ class Run:
             "must_stay": self.settings.must_stay(),
             "length": self._length,
         }
-        told |= {"data": self.data, "evaluation": self.evaluation}
+        told |= {"data": self.data, "evaluation": self.evaluation, "guide": self.guide}
         self.state = {**told, "before": before, "best": list(best)}
         if write:
             write_json(self.checkpoints / STATE, self.state)

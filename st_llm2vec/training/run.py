@@ -31,7 +31,9 @@ from ..model import LLM2Vec
 from ..recipe_files import Recipe
 from ..recipes import TrainingSettings
 from .arguments import SAVE_STEPS, arguments
+from .clock import Clock
 from .data import Source, read_source
+from .guided import guide_fingerprint
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
 from .processes import share_gradients
@@ -109,6 +111,7 @@ def _stage(
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.max_seq_length = settings["max_seq_length"] or own_length
     trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
+    run.take_guide(guide_fingerprint(trainer.loss))  # type: ignore[arg-type]
     if run.before is None:
         before = scoring.score(trainer, own_length)
         run.begin(before, scoring.best(), write=trainer.is_world_process_zero())
@@ -182,13 +185,17 @@ class _Log(TrainerCallback):  # type: ignore[misc]
     """Hands what the trainer logs to the caller's function."""
 
     def __init__(self, log: Log) -> None:
-        self.log = log
+        self.log, self.clock = log, Clock(0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.clock = Clock(state.max_steps, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        skipped = ("epoch", "total_flos", "runtime", "per_second")
+        skipped = ("epoch", "total_flos", "runtime", "per_second", "model_preparation_time")
         shown = [f"{key} {value:.4g}" for key, value in (logs or {}).items() if not key.endswith(skipped)]
         if shown:
-            self.log(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}")
+            left = f", {self.clock.left(state.global_step)} left" if state.global_step < state.max_steps else ""
+            self.log(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}{left}")
 
 
 class _LossState(TrainerCallback):  # type: ignore[misc]

@@ -18,10 +18,12 @@ from ..errors import InvalidInputError, LLM2VecError, ModelNotFoundError
 from ..model import LLM2Vec, sampled_weights
 from ..recipes import TrainingSettings
 from ..vetting import read_json
+from .clock import Clock
 from .data import Source
 from .records import write_json
 
 BLOCK = 512  # texts that an interruption costs at most
+EVERY = 10 * BLOCK  # texts are told of
 QUERY, DOCUMENT, TEXT = "encode_query", "encode_document", "encode"
 
 Asked = tuple[str, str]  # the method of the teacher, and the text
@@ -58,6 +60,17 @@ def open_encoder(field: str, name: str, dtype: str | None = None, *, cpu: bool) 
         raise ModelNotFoundError(f"{field} must be a model of sentence-transformers, got {name!r}: {error}") from error
 
 
+def fingerprint_of(model: SentenceTransformer) -> str:
+    """Identifies weights and settings of a model, whatever its name stands for by now."""
+    if isinstance(model, LLM2Vec):
+        return model.fingerprint
+    settings = [repr(model), model.prompts, model.default_prompt_name, model.max_seq_length]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for weight in sampled_weights(model):
+        digest.update(weight)
+    return digest.hexdigest()[:16]
+
+
 class Teacher:
     """A teacher whose vectors are kept in a folder, each computed once.
 
@@ -85,14 +98,8 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies weights and settings, whatever the name stands for by now."""
-        if isinstance(self.model, LLM2Vec):
-            return self.model.fingerprint
-        settings = [repr(self.model), self.model.prompts, self.model.default_prompt_name, self.model.max_seq_length]
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for weight in sampled_weights(self.model):
-            digest.update(weight)
-        return digest.hexdigest()[:16]
+        """Of the teacher itself."""
+        return fingerprint_of(self.model)
 
     def vectors(self, asked: list[Asked]) -> np.ndarray:
         """Return the vectors of what is asked for, (texts, dimensions) in float32, mapped from the disk."""
@@ -123,6 +130,7 @@ class Teacher:
         self.log(f"Vectors of {len(asked) - done:,} texts from {self.settings['teacher']} ...")
         file.parent.mkdir(parents=True, exist_ok=True)
         kept = open_memmap(file, "r+" if done else "w+", np.float32, None if done else shape)
+        clock = Clock(len(asked), done)
         for start in range(done, len(asked), BLOCK):
             block = asked[start : start + BLOCK]
             for method in (QUERY, DOCUMENT, TEXT):
@@ -130,6 +138,8 @@ class Teacher:
                     kept[[start + i for i in rows]] = self._encode(method, [block[i][1] for i in rows])
             kept.flush()
             write_json(progress, {**self.told, "fingerprint": self.fingerprint, "texts": start + len(block)})
+            if start // EVERY < (start + len(block)) // EVERY:
+                self.log(f"{start + len(block):,} of {len(asked):,} texts, {clock.left(start + len(block))} left")
 
     def _encode(self, method: str, texts: list[str]) -> np.ndarray:
         how = {"batch_size": self.settings["batch_size"], "show_progress_bar": False}
