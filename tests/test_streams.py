@@ -243,6 +243,9 @@ def test_a_stream_that_can_be_read_once_is_refused(bos_decoder: Path, tmp_path: 
 def test_a_stream_of_plain_texts_and_one_that_is_read_whole(bos_decoder: Path, tmp_path: Path) -> None:
     plain = IterableDataset.from_generator(lambda: iter(TEXTS))
     assert train_stage(mntp(bos_decoder, plain, tmp_path / "plain")).rows == 0
+    assert "a stream" in (tmp_path / "plain" / "README.md").read_text()
+    again = st_llm2vec.load(str(tmp_path / "plain"), device="cpu")  # what the next stage starts from
+    assert again.provenance["training"][0]["data"]["mine"].keys() == {"sha256", "columns"}
     assert train_stage(mntp(bos_decoder, DataSet(plain, stream=False), tmp_path / "whole")).rows == len(TEXTS)
     numbers = IterableDataset.from_generator(lambda: iter([1, 2]))
     with pytest.raises(InvalidInputError, match=r"data.mine must be texts, or rows with columns, got 1 among them"):

@@ -68,7 +68,7 @@ def _is_training(row: Any) -> bool:
     scores = (*after.values(), *(before.get(name) for name in after))
     return (
         all(isinstance(word, str) and _WORD.fullmatch(word) for word in words)
-        and all(isinstance(each, dict) and is_whole(each.get("rows")) for each in data.values())
+        and all(isinstance(each, dict) and is_whole(each.get("rows", 0)) for each in data.values())  # a stream has none
         and is_whole(settings.get("seed"))
         and all(isinstance(score, (int, float)) for score in scores)  # nan, too: of constant vectors
     )
