@@ -21,6 +21,7 @@ OBJECTIVES = tuple(DEFAULTS)
 CONTRASTIVE = ("simcse", "supervised")
 SCALED, PROMPTED = (*CONTRASTIVE, "distill"), ("supervised", "distill")
 DISTANCES = ("cosine", "mse", "l2")
+ALIGNMENTS = ("none", "rotation", "projection")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -240,7 +241,14 @@ class TrainingSettings:
     distance: str | None = _row(
         _of(DISTANCES),
         str,
-        f"Of vectors to the teacher's, projected if the widths differ: {', '.join(DISTANCES)}.",
+        f"Of vectors to the teacher's: {', '.join(DISTANCES)}.",
+        ("distill",),
+    )
+    alignment: str | None = _row(
+        _of(ALIGNMENTS),
+        str,
+        "Of the teacher's space and the student's: none (of one width), rotation (the teacher is no wider; keeps its "
+        "distances) or projection (learned and dropped). Default: the first that the widths allow.",
         ("distill",),
     )
     contrast_weight: float | None = _row(

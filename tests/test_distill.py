@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from st_llm2vec.training import TrainingSettings, read_recipe, train_all, train_
 from st_llm2vec.training import principal as components
 from st_llm2vec.training import teacher as teaching
 from st_llm2vec.training.data import Source, read_source
-from st_llm2vec.training.distill import DistillLoss, taught, with_teacher
-from st_llm2vec.training.principal import principal
+from st_llm2vec.training.distill import DistillLoss, distillation, taught, with_teacher
+from st_llm2vec.training.principal import principal, procrustes
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
 PAIRS = [{"anchor": text, "positive": text[4:]} for text in TEXTS]
@@ -217,34 +218,79 @@ def test_components_are_those_of_the_training_texts(teacher: str, tmp_path: Path
         assert np.allclose(source.vectors[source.index][: rows.stop - rows.start, 0], wanted[rows], atol=1e-5)
 
 
+TURN = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0][:24]).float()
+
+
 @pytest.mark.parametrize("distance", ["cosine", "mse", "l2"])
-def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, decoder: Path) -> None:
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_loss_is_the_distance_and_the_weighted_contrast(distance: str, learned: bool, decoder: Path) -> None:
     model = st_llm2vec.load(str(decoder), device="cpu")
     model.train()
     targets = torch.randn(4, 2, 24, generator=torch.Generator().manual_seed(0))
     features = [model.preprocess([row[side] for row in PAIRS[:4]]) for side in ("anchor", "positive")]
-    plain = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance))
-    torch.rand(1)  # which does not count
-    both = DistillLoss(model, 24, told("x", PAIRS, Path("o"), distance=distance, contrast_weight=0.5, scale=7.0))
-    assert torch.equal(plain.projection.weight, both.projection.weight)  # the seed's
+    plain, both = (
+        DistillLoss(model, told("x", PAIRS, Path("o"), distance=distance, **given), TURN, learned=learned)
+        for given in ({}, {"contrast_weight": 0.5, "scale": 7.0})
+    )
     a, b = (model(dict(each))["sentence_embedding"] for each in features)
-    seen = [plain.projection(each) for each in (a, b)]
+    seen, goals = ([a @ TURN.T, b @ TURN.T], targets) if learned else ([a, b], targets @ TURN)
     wanted = {
         "cosine": lambda x, y: 1 - torch.cosine_similarity(x, y).mean(),
         "mse": lambda x, y: ((x - y) ** 2).mean(),
         "l2": lambda x, y: (x - y).norm(dim=-1).mean(),
     }[distance]
-    expected = (wanted(seen[0], targets[:, 0]) + wanted(seen[1], targets[:, 1])) / 2
+    expected = (wanted(seen[0], goals[:, 0]) + wanted(seen[1], goals[:, 1])) / 2
     assert plain([dict(each) for each in features], targets).item() == pytest.approx(expected.item(), rel=1e-5)
     scores = 7.0 * torch.cosine_similarity(a[:, None], b[None], dim=-1)
     contrast = torch.nn.functional.cross_entropy(scores, torch.arange(4))
     found = both([dict(each) for each in features], targets)
     assert found.item() == pytest.approx((expected + 0.5 * contrast).item(), rel=1e-5)
     alone = both([dict(features[0])], targets[:, :1])  # a text has nothing to contrast with
-    assert alone.item() == pytest.approx(wanted(seen[0], targets[:, 0]).item(), rel=1e-5)
-    other = DistillLoss(model, 24, told("x", PAIRS, Path("o"), seed=1))
-    assert not torch.equal(plain.projection.weight, other.projection.weight)
-    assert DistillLoss(model, 32, told("x", PAIRS, Path("o"))).projection is None  # one width, one space
+    assert alone.item() == pytest.approx(wanted(seen[0], goals[:, 0]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dimensions", "others"), [(5, 5), (5, 8), (8, 5)])
+def test_procrustes_finds_the_rotation(dimensions: int, others: int) -> None:
+    draws = np.random.default_rng(0)
+    rotation = np.linalg.qr(draws.standard_normal((8, 8)))[0][:dimensions, :others].astype(np.float32)
+    rotation = np.linalg.qr(rotation.T)[0].T if dimensions < others else np.linalg.qr(rotation)[0]
+    wide = draws.standard_normal((60, others)).astype(np.float32)
+    vectors = wide @ rotation.T  # all of a space, or what a wider one shows of it
+    found = procrustes(vectors + 7, (wide if dimensions >= others else vectors @ rotation) - 3)  # means do not count
+    assert np.allclose(found, rotation, atol=1e-5)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("teacher_width", "alignment", "turned"),
+    [(24, None, True), (24, "rotation", True), (32, None, False), (32, "rotation", True), (24, "projection", False)],
+)
+def test_the_teachers_space_is_turned_to_where_the_student_is(
+    teacher_width: int, alignment: str | None, turned: bool, decoder: Path
+) -> None:
+    """Where the teacher is the student's own space, turned, there is nothing left to learn."""
+    model = st_llm2vec.load(str(decoder), device="cpu")
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0].astype(np.float32)[:, :teacher_width]
+    sources = {}
+    for name, texts in (("a", TEXTS[:30]), ("b", TEXTS[30:])):
+        vectors = model.encode(texts) @ rotation
+        index = np.arange(len(texts))[:, None][::-1]  # the order is that of the rows
+        sources[name] = replace(read(texts[::-1]), vectors=vectors, index=index)
+    model.train()
+    loss = distillation(model, told("x", TEXTS, Path("o"), alignment=alignment), sources)
+    assert (loss.turn is not None) is turned
+    assert (loss.projection is not None) is (alignment == "projection")
+    assert model.training
+    labels = torch.tensor(model.encode(TEXTS) @ rotation)[:, None]
+    model.train()
+    left = loss([model.preprocess(TEXTS)], labels).item()
+    first = torch.tensor(model.encode(TEXTS))
+    plain = 1 - torch.cosine_similarity(first[:, :teacher_width], labels[:, 0]).mean().item()
+    if turned or alignment == "projection":
+        assert left < (1e-5 if teacher_width == 32 else 0.6 * plain)
+    else:
+        assert left == pytest.approx(plain, rel=1e-4)
+    assert np.allclose(loss.turn @ loss.turn.T, np.eye(teacher_width), atol=1e-5) if turned else loss.turn is None
 
 
 def test_a_student_learns_the_teachers_principal_components_themselves(decoder: Path, tmp_path: Path) -> None:
@@ -292,6 +338,13 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_written(decoder:
             InvalidInputError,
             "teacher_pca must be fewer than the 48 different texts, got 48",
         ),
+        (
+            TEXTS,
+            {"alignment": "none"},
+            InvalidInputError,
+            r"a teacher of as many .* 32, got 256. Give teacher_pca=32, or",
+        ),
+        (TEXTS, {"alignment": "rotation"}, InvalidInputError, "a teacher of no more dimensions than the student, 32"),
         (TEXTS, {"teacher": str(tmp_path / "nothing")}, ModelNotFoundError, "teacher must be a model of sentence-"),
         (TEXTS, {"model": str(tmp_path / "nothing")}, ModelNotFoundError, "nothing"),  # before the teacher computes
     ):

@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,12 @@ def decoder_of(folder: Path, model_type: str, tokenizer: str, **changes: object)
         shutil.copy(file, folder)
     assert read.vocab_size <= 1024
     return folder
+
+
+@pytest.fixture(autouse=True)
+def names_of_tensors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes the same table of names anew for every module of a decoder: half a minute for 46 layers."""
+    monkeypatch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Distillation: a teacher's vectors, computed once, are what the student's come near (EmbedDistill, arXiv 2301.12005).
 
-Any sentence-transformers model teaches. A student of another width reaches the teacher's space through a projection
-that is learned beside it and dropped afterwards; one of the same width learns the teacher's vectors themselves.
-`teacher_pca` brings any teacher to that width, and leaves out the mean that all of its vectors share.
+Any sentence-transformers model teaches. A student of the same width learns the teacher's vectors themselves; a wider
+one learns them turned to where its own are (Procrustes), which keeps every distance; a narrower one reaches them
+through a projection that is learned beside it and dropped afterwards. `teacher_pca` brings a teacher to any width below
+its own, and leaves out the mean that all of its vectors share.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .data import Source
-from .principal import principal
+from .principal import principal, procrustes
 from .similarity import cosine
 from .teacher import Asked, Teacher, asked_of, columns_of
 
 FOLDER = "teacher"
+SAMPLE = 1024  # rows that tell how the two spaces lie
 
 
 def require_teachable(sources: Mapping[str, Source], settings: TrainingSettings) -> None:
@@ -55,18 +57,24 @@ def with_teacher(
     settings: TrainingSettings,
     checkpoints: Path,
     log: Callable[[str], None],
+    student: int | None = None,
 ) -> tuple[dict[str, Source], Source | None]:
     """Add the teacher's vectors of all texts, each computed once, however often it is there.
 
     They are kept in `checkpoints/teacher`; what an interrupted run has computed is not computed again.
 
+    Args:
+        student: Its dimensions, where a run begins and the alignment is to be looked at.
+
     Raises:
-        InvalidInputError: More principal components than the teacher has dimensions, a teacher that is not the one that
-            the kept vectors are of, or a vector that is not finite.
+        InvalidInputError: An alignment that the widths do not allow, more principal components than the teacher has
+            dimensions, a teacher that is not the one that the kept vectors are of, or a vector that is not finite.
         ModelNotFoundError: The teacher cannot be loaded.
     """
     asked = asked_of(sources.values())
     teacher = Teacher(settings, checkpoints / FOLDER, log)
+    if student is not None:
+        _alignment(settings, settings["teacher_pca"] or teacher.model.get_embedding_dimension() or 0, student)
     kept, last = teacher.vectors(asked), None
     reduced = _reduction(kept, settings["teacher_pca"])
     if evaluation is not None:
@@ -100,22 +108,76 @@ def taught(source: Source) -> Dataset:
     return Dataset.from_dict({**source.columns, "label": list(source.vectors[source.index])})
 
 
+def distillation(model: LLM2Vec, settings: TrainingSettings, sources: Mapping[str, Source]) -> DistillLoss:
+    """Return the loss of a student that has not learned yet, its space and the teacher's brought together."""
+    teacher = next(iter(sources.values())).vectors
+    assert teacher is not None
+    alignment = _alignment(settings, teacher.shape[-1], model.get_embedding_dimension() or 0)
+    if alignment == "none":
+        return DistillLoss(model, settings)
+    return DistillLoss(model, settings, _turn(model, sources, settings), learned=alignment == "projection")
+
+
+def _alignment(settings: TrainingSettings, teacher: int, student: int) -> str:
+    """How the two spaces are brought together: as it is said, else as the widths have it."""
+    if (given := settings["alignment"]) is None:
+        return "none" if teacher == student else "rotation" if teacher < student else "projection"
+    if (given == "none" and teacher != student) or (given == "rotation" and teacher > student):
+        allowed = "as many dimensions as the student" if given == "none" else "no more dimensions than the student"
+        raise InvalidInputError(
+            f"alignment={given!r} needs a teacher of {allowed}, {student}, got {teacher}. "
+            + (f"Give teacher_pca={student}, or " if teacher > student else "Give ")
+            + f"alignment={'projection' if teacher > student else 'rotation'!r}."
+        )
+    return str(given)
+
+
+def _turn(model: LLM2Vec, sources: Mapping[str, Source], settings: TrainingSettings) -> Tensor:
+    """What turns the teacher's vectors towards those that the student has of some of the texts now."""
+    texts: list[str] = []
+    vectors = []
+    for source in sources.values():
+        assert source.vectors is not None
+        assert source.index is not None
+        chosen = np.random.default_rng(settings["seed"]).permutation(len(source.index))[: -(-SAMPLE // len(sources))]
+        for column, place in zip(source.columns.values(), source.index[chosen].T, strict=True):
+            texts += [column[row] for row in chosen]
+            vectors.append(source.vectors[place])
+    own = model.encode(texts, batch_size=settings["batch_size"], show_progress_bar=False)
+    model.train()
+    return torch.from_numpy(procrustes(_unit(np.concatenate(vectors)), _unit(np.asarray(own)))).to(model.device)
+
+
 class DistillLoss(EmbedDistillLoss):
     """Distance to the teacher's vectors, in float32, and for pairs contrast with the rest of the batch, if asked.
 
     Args:
         model: The student.
-        dimensions: Of the teacher's vectors.
-        settings: distance, contrast_weight, scale and seed count.
+        settings: distance, contrast_weight and scale count.
+        turn: From the teacher's space to the student's, (teacher's dimensions, student's dimensions); None where it is
+            one space.
+        learned: Bring the student's vectors to the teacher's instead, through a projection that starts as the turn.
 
-    Inputs: text columns; labels of shape (n, columns, dimensions).
+    Inputs: text columns; labels of shape (n, columns, teacher's dimensions).
     """
 
-    def __init__(self, model: LLM2Vec, dimensions: int, settings: TrainingSettings) -> None:
+    turn: Tensor | None
+
+    def __init__(
+        self, model: LLM2Vec, settings: TrainingSettings, turn: Tensor | None = None, *, learned: bool = False
+    ) -> None:
         with torch.random.fork_rng():
-            torch.manual_seed(settings["seed"])
-            same = dimensions == model.get_embedding_dimension()
-            super().__init__(model, distance_metric=settings["distance"], projection_dim=None if same else dimensions)
+            super().__init__(
+                model,
+                distance_metric=settings["distance"],
+                projection_dim=len(turn) if learned and turn is not None else None,
+            )
+        if self.projection is not None and turn is not None:
+            with torch.no_grad():
+                self.projection.weight.copy_(turn)
+                self.projection.bias.zero_()
+            turn = None
+        self.register_buffer("turn", turn, persistent=False)
         self.weight = settings["contrast_weight"]
         contrast = MultipleNegativesRankingLoss(
             model,
@@ -129,6 +191,8 @@ class DistillLoss(EmbedDistillLoss):
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor
     ) -> Tensor:
         vectors = [self.model(features)["sentence_embedding"].float() for features in sentence_features]
+        if self.turn is not None:
+            labels = labels.to(self.turn) @ self.turn
         loss: Tensor = self.compute_loss_from_embeddings(vectors, [labels[:, i] for i in range(len(vectors))])
         if self.contrast is not None and len(vectors) > 1:
             loss = loss + self.weight * self.contrast.compute_loss_from_embeddings(vectors, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..model import LLM2Vec
 from ..recipes import TrainingSettings
 from .chunks import chunk_texts
 from .data import Source, texts, tuples
-from .distill import DistillLoss, require_teachable, taught, with_teacher
+from .distill import distillation, require_teachable, taught, with_teacher
 from .guided import grad_cached, guided, require_fitting
 from .mntp import MaskedAccuracy, MNTPDataCollator, MNTPLoss
 from .simcse import attention_dropout, simcse_pairs
@@ -33,7 +33,7 @@ from .streams import SHUFFLED, endless
 
 Log = Callable[[str], None]
 Sources = tuple[dict[str, Source], Source | None]
-Prepare = Callable[[dict[str, Source], Source | None, TrainingSettings, Path, Log], Sources]
+Prepare = Callable[[dict[str, Source], Source | None, TrainingSettings, Path, Log, int | None], Sources]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Objective:
     """
 
     dataset: Callable[[LLM2Vec, TrainingSettings, Source], Dataset | IterableDataset]
-    loss: Callable[[LLM2Vec, TrainingSettings, Source], nn.Module]
+    loss: Callable[[LLM2Vec, TrainingSettings, Mapping[str, Source]], nn.Module]
     pairs: bool = False
     least: int = 2
     loss_learns: Callable[[TrainingSettings], bool] = lambda settings: False
@@ -69,7 +69,7 @@ class Objective:
     never_after: tuple[str, ...] = ()
 
 
-def _contrastive(model: LLM2Vec, settings: TrainingSettings, source: Source) -> nn.Module:
+def _contrastive(model: LLM2Vec, settings: TrainingSettings, sources: Mapping[str, Source]) -> nn.Module:
     shared = {
         "scale": settings["scale"],
         "similarity_fct": cosine,
@@ -102,7 +102,7 @@ def _chunks(model: LLM2Vec, settings: TrainingSettings, source: Source) -> Datas
 OBJECTIVES: dict[str, Objective] = {
     "mntp": Objective(
         dataset=_chunks,
-        loss=lambda model, settings, source: MNTPLoss(model, train_head=bool(settings["train_head"])),
+        loss=lambda model, settings, sources: MNTPLoss(model, train_head=bool(settings["train_head"])),
         collator=lambda model, settings: MNTPDataCollator(
             model.preprocess,
             tokenizer=model.tokenizer,
@@ -129,10 +129,10 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "distill": Objective(
         dataset=lambda model, settings, source: taught(source),
-        loss=lambda model, settings, source: DistillLoss(model, source.vectors.shape[-1], settings),  # type: ignore[union-attr]
+        loss=distillation,
         pairs=True,
         least=1,
-        loss_learns=lambda settings: True,  # the projection, where the widths differ
+        loss_learns=lambda settings: True,  # the projection, where there is one
         require=require_teachable,
         prepare=with_teacher,
     ),

@@ -101,10 +101,11 @@ def _stage(
     if resume:
         log(f"Resuming from {last}." if last else f"{run.checkpoints} has no checkpoint yet; starting.")
     if objective.prepare is not None:
-        if run.before is None:
-            _model(settings, objective)  # what is wrong with it is said before a teacher works for hours
+        width = None
+        if run.before is None:  # what is wrong with the student is said before a teacher works for hours
+            width = _model(settings, objective).get_embedding_dimension()
         with processes.main_process_first():
-            sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log)
+            sources, evaluation = objective.prepare(sources, scoring.data, settings, run.checkpoints, log, width)
             scoring = replace(scoring, data=evaluation)
     model = _model(settings, objective)
     own_length = model.max_seq_length
@@ -272,7 +273,7 @@ def _trainer(
         getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)(
             {"use_reentrant": False}
         )
-    loss = objective.loss(model, settings, next(iter(sources.values())))
+    loss = objective.loss(model, settings, sources)
     share_gradients(beside_model(loss).values())
     trainer = SentenceTransformerTrainer(
         model=model,
