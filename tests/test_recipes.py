@@ -51,6 +51,7 @@ WRONG = {
     "teacher_pca": 0,
     "teacher_dtype": "int8",
     "distance": "dot",
+    "alignment": "diagonal",
     "contrast_weight": -1,
     "pooling_mode": "max",
     "template": "lama",
