@@ -51,6 +51,7 @@ def published_folder(target: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a folder whose content becomes, or joins, the folder `target` when the block ends without an error.
 
     Files and folders of the same names are replaced one by one; a crash in the middle of that leaves both kinds.
+    Several processes may do it at once, as those of a training do where the host lets each save the checkpoint.
 
     Args:
         target: A folder, there already or not.
@@ -63,17 +64,32 @@ def published_folder(target: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         if not target.is_dir():
-            move(draft, target)
-            return
+            try:
+                move(draft, target)
+                return
+            except OSError:
+                if not target.is_dir():  # else another process has been quicker
+                    raise
         flush(draft)
         left = {file for pattern in stale for file in target.glob(pattern) if not (draft / file.name).exists()}
         for item in sorted(draft.iterdir()):
-            if item.is_dir():
-                shutil.rmtree(target / item.name, ignore_errors=True)
-            os.replace(item, target / item.name)
+            _replace(item, target / item.name)
         for file in left:
-            file.unlink()
+            file.unlink(missing_ok=True)
         sync_folder(target)
+
+
+def _replace(item: Path, place: Path, attempts: int = 100) -> None:
+    """Put a file, or a folder with all that is in it, in the place of one; others may be doing so, too."""
+    for attempt in range(1, attempts + 1):
+        if item.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        try:
+            os.replace(item, place)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == attempts:
+                raise
 
 
 @contextmanager

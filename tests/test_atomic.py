@@ -88,6 +88,34 @@ def test_a_folder_joins_the_one_that_is_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_others_write_at_the_same_time_is_whole(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process of a training saves the same checkpoint, where the host's trainer has them all do so."""
+    target, replace = tmp_path / "model", os.replace
+    quicker = iter([True, True])
+    if there:
+        target.mkdir()
+
+    def folder(path: Path, content: str) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "part.txt").write_text(content)
+
+    def raced(source: Path, place: Path) -> None:
+        if Path(source).is_dir() and next(quicker, False):  # another one has just put its own there
+            folder(place / "sub" if place == target else place, "other")
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", raced)
+    with published_folder(target) as draft:
+        folder(draft / "sub", "new")
+        (draft / "whole.txt").write_text("new")
+    found = {str(file.relative_to(target)): file.read_text() for file in target.rglob("*") if file.is_file()}
+    assert found == {"sub/part.txt": "new", "whole.txt": "new"}
+    assert next(quicker, None) is None  # it was
+
+
 def test_everything_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[object] = []
     opened = os.open

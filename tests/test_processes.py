@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from datasets import IterableDataset
 from safetensors.torch import load_file
 from tiny_models import WORDS
 
+from st_llm2vec import LLM2Vec
 from st_llm2vec.training import TrainingSettings, train_stage
 
 TEXTS = [f"{a} {b} {c}" for a in WORDS.split()[:4] for b in WORDS.split()[4:8] for c in WORDS.split()[8:11]]
@@ -45,6 +47,17 @@ def told(stage: str, decoder: str, output: str, batch_size: int) -> TrainingSett
     )
 
 
+def note_who_saves(folder: str) -> None:
+    save = LLM2Vec.save_pretrained
+
+    def noted(self: LLM2Vec, path: str, *given: Any, **more: Any) -> None:
+        with open(f"{folder}/saves.txt", "a") as file:
+            file.write(f"{PartialState().process_index}\n")
+        save(self, path, *given, **more)
+
+    LLM2Vec.save_pretrained = noted  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def folders(bos_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each stage, trained by one process and by two."""
@@ -52,7 +65,7 @@ def folders(bos_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "scored.txt").write_text("\n".join(TEXTS))
     script = folder / "both.py"
     script.write_text(
-        "import sys\nsys.path.insert(0, sys.argv[1])\nimport test_processes as t\n"
+        "import sys\nsys.path.insert(0, sys.argv[1])\nimport test_processes as t\nt.note_who_saves(sys.argv[3])\n"
         "for stage in t.STAGES:\n    t.train_stage(t.told(stage, sys.argv[2], f'{sys.argv[3]}/two-{stage}', 4))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
@@ -81,3 +94,8 @@ def test_two_processes_are_one_with_the_joined_batch(stage: str, folders: Path, 
         curve = (folders / f"{name}-{stage}" / "training" / "curve.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in curve if "loss" in json.loads(line)])
     assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+def test_one_process_saves(folders: Path) -> None:
+    """Each would write the checkpoint over that of the other, and one that is killed then would leave a mixture."""
+    assert set((folders / "saves.txt").read_text().split()) == {"0"}

@@ -275,7 +275,7 @@ def _trainer(
         )
     loss = objective.loss(model, settings, sources)
     share_gradients(beside_model(loss).values())
-    trainer = SentenceTransformerTrainer(
+    trainer = _Trainer(
         model=model,
         args=arguments(
             settings,
@@ -294,6 +294,15 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The host's, in which one process saves a checkpoint and not each of them."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        together = self.is_fsdp_enabled or self.is_deepspeed_enabled  # each has a part of the weights
+        if self.args.should_save or together:
+            super()._save(output_dir, state_dict)
 
 
 def _slow_embeddings(model: LLM2Vec, loss: nn.Module, settings: TrainingSettings) -> dict[str, float]:

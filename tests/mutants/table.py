@@ -284,6 +284,27 @@ MUTANTS: list[Mutant] = [
         "tests/test_distill.py",
         ("(_unit(each) - mean) @ axes", "_unit(each) @ axes"),
         ("source.vectors[source.index]", "source.vectors[source.index * 0]"),
+        ("labels = labels.to(self.turn) @ self.turn", "pass"),
+        ("self.projection.weight.copy_(turn)", "pass"),
+        ('"rotation" if teacher < student', '"projection" if teacher < student'),
+        ("vectors.append(source.vectors[place])", "vectors.append(source.vectors[chosen])"),
+        ("    model.train()\n    return torch", "    return torch"),
+        ("if student is not None:", "if False:"),
+    ),
+    *_rows(
+        "st_llm2vec/training/principal.py",
+        "tests/test_distill.py",
+        ("each.mean(0, dtype=np.float64) for each", "0 for each"),
+    ),
+    *_rows(
+        "st_llm2vec/training/run.py",
+        "tests/test_guided.py",
+        ("run.take_guide(guide_fingerprint(trainer.loss))  # type: ignore[arg-type]", "pass"),
+    ),
+    *_rows(
+        "st_llm2vec/vetting/provenance.py",
+        "tests/test_streams.py",
+        ('each.get("rows", 0)', 'each.get("rows")'),
     ),
     *_rows(
         "st_llm2vec/training/distill.py",
