@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tiny_models import WORDS, save_teacher
+from transformers import TrainerCallback
 
 import st_llm2vec
 from st_llm2vec.errors import InvalidInputError, ModelNotFoundError
 from st_llm2vec.recipes import DataSet
 from st_llm2vec.training import TrainingSettings, read_recipe, train_all, train_stage
+from st_llm2vec.training import distill as distilling
 from st_llm2vec.training import principal as components
 from st_llm2vec.training import teacher as teaching
 from st_llm2vec.training.data import Source, read_source
@@ -265,26 +267,29 @@ def test_procrustes_finds_the_rotation(dimensions: int, others: int) -> None:
     ("teacher_width", "alignment", "turned"),
     [(24, None, True), (24, "rotation", True), (32, None, False), (32, "rotation", True), (24, "projection", False)],
 )
+@pytest.mark.parametrize("prompt", ["", "compress wizards over and over: "])
 def test_the_teachers_space_is_turned_to_where_the_student_is(
-    teacher_width: int, alignment: str | None, turned: bool, decoder: Path
+    teacher_width: int, alignment: str | None, turned: bool, prompt: str, decoder: Path
 ) -> None:
     """Where the teacher is the student's own space, turned, there is nothing left to learn."""
     model = st_llm2vec.load(str(decoder), device="cpu")
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0].astype(np.float32)[:, :teacher_width]
     sources = {}
     for name, texts in (("a", TEXTS[:30]), ("b", TEXTS[30:])):
-        vectors = model.encode(texts) @ rotation
+        vectors = model.encode(texts, prompt=prompt) @ rotation
         index = np.arange(len(texts))[:, None][::-1]  # the order is that of the rows
         sources[name] = replace(read(texts[::-1]), vectors=vectors, index=index)
     model.train()
-    loss = distillation(model, told("x", TEXTS, Path("o"), alignment=alignment), sources)
+    settings = told("x", TEXTS, Path("o"), alignment=alignment)
+    settings = replace(settings, data=dict.fromkeys(sources, DataSet(TEXTS, query_prompt=prompt)))
+    loss = distillation(model, settings, sources)
     assert (loss.turn is not None) is turned
     assert (loss.projection is not None) is (alignment == "projection")
     assert model.training
-    labels = torch.tensor(model.encode(TEXTS) @ rotation)[:, None]
+    labels = torch.tensor(model.encode(TEXTS, prompt=prompt) @ rotation)[:, None]
     model.train()
-    left = loss([model.preprocess(TEXTS)], labels).item()
-    first = torch.tensor(model.encode(TEXTS))
+    left = loss([model.preprocess(TEXTS, prompt=prompt or None)], labels).item()
+    first = torch.tensor(model.encode(TEXTS, prompt=prompt))
     plain = 1 - torch.cosine_similarity(first[:, :teacher_width], labels[:, 0]).mean().item()
     if turned or alignment == "projection":
         assert left < (1e-5 if teacher_width == 32 else 0.6 * plain)
@@ -351,6 +356,52 @@ def test_what_cannot_be_distilled_is_refused_before_anything_is_written(decoder:
         with pytest.raises(error, match=said):
             train_stage(told(given.pop("model", decoder), data, tmp_path / "out", **given))
         assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_goes_on_keeps_the_turn_that_it_began_with(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, the student's first vectors are not the same ones to the last bit."""
+    settings = {"teacher": save_teacher(tmp_path / "teacher"), "save_steps": 1, "learning_rate": 1e-3}
+    straight = train_stage(told(decoder, TEXTS, tmp_path / "straight", max_steps=4, **settings))
+    killed = told(decoder, TEXTS, tmp_path / "killed", max_steps=4, **settings)
+
+    class Killed(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(killed, callbacks=[Killed()])
+    monkeypatch.setattr(distilling, "procrustes", lambda *given: np.eye(24, 32, dtype=np.float32))
+    resumed = train_stage(killed, resume=True)
+    first, second = (load_file(result.folder / "model.safetensors") for result in (straight, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_path_of_the_teacher_is_on_the_card(decoder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_stage(told(decoder, TEXTS, out, teacher=save_teacher(tmp_path / "teacher")))
+    for file in (out / "README.md", out / "llm2vec_config.json", out / "training" / "settings.json"):
+        assert '"teacher": "teacher"' in file.read_text()
+        assert str(tmp_path) not in file.read_text()
+
+
+def test_rows_of_the_evaluation_have_the_prompts_of_the_first_data_set(decoder: Path, tmp_path: Path) -> None:
+    """Whatever their columns are called, and however many data sets there are."""
+    teacher = save_teacher(tmp_path / "teacher")
+    asked = [{"question": row["anchor"], "answer": row["positive"]} for row in PAIRS]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+    def before(number: int, **prompts: str) -> float:
+        data = {f"set{i}": DataSet(PAIRS[: 40 - i], **(prompts if i == 0 else {})) for i in range(number)}
+        out = tmp_path / f"out-{number}-{len(prompts)}"
+        more = {"eval_file": str(tmp_path / "dev.jsonl"), "teacher": teacher, "max_steps": 1, "alignment": "projection"}
+        result = train_stage(TrainingSettings("distill", str(decoder), data, str(out), **{**SHORT, **more}))
+        return result.before["eval_loss"]
+
+    for number in (1, 2):
+        assert before(number) != before(number, query_prompt="seven wizards: ", document_prompt="files: ")
 
 
 def test_a_recipe_is_refused_before_its_first_stage_trains(decoder: Path, tmp_path: Path) -> None:

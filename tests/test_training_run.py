@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from st_llm2vec.training import (
     add_lora,
     chunk_texts,
     mntp,
+    progress,
     simcse,
     supervised,
     train_all,
@@ -157,12 +159,10 @@ def test_several_data_sets_never_share_a_batch(bos_decoder: Path, tmp_path: Path
     )
     assert train_stage(told).rows == 8 + 12
     (trainer,) = seen
-    assert trainer.args.prompts == {
-        "one": {"anchor": "find", "positive": "passage"},
-        "two": {"anchor": "query", "positive": "", "negative": ""},
-    }
-    batches = [batch["dataset_name"] for batch in trainer.get_train_dataloader()]
-    assert sorted(batches) == ["one"] * 2 + ["two"] * 3
+    one = {"one: anchor": "find", "one: positive": "passage"}
+    assert trainer.args.prompts == one | {"two: anchor": "query", "two: positive": "", "two: negative": ""}
+    batches = [{key.partition(":")[0] for key in batch if ":" in key} for batch in trainer.get_train_dataloader()]
+    assert sorted(map(list, batches)) == [["one"]] * 2 + [["two"]] * 3
     assert isinstance(trainer.loss, MatryoshkaLoss)
     assert trainer.loss.matryoshka_dims == (32, 16, 8)
     cached = trainer.loss.loss
@@ -431,3 +431,40 @@ def test_one_run_at_a_time_trains_into_an_output(bos_decoder: Path, tmp_path: Pa
     assert train_stage(told, log=again).steps == 3
     assert tried == [False, True]
     assert train_stage(told, resume=True).steps == 3
+
+
+def test_a_run_by_epochs_is_logged(bos_decoder: Path, tmp_path: Path) -> None:
+    """However few its steps are, of which the settings know nothing."""
+    for every, wanted in ((None, [1, 2, 3]), (2, [2])):
+        out = tmp_path / f"every-{every}"
+        lines: list[str] = []
+        short = {**SHORT, "max_steps": None, "epochs": 1.5, "batch_size": 4, "logging_steps": every}
+        train_stage(
+            TrainingSettings("simcse", str(bos_decoder), {"texts": TEXTS[:8]}, str(out), **short), log=lines.append
+        )
+        curve = [json.loads(line) for line in (out / "training" / "curve.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in curve if "loss" in row] == wanted
+        assert any(line.startswith("step 2 of 3: loss") and line.endswith("left") for line in lines)
+
+
+def test_the_time_that_is_left_goes_by_the_steps_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run first passes over what was read before, and reads no step then."""
+    now = [0.0]
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    told, state = progress.ToldSteps(lines.append), SimpleNamespace(global_step=0, max_steps=0)
+    told.on_log(None, state, None, {"eval_loss": 2.0, "epoch": 0})
+    state.global_step, state.max_steps = 60, 80
+    told.on_train_begin(None, state, None)
+    for seconds, step in ((100.0, 60), (101.0, 61)):
+        now[0], state.global_step = seconds, step
+        told.on_step_begin(None, state, None)
+    now[0], state.global_step = 105.0, 65
+    told.on_log(None, state, None, {"loss": 0.5})
+    state.global_step = 80
+    told.on_log(None, state, None, {"loss": 0.25})
+    assert lines == [
+        "before the first step: eval_loss 2",
+        "step 65 of 80: loss 0.5, 0:00:15 left",
+        "step 80 of 80: loss 0.25",
+    ]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 
@@ -19,7 +18,7 @@ SAVE_STEPS = 200
 
 def arguments(
     settings: TrainingSettings,
-    datasets: Mapping[str, Dataset],
+    prompts: Mapping[str, str],
     scoring: Scoring,
     *,
     batch_sampler: BatchSamplers | str,
@@ -29,6 +28,7 @@ def arguments(
     """Return the trainer's arguments for a stage.
 
     Args:
+        prompts: By column.
         learning_rates: Those of some parameters, by patterns of their names in the loss.
     """
     evaluates = scoring != Scoring()
@@ -47,7 +47,7 @@ def arguments(
         "bf16": bool(settings["bf16"]),
         "use_cpu": bool(settings["cpu"]) or not torch.accelerator.is_available(),
         "batch_sampler": batch_sampler,
-        "prompts": _prompts(settings, datasets),
+        "prompts": dict(prompts) or None,
         "report_to": [],
         "disable_tqdm": True,
         **_steps(settings),
@@ -62,20 +62,21 @@ def _steps(settings: TrainingSettings) -> dict[str, Any]:
     steps, warmup = settings["max_steps"], settings["warmup_steps"] or 0
     every = {name: settings[name] or SAVE_STEPS for name in ("eval_steps", "save_steps")}
     if steps is None:
-        return {"num_train_epochs": settings.epochs, "warmup_steps": warmup, "logging_steps": 50, **every}
+        logging = settings["logging_steps"] or 0.05  # of all steps, which only the trainer knows
+        return {"num_train_epochs": settings.epochs, "warmup_steps": warmup, "logging_steps": logging, **every}
     logging = settings["logging_steps"] or max(1, min(50, steps // 20))
     every = {name: min(value, steps) for name, value in every.items()}
     return {"max_steps": steps, "warmup_steps": warmup, "logging_steps": logging, **every}
 
 
-def _prompts(settings: TrainingSettings, datasets: Mapping[str, Dataset]) -> Any:
-    """Prompts by column, of several data sets by name, too; None where there are none."""
-    found = {}
-    for name, data in (settings.data or {}).items():
-        query = settings["query_prompt"] if data.query_prompt is None else data.query_prompt
-        document = settings["document_prompt"] if data.document_prompt is None else data.document_prompt
-        columns = datasets[name].column_names or ()
-        found[name] = {column: (document if i else query) or "" for i, column in enumerate(columns)}
-    if not any(prompt for prompts in found.values() for prompt in prompts.values()):
-        return None
-    return found if len(found) > 1 else next(iter(found.values()))
+def prompts_of(settings: TrainingSettings, name: str, columns: int) -> list[str]:
+    """Return the prompt of each column of a data set: that of queries first, those of documents after it."""
+    data = (settings.data or {})[name]
+    query = settings["query_prompt"] if data.query_prompt is None else data.query_prompt
+    document = settings["document_prompt"] if data.document_prompt is None else data.document_prompt
+    return [query or "", *[document or ""] * (columns - 1)]
+
+
+def column_of(name: str, column: str) -> str:
+    """Return what a column is called while it trains, so that the trainer finds the prompt of this data set."""
+    return f"{name}: {column}"

@@ -24,13 +24,14 @@ from .. import aliases
 from ..errors import InvalidInputError
 from ..model import LLM2Vec
 from ..recipes import TrainingSettings
+from .arguments import prompts_of
 from .data import Source
 from .principal import principal, procrustes
 from .similarity import cosine
 from .teacher import Asked, Teacher, asked_of, columns_of
 
 FOLDER = "teacher"
-SAMPLE = 1024  # rows that tell how the two spaces lie
+ROWS = 4  # for each of the teacher's dimensions, which tell how the two spaces lie
 
 
 def require_teachable(sources: Mapping[str, Source], settings: TrainingSettings) -> None:
@@ -134,18 +135,19 @@ def _alignment(settings: TrainingSettings, teacher: int, student: int) -> str:
 
 def _turn(model: LLM2Vec, sources: Mapping[str, Source], settings: TrainingSettings) -> Tensor:
     """What turns the teacher's vectors towards those that the student has of some of the texts now."""
-    texts: list[str] = []
-    vectors = []
-    for source in sources.values():
+    own, theirs = [], []
+    how = {"batch_size": settings["batch_size"], "show_progress_bar": False}
+    for name, source in sources.items():
         assert source.vectors is not None
         assert source.index is not None
-        chosen = np.random.default_rng(settings["seed"]).permutation(len(source.index))[: -(-SAMPLE // len(sources))]
-        for column, place in zip(source.columns.values(), source.index[chosen].T, strict=True):
-            texts += [column[row] for row in chosen]
-            vectors.append(source.vectors[place])
-    own = model.encode(texts, batch_size=settings["batch_size"], show_progress_bar=False)
+        rows = -(-ROWS * source.vectors.shape[-1] // len(sources))
+        chosen = np.random.default_rng(settings["seed"]).permutation(len(source.index))[:rows]
+        prompts = prompts_of(settings, name, len(source.columns))
+        for column, place, prompt in zip(source.columns.values(), source.index[chosen].T, prompts, strict=True):
+            own.append(np.asarray(model.encode([column[row] for row in chosen], prompt=prompt, **how)))
+            theirs.append(source.vectors[place])
     model.train()
-    return torch.from_numpy(procrustes(_unit(np.concatenate(vectors)), _unit(np.asarray(own)))).to(model.device)
+    return torch.from_numpy(procrustes(_unit(np.concatenate(theirs)), _unit(np.concatenate(own)))).to(model.device)
 
 
 class DistillLoss(EmbedDistillLoss):
@@ -177,7 +179,7 @@ class DistillLoss(EmbedDistillLoss):
                 self.projection.weight.copy_(turn)
                 self.projection.bias.zero_()
             turn = None
-        self.register_buffer("turn", turn, persistent=False)
+        self.register_buffer("turn", turn)
         self.weight = settings["contrast_weight"]
         contrast = MultipleNegativesRankingLoss(
             model,

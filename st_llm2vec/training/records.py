@@ -177,7 +177,7 @@ class Run:
 def portable(settings: TrainingSettings) -> dict[str, Any]:
     """The settings as a card may say them: names of files and folders, no paths of the machine."""
     kept = {name: value for name, value in settings.to_dict().items() if name not in ("data", "output")}
-    for name in ("model", "eval_file"):
+    for name in ("model", "eval_file", "teacher", "guide"):
         if name in kept and Path(kept[name]).exists():
             kept[name] = Path(kept[name]).name
     return kept
@@ -229,19 +229,24 @@ def take_checkpoint(model: LLM2Vec, checkpoint: Path) -> None:
 
 
 def save_loss(loss: nn.Module, checkpoint: Path) -> None:
-    """Save what a loss learns beside the model; the last file of a checkpoint."""
+    """Save what a loss learns and keeps beside the model; the last file of a checkpoint."""
     with published(checkpoint / LOSS) as draft:
-        save_file({name: weight.detach().contiguous() for name, weight in beside_model(loss).items()}, draft)
+        save_file({name: weight.detach().contiguous() for name, weight in _kept(loss).items()}, draft)
 
 
 def load_loss(loss: nn.Module, checkpoint: Path) -> None:
     """Put what `save_loss` saved back."""
-    stored, own = load_file(checkpoint / LOSS), beside_model(loss)
+    stored, own = load_file(checkpoint / LOSS), _kept(loss)
     if stored.keys() != own.keys():
         raise InvalidInputError(f"{checkpoint / LOSS} is of another loss. Remove {checkpoint}.")
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+
+
+def _kept(loss: nn.Module) -> dict[str, Tensor]:
+    """What a loss learns, and the buffers that it began with."""
+    return {**beside_model(loss), **dict(loss.named_buffers(recurse=False))}
 
 
 def beside_model(loss: nn.Module) -> dict[str, nn.Parameter]:
@@ -269,7 +274,8 @@ def keep_share(model: LLM2Vec, first: Mapping[str, Tensor], share: float) -> Non
 def curve_of(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The logged steps of a trainer, without its times: a resumed run has the same."""
     kept = [
-        {key: value for key, value in row.items() if not key.endswith(("runtime", "per_second"))} for row in history
+        {key: value for key, value in row.items() if not key.endswith(("runtime", "per_second", "preparation_time"))}
+        for row in history
     ]
     return [row for row in kept if {"loss", "eval_loss"} & row.keys() or any(key.startswith("eval_") for key in row)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import nn
@@ -30,13 +30,13 @@ from ..loading import load
 from ..model import LLM2Vec
 from ..recipe_files import Recipe
 from ..recipes import TrainingSettings
-from .arguments import SAVE_STEPS, arguments
-from .clock import Clock
+from .arguments import SAVE_STEPS, arguments, column_of, prompts_of
 from .data import Source, read_source
 from .guided import guide_fingerprint
 from .lora import add_lora, merge_lora
 from .objectives import OBJECTIVES, Objective
 from .processes import share_gradients
+from .progress import ToldSteps
 from .records import LOSS, Result, Run, beside_model, keep_share, load_loss, save_loss, take_checkpoint
 from .scoring import Scoring, read_scoring
 from .streams import check_streams
@@ -111,7 +111,7 @@ def _stage(
     own_length = model.max_seq_length
     model.train()  # ordinary layers in one dtype, before an optimizer holds their weights
     model.max_seq_length = settings["max_seq_length"] or own_length
-    trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [_Log(log), *callbacks])
+    trainer = _trainer(model, settings, sources, scoring, run.checkpoints, [ToldSteps(log), *callbacks])
     run.take_guide(guide_fingerprint(trainer.loss))  # type: ignore[arg-type]
     if run.before is None:
         before = scoring.score(trainer, own_length)
@@ -182,23 +182,6 @@ def train_all(recipe: Recipe, *, resume: bool = False, log: Log | None = None) -
     return {name: train_stage(settings, resume=resume, log=log) for name, settings in recipe.stages.items()}
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
-    """Hands what the trainer logs to the caller's function."""
-
-    def __init__(self, log: Log) -> None:
-        self.log, self.clock = log, Clock(0)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.clock = Clock(state.max_steps, state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-        skipped = ("epoch", "total_flos", "runtime", "per_second", "model_preparation_time")
-        shown = [f"{key} {value:.4g}" for key, value in (logs or {}).items() if not key.endswith(skipped)]
-        if shown:
-            left = f", {self.clock.left(state.global_step)} left" if state.global_step < state.max_steps else ""
-            self.log(f"step {state.global_step} of {state.max_steps}: {', '.join(shown)}{left}")
-
-
 class _LossState(TrainerCallback):  # type: ignore[misc]
     """Keeps what a loss learns beside the model, such as a projection, in each checkpoint."""
 
@@ -257,7 +240,7 @@ def _trainer(
 ) -> SentenceTransformerTrainer:
     """The host's trainer; what cannot be trained is refused before anything is written."""
     objective = OBJECTIVES[settings.objective]
-    datasets = {name: objective.dataset(model, settings, source) for name, source in sources.items()}
+    datasets, evaluation, prompts = _datasets(model, settings, sources, scoring.data)
     if not settings["full"]:
         add_lora(
             model,
@@ -279,14 +262,14 @@ def _trainer(
         model=model,
         args=arguments(
             settings,
-            datasets,
+            prompts,
             scoring,
             batch_sampler=objective.batch_sampler,
             checkpoints=checkpoints,
             learning_rates=_slow_embeddings(model, loss, settings),
         ),
         train_dataset=DatasetDict(datasets) if len(datasets) > 1 else next(iter(datasets.values())),
-        eval_dataset=objective.dataset(model, settings, scoring.data) if scoring.data else None,
+        eval_dataset=evaluation,
         evaluator=objective.evaluator(loss) if scoring.data else scoring.evaluator,
         loss=loss,
         data_collator=objective.collator(model, settings),
@@ -294,6 +277,27 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _datasets(
+    model: LLM2Vec, settings: TrainingSettings, sources: Mapping[str, Source], evaluation: Source | None
+) -> tuple[dict[str, Dataset], Dataset | None, dict[str, str]]:
+    """The data sets, that of the evaluation, and all prompts by column; rows of it have those of the first data set."""
+    objective = OBJECTIVES[settings.objective]
+    datasets = {name: objective.dataset(model, settings, source) for name, source in sources.items()}
+    last = objective.dataset(model, settings, evaluation) if evaluation else None
+    prompts = {}
+    for name, source in sources.items():
+        for column, prompt in zip(source.columns, prompts_of(settings, name, len(source.columns)), strict=True):
+            prompts[column_of(name, column)] = prompt
+    if not any(prompts.values()):
+        return datasets, last, {}
+    for name, source in sources.items():
+        datasets[name] = datasets[name].rename_columns({column: column_of(name, column) for column in source.columns})
+    if last is not None and evaluation is not None:
+        first = [column_of(next(iter(sources)), column) for column in next(iter(sources.values())).columns]
+        last = last.rename_columns(dict(zip(evaluation.columns, first, strict=True)))
+    return datasets, last, prompts
 
 
 class _Trainer(SentenceTransformerTrainer):

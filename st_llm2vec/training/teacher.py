@@ -18,8 +18,8 @@ from ..errors import InvalidInputError, LLM2VecError, ModelNotFoundError
 from ..model import LLM2Vec, sampled_weights
 from ..recipes import TrainingSettings
 from ..vetting import read_json
-from .clock import Clock
 from .data import Source
+from .progress import Clock
 from .records import write_json
 
 BLOCK = 512  # texts that an interruption costs at most
