@@ -109,6 +109,7 @@ def train(
     else:
         data = {texts.stem: DataSet(str(texts), listed(columns) or None, stream=stream or None)}
         settings = TrainingSettings(stage.value, model, data, str(output), **said)
+        settings.require_complete()
         recipe = Recipe({stage.value: settings}, {stage.value: None})
     _run(recipe, resume)
 

@@ -44,7 +44,7 @@ def reworded(message: str, options: dict[str, str]) -> str:
         message = re.sub(pattern, instead, message, flags=re.DOTALL)
     names = "|".join(sorted(options, key=len, reverse=True))
     # What is quoted is not ours: `'kind=flat'` may be an id.
-    pattern = rf"(?<![\w'\"./-])({names})(?:=(?=['\"\d\w])| (?=must ))"
+    pattern = rf"(?<![\w'\"./-])({names})(?:=(?=['\"\d\w])| (?=must |is missing: ))"
     message = re.sub(pattern, lambda found: f"{options[found[1]]} ", message)
     underscored = "|".join(name for name in options if "_" in name)
     return re.sub(rf"(?<![\w'\"./-])({underscored})(?![\w'\"])", lambda found: options[found[1]], message)

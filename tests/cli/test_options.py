@@ -249,6 +249,8 @@ PYTHON = re.compile(r"\w+\.\w+\(|\b(?:None|True|False)\b|\b[a-z]+_[a-z_]+\b|\b\w
         ("Replace documents with store.upsert(...).", "Replace them with --upsert."),
         ("truncate_dim=9 is more than the model's 8.", "--truncate-dim 9 is more than the model's 8."),
         ("kind must be one of flat, sq8, got 'x'.", "--kind must be one of flat, sq8, got 'x'."),
+        ("teacher is missing: Any model.", "--teacher is missing: Any model."),
+        ("line 3: the teacher is missing", "line 3: the teacher is missing"),
         ("the id 'kind=flat' is there", "the id 'kind=flat' is there"),
         (
             "notes is no store. Make one with FaissStore.create('notes').",
