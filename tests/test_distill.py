@@ -390,7 +390,7 @@ def test_no_path_of_the_teacher_is_on_the_card(decoder: Path, tmp_path: Path) ->
 def test_rows_of_the_evaluation_have_the_prompts_of_the_first_data_set(decoder: Path, tmp_path: Path) -> None:
     """Whatever their columns are called, and however many data sets there are."""
     teacher = save_teacher(tmp_path / "teacher")
-    asked = [{"question": row["anchor"], "answer": row["positive"]} for row in PAIRS]
+    asked = [{"question": row["anchor"], "answer": row["positive"], "other": "lazy fox"} for row in PAIRS]
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     def before(number: int, **prompts: str) -> float:

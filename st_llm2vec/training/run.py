@@ -284,20 +284,21 @@ def _datasets(
 ) -> tuple[dict[str, Dataset], Dataset | None, dict[str, str]]:
     """The data sets, that of the evaluation, and all prompts by column; rows of it have those of the first data set."""
     objective = OBJECTIVES[settings.objective]
-    datasets = {name: objective.dataset(model, settings, source) for name, source in sources.items()}
-    last = objective.dataset(model, settings, evaluation) if evaluation else None
-    prompts = {}
-    for name, source in sources.items():
-        for column, prompt in zip(source.columns, prompts_of(settings, name, len(source.columns)), strict=True):
-            prompts[column_of(name, column)] = prompt
-    if not any(prompts.values()):
-        return datasets, last, {}
-    for name, source in sources.items():
-        datasets[name] = datasets[name].rename_columns({column: column_of(name, column) for column in source.columns})
-    if last is not None and evaluation is not None:
-        first = [column_of(next(iter(sources)), column) for column in next(iter(sources.values())).columns]
-        last = last.rename_columns(dict(zip(evaluation.columns, first, strict=True)))
-    return datasets, last, prompts
+    every = {name: (source, name) for name, source in sources.items()}  # and whose prompts it has
+    if evaluation is not None:
+        every[""] = evaluation, next(iter(sources))
+    datasets = {name: objective.dataset(model, settings, source) for name, (source, _) in every.items()}
+    prompts = {
+        column_of(name, column): prompt
+        for name, (source, own) in every.items()
+        for column, prompt in zip(source.columns, prompts_of(settings, own, len(source.columns)), strict=True)
+    }
+    if any(prompts.values()):
+        for name, (source, _) in every.items():
+            names = {column: column_of(name, column) for column in source.columns}
+            datasets[name] = datasets[name].rename_columns(names)
+    last = datasets.pop("", None)
+    return datasets, last, prompts if any(prompts.values()) else {}
 
 
 class _Trainer(SentenceTransformerTrainer):
