@@ -31,7 +31,7 @@ from .similarity import cosine
 from .teacher import Asked, Teacher, asked_of, columns_of
 
 FOLDER = "teacher"
-ROWS = 4  # for each of the teacher's dimensions, which tell how the two spaces lie
+ROWS = 4  # for each dimension of the narrower space, which tell how the two lie
 
 
 def require_teachable(sources: Mapping[str, Source], settings: TrainingSettings) -> None:
@@ -136,11 +136,12 @@ def _alignment(settings: TrainingSettings, teacher: int, student: int) -> str:
 def _turn(model: LLM2Vec, sources: Mapping[str, Source], settings: TrainingSettings) -> Tensor:
     """What turns the teacher's vectors towards those that the student has of some of the texts now."""
     own, theirs = [], []
+    width = model.get_embedding_dimension() or 0
     how = {"batch_size": settings["batch_size"], "show_progress_bar": False}
     for name, source in sources.items():
         assert source.vectors is not None
         assert source.index is not None
-        rows = -(-ROWS * source.vectors.shape[-1] // len(sources))
+        rows = -(-ROWS * min(source.vectors.shape[-1], width) // len(sources))
         chosen = np.random.default_rng(settings["seed"]).permutation(len(source.index))[:rows]
         prompts = prompts_of(settings, name, len(source.columns))
         for column, place, prompt in zip(source.columns.values(), source.index[chosen].T, prompts, strict=True):
