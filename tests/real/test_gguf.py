@@ -73,7 +73,7 @@ def test_the_tokenizer_is_smollm2s(model: st_llm2vec.LLM2Vec) -> None:
 
 
 def test_saved_and_reopened_without_us(model: st_llm2vec.LLM2Vec, gguf_file: Path, tmp_path: Path) -> None:
-    """Its massive activations round by up to 6e-5 on some CPUs, more in the host's padded batch than in ours."""
+    """One of the texts, with its massive activations, is off by 1e-5 to 6e-5 as the CPU and the threads have it."""
     folder, out = tmp_path / "encoder", tmp_path / "plain.npy"
     model.save_pretrained(str(folder))
     script = (
@@ -83,11 +83,12 @@ def test_saved_and_reopened_without_us(model: st_llm2vec.LLM2Vec, gguf_file: Pat
         f"np.save({str(out)!r}, model.encode({TEXTS!r}, normalize_embeddings=True))"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=dict(os.environ), timeout=170)
-    exact, plain = st_llm2vec.load(str(gguf_file), device="cpu", dtype="float64", packing=False), np.load(out)
+    exact = st_llm2vec.load(str(gguf_file), device="cpu", dtype="float64", packing=False)
     wanted = exact.encode(TEXTS, normalize_embeddings=True)
-    rounding = np.abs(plain - wanted).max()
-    assert rounding <= 3e-4
-    assert np.abs(model.encode(TEXTS, normalize_embeddings=True) - wanted).max() <= max(1e-5, 2 * rounding)
+    for vectors in (np.load(out), model.encode(TEXTS, normalize_embeddings=True)):
+        off = np.abs(vectors - wanted).max(1)
+        assert np.median(off) <= 1e-5
+        assert off.max() <= 3e-4
     decoder = sum(p.numel() * p.element_size() for p in model[0].model.parameters())
     assert (folder / "model.safetensors").stat().st_size == pytest.approx(decoder, rel=0.01)
 
