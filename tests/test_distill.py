@@ -387,23 +387,6 @@ def test_no_path_of_the_teacher_is_on_the_card(decoder: Path, tmp_path: Path) ->
         assert str(tmp_path) not in file.read_text()
 
 
-def test_rows_of_the_evaluation_have_the_prompts_of_the_first_data_set(decoder: Path, tmp_path: Path) -> None:
-    """Whatever their columns are called, and however many data sets there are."""
-    teacher = save_teacher(tmp_path / "teacher")
-    asked = [{"question": row["anchor"], "answer": row["positive"], "other": "lazy fox"} for row in PAIRS]
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-
-    def before(number: int, **prompts: str) -> float:
-        data = {f"set{i}": DataSet(PAIRS[: 40 - i], **(prompts if i == 0 else {})) for i in range(number)}
-        out = tmp_path / f"out-{number}-{len(prompts)}"
-        more = {"eval_file": str(tmp_path / "dev.jsonl"), "teacher": teacher, "max_steps": 1, "alignment": "projection"}
-        result = train_stage(TrainingSettings("distill", str(decoder), data, str(out), **{**SHORT, **more}))
-        return result.before["eval_loss"]
-
-    for number in (1, 2):
-        assert before(number) != before(number, query_prompt="seven wizards: ", document_prompt="files: ")
-
-
 def test_a_recipe_is_refused_before_its_first_stage_trains(decoder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     shared = f'model = "{decoder.as_posix()}"\noutput = "{(tmp_path / "out").as_posix()}"\nmax_steps = 1\n'

@@ -433,6 +433,24 @@ def test_one_run_at_a_time_trains_into_an_output(bos_decoder: Path, tmp_path: Pa
     assert train_stage(told, resume=True).steps == 3
 
 
+def test_rows_of_the_evaluation_have_the_prompts_of_the_first_data_set(bos_decoder: Path, tmp_path: Path) -> None:
+    """Whatever their columns are called, and however many data sets there are."""
+    asked = [{"question": row["anchor"], "answer": row["positive"]} for row in PAIRS]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+    def before(number: int, **prompts: str) -> float:
+        data = {f"set{i}": DataSet(PAIRS[: 20 - i], **(prompts if i == 0 else {})) for i in range(number)}
+        out = tmp_path / f"out-{number}-{len(prompts)}"
+        told = TrainingSettings(
+            "supervised", str(bos_decoder), data, str(out), eval_file=str(tmp_path / "dev.jsonl"), **SHORT
+        )
+        result = train_stage(told)
+        return result.before["eval_loss"]
+
+    for number in (1, 2):
+        assert before(number) != before(number, query_prompt="seven wizards: ", document_prompt="files: ")
+
+
 def test_a_run_by_epochs_is_logged(bos_decoder: Path, tmp_path: Path) -> None:
     """However few its steps are, of which the settings know nothing."""
     for every, wanted in ((None, [1, 2, 3]), (2, [2])):
